@@ -1,0 +1,34 @@
+"""Names for the types that every room of the package uses."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+"""An array of any floating dtype; complex ones appear in complex-step gradient checks only."""
+
+Cache: TypeAlias = Any
+"""What ``apply`` hands on to ``vjp``: a tuple of arrays, private to the layer that made it."""
+
+Gradients: TypeAlias = dict[str, Array]
+"""Gradient arrays by dotted parameter name."""
+
+Rows: TypeAlias = Any
+"""An index that picks rows: ``...`` for all of them, or an integer array."""
+
+Part: TypeAlias = tuple[slice, ...]
+"""The part of an array that one pass trains: a slice for each axis."""
+
+Parts: TypeAlias = Mapping[str, Part]
+"""The trained part by dotted parameter name; an array that is not named is trained whole."""
+
+Tasks: TypeAlias = tuple[str | None, ...]
+"""A task name, or None for the base alone, for each entry of the first axis."""
+
+Routing: TypeAlias = tuple[Hashable, ...]
+"""What a pass is bound to besides its arrays; see `lora_np.Layer.routing`."""
+
+RNG: TypeAlias = int | np.random.Generator | None
+"""A seed, a generator, or None for fresh entropy."""

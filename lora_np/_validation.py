@@ -1,0 +1,158 @@
+"""Checks for the border of the package: constructors, forward, backward, predict.
+
+Each returns the value in the form that the caller keeps, or raises an error that names the argument, the rule and the
+value. The mathematics below the border checks nothing.
+"""
+
+import itertools
+import math
+import operator
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._typing import RNG, Array
+from .errors import ArgumentError, ArgumentNullError, ArgumentOutOfRangeError
+
+REAL_KINDS = "biuf"
+
+
+def not_none(name: str, value: object) -> None:
+    """Refuse None."""
+    if value is None:
+        raise ArgumentNullError(f"{name} must not be None")
+
+
+def integer(name: str, value: object) -> int:
+    """A whole number of any integer type; booleans and floats are refused."""
+    if isinstance(value, bool | np.bool_):
+        raise ArgumentError(f"{name} must be an integer, got {value!r}")
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ArgumentError(f"{name} must be an integer, got {value!r}") from None
+
+
+def positive_int(name: str, value: object) -> int:
+    """An integer of at least 1."""
+    number = integer(name, value)
+    if number < 1:
+        raise ArgumentOutOfRangeError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def finite_float(name: str, value: object) -> float:
+    """A real scalar that is neither infinite nor NaN."""
+    array = np.asarray(value)
+    if array.ndim != 0 or array.dtype.kind not in REAL_KINDS:
+        raise ArgumentError(f"{name} must be a real number, got {value!r}")
+    number = float(array)
+    if not math.isfinite(number):
+        raise ArgumentOutOfRangeError(f"{name} must be finite, got {number}")
+    return number
+
+
+def non_negative_float(name: str, value: object) -> float:
+    """A finite real scalar of at least 0."""
+    number = finite_float(name, value)
+    if number < 0:
+        raise ArgumentOutOfRangeError(f"{name} must be at least 0, got {number}")
+    return number
+
+
+def fraction(name: str, value: object) -> float:
+    """A real scalar in [0, 1)."""
+    number = finite_float(name, value)
+    if not 0 <= number < 1:
+        raise ArgumentOutOfRangeError(f"{name} must lie in [0, 1), got {number}")
+    return number
+
+
+def array_shape(names: str, *shape: int) -> None:
+    """Refuse a shape whose number of bytes no array can have."""
+    if math.prod(shape) > sys.maxsize // 16:
+        raise ArgumentOutOfRangeError(f"{names}: an array of shape {shape} is too large to exist")
+
+
+def rank_within(rank: object, input_size: int, output_size: int, name: str = "rank") -> int:
+    """A rank that a product of two factors of this layer can have: 1..min(input_size, output_size)."""
+    number = positive_int(name, rank)
+    limit = min(input_size, output_size)
+    if number > limit:
+        raise ArgumentOutOfRangeError(f"{name} must be at most min(input_size, output_size) = {limit}, got {number}")
+    return number
+
+
+def ascending_ranks(name: str, ranks: Iterable[object] | None, max_rank: int) -> tuple[int, ...]:
+    """At least one rank, strictly ascending, all in 1..max_rank."""
+    if ranks is None:
+        raise ArgumentNullError(f"{name} must not be None")
+    if isinstance(ranks, str) or not isinstance(ranks, Iterable):
+        raise ArgumentError(f"{name} must be a sequence of integers, got {ranks!r}")
+    numbers = tuple(positive_int(f"each of {name}", rank) for rank in ranks)
+    if not numbers:
+        raise ArgumentError(f"{name} must hold at least one rank, got none")
+    if any(second <= first for first, second in itertools.pairwise(numbers)):
+        raise ArgumentError(f"{name} must be strictly ascending, got {numbers}")
+    if numbers[-1] > max_rank:
+        raise ArgumentOutOfRangeError(f"{name} must be at most max_rank = {max_rank}, got {numbers}")
+    return numbers
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> str:
+    """One of a few words."""
+    if not isinstance(value, str) or value not in choices:
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def resolved_alpha(alpha: object, rank: int) -> float:
+    """The LoRA alpha: a negative one stands for the rank."""
+    number = finite_float("alpha", alpha)
+    return float(rank) if number < 0 else number
+
+
+def float_dtype(dtype: object) -> np.dtype[Any]:
+    """The dtype of a layer: float32 or float64 (float16 has no matrix product in hardware)."""
+    try:
+        kind = np.dtype(dtype)  # type: ignore[call-overload]
+    except TypeError:
+        kind = None
+    if kind not in (np.float32, np.float64):
+        raise ArgumentError(f"dtype must be float32 or float64, got {dtype!r}")
+    return np.dtype(kind)
+
+
+def generator(rng: RNG) -> np.random.Generator:
+    """A random generator of its own for the object that is being built."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"rng must be a seed, a numpy.random.Generator or None, got {rng!r}") from None
+
+
+def real_array(name: str, value: object, dtype: Any = None, *, copy: bool = False) -> Array:
+    """A real array of the given dtype; objects, strings and complex numbers are refused."""
+    if value is None:
+        raise ArgumentNullError(f"{name} must not be None")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ArgumentError(f"{name} must be an array of real numbers: {error}") from None
+    if array.dtype.kind not in REAL_KINDS:
+        raise ArgumentError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
+    return np.array(array, dtype=dtype, order="C") if copy else np.asarray(array, dtype=dtype)
+
+
+def last_axis(name: str, array: Array, size: int) -> None:
+    """Refuse an array whose last axis has another size."""
+    if array.ndim == 0 or array.shape[-1] != size:
+        raise ArgumentError(f"{name} must have shape (..., {size}), got {array.shape}")
+
+
+def same_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    """Refuse an array of another shape: nothing broadcasts in silence."""
+    if array.shape != shape:
+        raise ArgumentError(f"{name} must have shape {shape}, got {array.shape}")

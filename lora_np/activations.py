@@ -1,0 +1,287 @@
+"""Activation functions: each a named pair of a function and its vector-Jacobian product.
+
+Every function takes the pre-activation z, of any shape, and every vjp takes the gradient dy of the output *and the
+pre-activation*: ``dz = Jᵀ dy`` with J the Jacobian at z. All of them act element by element except softmax, which acts
+along the last axis. Branches are decided on the real part, so that complex-step derivatives pass through.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from ._typing import Array
+from .errors import FormatError, NotSupportedError
+
+
+@final
+@dataclass(frozen=True)
+class Activation:
+    """A named activation function with its derivative.
+
+    Parameters
+    ----------
+    name : str
+        How it is called, in `repr`, in diagnostics and in saved files.
+    function : callable
+        ``y = function(z)``, of the same shape.
+    vjp : callable
+        ``dz = vjp(dy, z)``: the gradient at the pre-activation z.
+    operations : int
+        Roughly how many floating-point operations one element costs, for `Layer.estimate_flops`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import relu
+    >>> relu(np.array([-1.0, 2.0]))
+    array([0., 2.])
+    >>> relu.vjp(np.array([5.0, 5.0]), np.array([-1.0, 2.0]))
+    array([0., 5.])
+    """
+
+    name: str
+    function: Callable[[Array], Array]
+    vjp: Callable[[Array, Array], Array]
+    operations: int = 1
+
+    def __call__(self, z: Array) -> Array:
+        """Apply the function to an array or to anything that becomes one."""
+        return self.function(np.asarray(z))
+
+    def __repr__(self) -> str:
+        return f"<activation {self.name}>"
+
+    def config(self) -> dict[str, Any]:
+        """What a file says of it: the name. Only the activations of this module can be saved."""
+        if SHIPPED.get(self.name) != self:
+            raise NotSupportedError(f"activation {self.name!r} is not one of lora_np, so a file cannot name it")
+        return {"name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Activation":
+        """The activation that a file names."""
+        name = config.get("name")
+        if name not in SHIPPED:
+            raise FormatError(f"activation must be one of {', '.join(SHIPPED)}, got {name!r}")
+        return SHIPPED[name]
+
+
+def _positive(z: Array) -> Array:
+    return z.real > 0
+
+
+def _identity(z: Array) -> Array:
+    return z
+
+
+def _identity_vjp(dy: Array, z: Array) -> Array:
+    return dy
+
+
+def _relu(z: Array) -> Array:
+    return np.where(z.real <= 0, 0, z)  # this way round a NaN stays a NaN
+
+
+def _relu_vjp(dy: Array, z: Array) -> Array:
+    return np.where(_positive(z), dy, 0)
+
+
+LEAKY_SLOPE = 0.01
+
+
+def _leaky_relu(z: Array) -> Array:
+    return np.where(_positive(z), z, LEAKY_SLOPE * z)
+
+
+def _leaky_relu_vjp(dy: Array, z: Array) -> Array:
+    return np.where(_positive(z), dy, LEAKY_SLOPE * dy)
+
+
+def _expm1_of_negative(z: Array) -> Array:
+    """exp(z) - 1 where z <= 0, and 0 elsewhere: no overflow on the side that is not used."""
+    return np.expm1(np.where(_positive(z), 0, z))
+
+
+def _elu(z: Array) -> Array:
+    return np.where(_positive(z), z, _expm1_of_negative(z))
+
+
+def _elu_vjp(dy: Array, z: Array) -> Array:
+    return dy * (1 + _expm1_of_negative(z))
+
+
+SELU_ALPHA = 1.6732632423543772
+SELU_SCALE = 1.0507009873554805
+
+
+def _selu(z: Array) -> Array:
+    return SELU_SCALE * np.where(_positive(z), z, SELU_ALPHA * _expm1_of_negative(z))
+
+
+def _selu_vjp(dy: Array, z: Array) -> Array:
+    slope = np.where(_positive(z), 1, SELU_ALPHA * (1 + _expm1_of_negative(z)))
+    return SELU_SCALE * dy * slope
+
+
+def _magnitude(z: Array) -> Array:
+    return np.where(_positive(z), z, -z)
+
+
+def _sigmoid(z: Array) -> Array:
+    # exp(-|z|) never overflows, and either side keeps its relative precision.
+    e = np.exp(-_magnitude(z))
+    return np.where(_positive(z), 1, e) / (1 + e)
+
+
+def _sigmoid_vjp(dy: Array, z: Array) -> Array:
+    e = np.exp(-_magnitude(z))
+    return dy * e / (1 + e) ** 2
+
+
+def _tanh_vjp(dy: Array, z: Array) -> Array:
+    return dy * (1 - np.tanh(z) ** 2)
+
+
+def _softplus(z: Array) -> Array:
+    # log(1 + exp(z)) = max(z, 0) + log(1 + exp(-|z|)) never overflows.
+    return _relu(z) + np.log1p(np.exp(-_magnitude(z)))
+
+
+def _softplus_vjp(dy: Array, z: Array) -> Array:
+    return dy * _sigmoid(z)
+
+
+def _softsign(z: Array) -> Array:
+    return z / (1 + _magnitude(z))
+
+
+def _softsign_vjp(dy: Array, z: Array) -> Array:
+    return dy / (1 + _magnitude(z)) ** 2
+
+
+def _swish(z: Array) -> Array:
+    return z * _sigmoid(z)
+
+
+def _swish_vjp(dy: Array, z: Array) -> Array:
+    y = _sigmoid(z)
+    return dy * (y + z * y * (1 - y))
+
+
+# The tanh form: 0.5 z (1 + tanh(c (z + d z³))), with c = sqrt(2/π) and d = 0.044715 (Hendrycks and Gimpel 2016, sec. 2).
+GELU_C = 0.7978845608028654
+GELU_D = 0.044715
+
+
+def _gelu(z: Array) -> Array:
+    return 0.5 * z * (1 + np.tanh(GELU_C * (z + GELU_D * z * z * z)))
+
+
+def _gelu_vjp(dy: Array, z: Array) -> Array:
+    t = np.tanh(GELU_C * (z + GELU_D * z * z * z))
+    return dy * (0.5 * (1 + t) + 0.5 * z * (1 - t * t) * GELU_C * (1 + 3 * GELU_D * z * z))
+
+
+# Coefficients of W. J. Cody, "Rational Chebyshev approximations for the error function", Math. Comp. 23 (1969), p. 631,
+# in descending powers: erf(z) = z P(z²)/Q(z²) for |z| <= 0.5 and 1 - erf(z) = exp(-z²) P(z)/Q(z) above.
+ERF_P = (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2, 3.20937758913846947e3)
+ERF_Q = (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3)
+# fmt: off
+ERFC_P = (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1,
+          2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3, 1.23033935479799725e3)
+ERFC_Q = (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
+          3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3, 1.23033935480374942e3)
+# fmt: on
+ERF_IS_ONE = 6.0
+
+
+def _horner(coefficients: tuple[float, ...], z: Array) -> Array:
+    total = coefficients[0] * z + coefficients[1]
+    for coefficient in coefficients[2:]:
+        total = total * z + coefficient
+    return total
+
+
+def erf(z: Array) -> Array:
+    """The error function, erf(z) = 2/√π ∫₀ᶻ exp(-t²) dt, which NumPy lacks.
+
+    Parameters
+    ----------
+    z : array, any shape
+
+    Returns
+    -------
+    array, the shape of z, with an absolute error below 1e-15 in float64.
+
+    Notes
+    -----
+    Rational approximations of Cody (1969): one for magnitudes up to 0.5, one for the complement above.
+    """
+    magnitude = _magnitude(z)
+    small = np.where(magnitude.real <= 0.5, z, 0)
+    large = np.where(magnitude.real > ERF_IS_ONE, ERF_IS_ONE, magnitude)
+    near = small * _horner(ERF_P, small * small) / _horner(ERF_Q, small * small)
+    far = 1 - np.exp(-large * large) * _horner(ERFC_P, large) / _horner(ERFC_Q, large)
+    return np.where(magnitude.real <= 0.5, near, np.where(_positive(z), far, -far))
+
+
+SQRT_HALF = 0.7071067811865476
+INVERSE_SQRT_2PI = 0.3989422804014327
+
+
+def _gelu_exact(z: Array) -> Array:
+    return 0.5 * z * (1 + erf(SQRT_HALF * z))
+
+
+def _gelu_exact_vjp(dy: Array, z: Array) -> Array:
+    cumulative = 0.5 * (1 + erf(SQRT_HALF * z))
+    density = INVERSE_SQRT_2PI * np.exp(-0.5 * z * z)
+    return dy * (cumulative + z * density)
+
+
+def _softmax(z: Array) -> Array:
+    shifted = z - z.real.max(axis=-1, keepdims=True)
+    powers = np.exp(shifted)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _softmax_vjp(dy: Array, z: Array) -> Array:
+    # The full Jacobian product: J = diag(y) - y yᵀ.
+    y = _softmax(z)
+    return y * (dy - (dy * y).sum(axis=-1, keepdims=True))
+
+
+identity = Activation("identity", _identity, _identity_vjp, 0)
+relu = Activation("relu", _relu, _relu_vjp)
+leaky_relu = Activation("leaky_relu", _leaky_relu, _leaky_relu_vjp, 2)
+elu = Activation("elu", _elu, _elu_vjp, 3)
+selu = Activation("selu", _selu, _selu_vjp, 4)
+sigmoid = Activation("sigmoid", _sigmoid, _sigmoid_vjp, 4)
+tanh = Activation("tanh", np.tanh, _tanh_vjp)
+softplus = Activation("softplus", _softplus, _softplus_vjp, 4)
+softsign = Activation("softsign", _softsign, _softsign_vjp, 3)
+swish = Activation("swish", _swish, _swish_vjp, 5)
+gelu = Activation("gelu", _gelu, _gelu_vjp, 9)
+gelu_exact = Activation("gelu_exact", _gelu_exact, _gelu_exact_vjp, 40)
+softmax = Activation("softmax", _softmax, _softmax_vjp, 5)
+
+ACTIVATIONS = (
+    identity,
+    relu,
+    leaky_relu,
+    elu,
+    selu,
+    sigmoid,
+    tanh,
+    softplus,
+    softsign,
+    swish,
+    gelu,
+    gelu_exact,
+    softmax,
+)
+"""Every activation of the package, in the order of its definition."""
+
+SHIPPED = {activation.name: activation for activation in ACTIVATIONS}

@@ -1,0 +1,11 @@
+"""The adapters. A new one is one file, and one line here."""
+
+from .base import AdditiveAdapter as AdditiveAdapter
+from .base import LoRAAdapterBase as LoRAAdapterBase
+from .base import Selection as Selection
+from .dora import DoRAAdapter as DoRAAdapter
+from .dylora import DyLoRAAdapter as DyLoRAAdapter
+from .multilora import MultiLoRAAdapter as MultiLoRAAdapter
+from .standard import StandardLoRAAdapter as StandardLoRAAdapter
+from .vera import VeRAAdapter as VeRAAdapter
+from .vera import VeRALayer as VeRALayer

@@ -1,0 +1,202 @@
+"""What adapters share: a base layer, and branches that are added to it.
+
+An adapter is a base layer, a branch, and a rule that picks (branch, rank) for this call: `select`. Forward, backward and
+merge are written here, once.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from .._typing import Array, Cache, Gradients, Parts, Rows, Tasks
+from .._validation import not_none
+from ..activations import identity
+from ..errors import ArgumentError, InvalidOperationError
+from ..layers.base import Layer, prefixed
+from ..layers.dense import AffineLayer
+from ..layers.lora import LowRankLayer
+
+ALL_ROWS: Rows = ...
+
+
+class LoRAAdapterBase(Layer):
+    """A layer around a base layer, with a low-rank part that adapts it.
+
+    Parameters
+    ----------
+    base_layer : Layer
+        What to adapt. It is not copied, and its own state is not touched.
+    freeze_base_layer : bool, default True
+        Whether its parameters stay as they are; the gradient of the input flows through it all the same.
+
+    Raises
+    ------
+    ArgumentNullError
+        There is no base layer.
+    """
+
+    merge_error: ClassVar[type[Exception]] = InvalidOperationError
+    """What merging raises when the base layer cannot take the branch into its weight."""
+
+    def __init__(self, base_layer: Layer, freeze_base_layer: bool = True) -> None:
+        not_none("base_layer", base_layer)
+        if not isinstance(base_layer, Layer):
+            raise ArgumentError(f"base_layer must be a layer, got {base_layer!r}")
+        super().__init__(base_layer.input_size, base_layer.output_size, base_layer.dtype)
+        self.base_layer = base_layer
+        self.frozen_children = frozenset({"base"} if freeze_base_layer else ())
+
+    @property
+    def is_base_layer_frozen(self) -> bool:
+        """Whether the base layer's parameters stay as they are."""
+        return "base" in self.frozen_children
+
+    @property
+    @abstractmethod
+    def lora_layer(self) -> LowRankLayer:
+        """The low-rank branch; the current one where there are several."""
+
+    @property
+    def rank(self) -> int:
+        """The rank of `lora_layer`."""
+        return self.lora_layer.rank
+
+    @property
+    def alpha(self) -> float:
+        """The alpha of `lora_layer`, resolved: never the -1 that stands for the rank."""
+        return self.lora_layer.alpha
+
+    @abstractmethod
+    def merge_to_original_layer(self) -> AffineLayer:
+        """A new layer of the base's type that gives what the adapter gives; the base is untouched.
+
+        Raises
+        ------
+        InvalidOperationError, or NotSupportedError for MultiLoRA
+            The base is not a DenseLayer or FullyConnectedLayer, or it has an activation.
+        """
+
+    def mergeable_base(self) -> AffineLayer:
+        """The base layer, where a branch can be taken into its weight."""
+        base = self.base_layer
+        if not isinstance(base, AffineLayer):
+            raise self.merge_error(
+                f"{self.layer_name}: only a DenseLayer or FullyConnectedLayer can take the branch into its weight, "
+                f"and the base layer is a {type(base).__name__}"
+            )
+        if base.activation != identity:
+            raise self.merge_error(
+                f"{self.layer_name}: f(x W + b) + branch(x) is not one dense layer, and the base layer has the activation "
+                f"{base.activation.name}; adapt the linear part alone: "
+                "linear, activation = base_layer.split_activation()"
+            )
+        return base
+
+    def children(self) -> Mapping[str, Layer]:
+        """The base layer and the branch."""
+        return {"base": self.base_layer, "lora": self.lora_layer}
+
+    def estimate_flops(self) -> int:
+        """The base, the branch, and adding them."""
+        return self.base_layer.estimate_flops() + self.lora_layer.estimate_flops() + self.output_size
+
+    def details(self) -> dict[str, str]:
+        """The branch's details, and whether the base is frozen."""
+        return self.lora_layer.details() | {"lora.base_frozen": str(self.is_base_layer_frozen)}
+
+
+class Selection(NamedTuple):
+    """What `AdditiveAdapter.select` picks."""
+
+    name: str
+    """The branch's name among the children."""
+    layer: LowRankLayer
+    rank: int | None = None
+    """How many of its components take part; None for all."""
+    trained_from: int = 0
+    """The first component that gets a gradient."""
+
+
+class AdditiveAdapter(LoRAAdapterBase):
+    """``y = base(x) + branch(x)``, the branch being what `select` picks for this pass.
+
+    Notes
+    -----
+    Both parts see the same X and the same G = dL/dY, so ``dX = dX_base + dX_branch``, and each gives its own parameters
+    their gradients. Where a mixed batch sends rows to different branches, each branch sees its own rows of X and G.
+    """
+
+    @abstractmethod
+    def select(self, *, training: bool) -> Selection:
+        """The branch and the rank for one pass; only a training pass may draw random numbers."""
+
+    def select_routed(self, tasks: Tasks, *, training: bool) -> list[tuple[Rows, Selection]]:
+        """The branch for each group of rows; an adapter without tasks sends all rows to one."""
+        return [(ALL_ROWS, self.select(training=training))]
+
+    def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
+        """``y = base(x) + branch(x)``."""
+        base = self.base_layer.apply(x, training=training)
+        return self._add_branches(x, base, [(ALL_ROWS, self.select(training=training))], training)
+
+    def apply_routed(self, x: Array, tasks: Tasks, *, training: bool = False) -> tuple[Array, Cache]:
+        """``y = base(x) + branch(x)``, with the branch of each row's task."""
+        base = self.base_layer.apply_routed(x, tasks, training=training)
+        return self._add_branches(x, base, self.select_routed(tasks, training=training), training)
+
+    def _add_branches(
+        self, x: Array, base: tuple[Array, Cache], selected: list[tuple[Rows, Selection]], training: bool
+    ) -> tuple[Array, Cache]:
+        base_y, base_cache = base
+        outputs, caches = [], []
+        for rows, (name, layer, rank, trained_from) in selected:
+            branch_y, cache = layer.apply(x[rows], training=training, rank=rank, trained_from=trained_from)
+            outputs.append((rows, branch_y))
+            caches.append((rows, name, layer, cache))
+        return _plus(base_y, outputs), (base_cache, caches)
+
+    def vjp(
+        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+    ) -> tuple[Array | None, Gradients]:
+        """``dx = dx_base + dx_branch``; each branch sees the rows of dy that it gave."""
+        base_cache, caches = cache
+        trains_base = parameters and not self.is_base_layer_frozen
+        base_dx, base_gradients = self.base_layer.vjp(dy, base_cache, parameters=trains_base, inputs=inputs)
+        gradients: Gradients = prefixed("base", base_gradients)
+        branch_dxs = []
+        for rows, name, layer, branch_cache in caches:
+            branch_dx, own = layer.vjp(dy[rows], branch_cache, parameters=parameters, inputs=inputs)
+            gradients |= prefixed(name, own)
+            branch_dxs.append((rows, branch_dx))
+        return (None if base_dx is None else _plus(base_dx, branch_dxs)), gradients
+
+    def active_parts(self, cache: Cache) -> Parts:
+        """The parts of the base, where it trains, and of every branch that took part."""
+        base_cache, caches = cache
+        parts: dict[str, Any] = {}
+        if not self.is_base_layer_frozen:
+            parts |= prefixed("base", self.base_layer.active_parts(base_cache))
+        for _, name, layer, branch_cache in caches:
+            parts |= prefixed(name, layer.active_parts(branch_cache))
+        return parts
+
+    def merge_to_original_layer(self) -> AffineLayer:
+        """A new layer with ``W + s A B`` of the selected branch and rank, in the base's layout; the base is untouched.
+
+        Raises
+        ------
+        InvalidOperationError, or NotSupportedError for MultiLoRA
+            The base is not a DenseLayer or FullyConnectedLayer, or it has an activation.
+        """
+        base, chosen = self.mergeable_base(), self.select(training=False)
+        return base.with_matrix(base.matrix + chosen.layer.merge_weights(rank=chosen.rank))
+
+
+def _plus(total: Array, parts: Sequence[tuple[Rows, Array]]) -> Array:
+    """The sum of an array and of parts of its rows, in a new array."""
+    if len(parts) == 1 and parts[0][0] is ALL_ROWS:
+        return total + parts[0][1]
+    total = total.copy()
+    for rows, part in parts:
+        total[rows] += part
+    return total

@@ -1,0 +1,145 @@
+"""DoRA: a weight decomposed into magnitude and direction, and a low-rank change of the direction."""
+
+from typing import Any, final
+
+import numpy as np
+
+from .._typing import RNG, Array, Cache, Gradients, Parts
+from .._validation import not_none
+from ..errors import ArgumentError
+from ..kernels import sum_rows
+from ..layers.base import prefixed
+from ..layers.dense import AffineLayer
+from ..layers.lora import LoRALayer
+from .base import LoRAAdapterBase
+
+
+@final
+class DoRAAdapter(LoRAAdapterBase):
+    """``y = x (V · m / ‖V‖) + b`` with ``V = W + s A B`` (Liu et al. 2024, eq. 5), norms taken over each column of V.
+
+    Parameters
+    ----------
+    base_layer : DenseLayer or FullyConnectedLayer
+        What to adapt, without an activation.
+    rank : int
+        r, in 1..min(input_size, output_size).
+    alpha : float, default -1
+        s = alpha / r; a negative one stands for the rank.
+    freeze_base_layer : bool, default True
+        Whether W and b stay as they are.
+    norm_gradient : bool, default True
+        Whether gradients go through the norm. False takes it for a constant, as the paper (eq. 11) and PEFT do to save
+        memory; the gradients of A, B and W are then not those of the function.
+    scaling : {"max", "paper", "rslora"}, default "max"
+        ``"rslora"`` makes it s = alpha / √r; the others are the same here.
+    rng : seed or numpy.random.Generator, optional
+        For the initial A.
+
+    Notes
+    -----
+    The parameters are the magnitude m, (output_size,), at first the column norms of W, and the A and B of the branch. A
+    column of zero norm stays zero. With n = ‖V‖, c = m / n, U = X V and G = dL/dY (sums over rows)::
+
+        Y = c U + b
+        dc = Σ G U,  dm = dc / n,  dU = c G
+        X and V see dU as in a linear layer; the norm adds  dV = -V · dc m / n³,  whence dA = s dV Bᵀ, dB = s Aᵀ dV, dW = dV
+    """
+
+    parameter_names = ("magnitude",)
+
+    def __init__(
+        self,
+        base_layer: AffineLayer,
+        rank: int,
+        alpha: float = -1.0,
+        freeze_base_layer: bool = True,
+        *,
+        norm_gradient: bool = True,
+        scaling: str = "max",
+        rng: RNG = None,
+    ) -> None:
+        not_none("base_layer", base_layer)
+        super().__init__(base_layer, freeze_base_layer)
+        try:
+            self._base = self.mergeable_base()
+        except self.merge_error as error:
+            raise ArgumentError(f"base_layer must be a linear DenseLayer or FullyConnectedLayer: {error}") from None
+        self.norm_gradient = bool(norm_gradient)
+        self._lora = LoRALayer(self.input_size, self.output_size, rank, alpha, scaling=scaling, dtype=self.dtype, rng=rng)
+        self.magnitude: Array = _column_norms(self._base.matrix)
+
+    def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
+        """``y = c (base(x) - b + branch(x)) + b``, with c = m / ‖W + s A B‖."""
+        b, m = self._base.bias, self.magnitude
+        z, base_cache = self._base.apply(x, training=training)
+        branch, lora_cache = self._lora.apply(x, training=training)
+        V = self._base.matrix + self._lora.merge_weights()  # (in, out)
+        n = _divisor(V)
+        c = m / n
+        u = z - b + branch
+        y = c * u + b
+        return y, (base_cache, lora_cache, V, n, c, u)
+
+    def vjp(
+        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+    ) -> tuple[Array | None, Gradients]:
+        """``dc = Σ dy u``, ``dm = dc / n``, ``du = c dy`` for base and branch; ``dV = -V dc c / n²`` through the norm."""
+        base_cache, lora_cache, V, n, c, u = cache
+        trains_base = parameters and not self.is_base_layer_frozen
+        du = c * dy
+        base_dx, base_gradients = self._base.vjp(du, base_cache, parameters=trains_base, inputs=inputs)
+        lora_dx, lora_gradients = self._lora.vjp(du, lora_cache, parameters=parameters, inputs=inputs)
+        gradients: Gradients = {}
+        if parameters:
+            dc = sum_rows(dy * u)
+            gradients["magnitude"] = dc / n
+            dV = V * (-dc * c / (n * n) if self.norm_gradient else np.zeros_like(c))  # (in, out)
+            if trains_base:
+                base_gradients["weight"] = base_gradients["weight"] + self._base.in_layout(dV)
+                base_gradients["bias"] = sum_rows(dy)
+            through_norm = self._lora.merge_weights_vjp(dV)
+            lora_gradients = {name: lora_gradients[name] + through_norm[name] for name in through_norm}
+            gradients |= prefixed("base", base_gradients) | prefixed("lora", lora_gradients)
+        dx = base_dx + lora_dx if inputs else None  # type: ignore[operator]
+        return dx, gradients
+
+    def active_parts(self, cache: Cache) -> Parts:
+        """The branch trains whole."""
+        return prefixed("lora", self._lora.active_parts(cache[1]))
+
+    def merge_to_original_layer(self) -> AffineLayer:
+        """A new layer with the weight ``V · m / ‖V‖``; the base is untouched."""
+        V = self._base.matrix + self._lora.merge_weights()
+        return self._base.with_matrix(V * (self.magnitude / _divisor(V)))
+
+    @property
+    def lora_layer(self) -> LoRALayer:
+        """The branch."""
+        return self._lora
+
+    def details(self) -> dict[str, str]:
+        """The branch's details, and whether gradients go through the norm."""
+        return super().details() | {"dora.norm_gradient": str(self.norm_gradient)}
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "base_layer": self.base_layer,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "freeze_base_layer": self.is_base_layer_frozen,
+            "norm_gradient": self.norm_gradient,
+            "scaling": self._lora.scaling_rule,
+        }
+
+
+def _column_norms(V: Array) -> Array:
+    """The Euclidean norm of each column, (in, out) -> (out,); analytic, so that a complex step passes through."""
+    return np.sqrt((V * V).sum(axis=0))
+
+
+def _divisor(V: Array) -> Array:
+    """The column norms; 1 for a zero column, which then gives zeros whatever its magnitude."""
+    norms = _column_norms(V)
+    return np.where(norms == 0, 1, norms)

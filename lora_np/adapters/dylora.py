@@ -1,0 +1,311 @@
+"""DyLoRA: one adapter, trained at several ranks at once, deployable at any of them."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, final
+
+import numpy as np
+
+from .._typing import RNG, Array
+from .._validation import (
+    ascending_ranks,
+    finite_float,
+    generator,
+    integer,
+    last_axis,
+    not_none,
+    one_of,
+    positive_int,
+    rank_within,
+    real_array,
+)
+from ..descent import Descent
+from ..errors import ArgumentError, NonFiniteError
+from ..layers.base import Layer
+from ..layers.lora import LoRALayer
+from ..losses import FunctionLoss, Loss
+from ..optimizers import SGD
+from .base import AdditiveAdapter, Selection
+
+
+@final
+class DyLoRAAdapter(AdditiveAdapter):
+    """``y = base(x) + s (x A[:, :r]) B[:r, :]``, with r drawn anew for each training pass (Valipour et al. 2022).
+
+    Because the first components learn to do without the later ones, one trained adapter serves at every active rank.
+
+    Parameters
+    ----------
+    base_layer : Layer
+        What to adapt.
+    max_rank : int
+        Columns of A and rows of B, in 1..min(input_size, output_size).
+    active_ranks : sequence of int
+        The ranks to train and deploy, strictly ascending, in 1..max_rank. The last is the first deployment rank.
+    alpha : float, default -1
+        A negative one stands for `max_rank`.
+    freeze_base_layer : bool, default True
+        Whether the base's parameters stay as they are.
+    mode : {"full", "frozen"}, default "full"
+        Which components a pass at rank r trains: ``"full"``, components 1..r; ``"frozen"``, only the block from the
+        previous active rank up to r (eq. 10), also under optimizers with a state.
+    scaling : {"max", "paper", "rslora"}, default "max"
+        s at rank r: alpha / max_rank, alpha / r (eq. 7), or alpha / √r.
+    rank_distribution : sequence of float, optional
+        The probability of each active rank in training; uniform if left out. See `geometric`.
+    rng : seed or numpy.random.Generator, optional
+        For the initial A and for the ranks.
+
+    Raises
+    ------
+    ArgumentNullError
+        `base_layer` or `active_ranks` is None.
+    ArgumentError
+        A rule above is broken.
+
+    Notes
+    -----
+    In training mode `forward` draws the rank, or takes `training_rank` where one is set (`lora_np.training.fit` sets one
+    for all layers of a model at each step). In evaluation mode, and in `predict`, it is `current_deployment_rank`.
+
+    Examples
+    --------
+    >>> from lora_np import DenseLayer, DyLoRAAdapter
+    >>> adapter = DyLoRAAdapter(DenseLayer(64, 10, rng=0), max_rank=8, active_ranks=[1, 2, 4, 8], rng=1)
+    >>> adapter.set_deployment_rank(2)
+    >>> merged = adapter.merge_to_original_layer()
+    """
+
+    settings = ("current_deployment_rank",)
+
+    def __init__(
+        self,
+        base_layer: Layer,
+        max_rank: int,
+        active_ranks: Sequence[int],
+        alpha: float = -1.0,
+        freeze_base_layer: bool = True,
+        *,
+        mode: Literal["full", "frozen"] = "full",
+        scaling: Literal["max", "paper", "rslora"] = "max",
+        rank_distribution: Sequence[float] | None = None,
+        rng: RNG = None,
+    ) -> None:
+        super().__init__(base_layer, freeze_base_layer)
+        max_rank = rank_within(max_rank, self.input_size, self.output_size, "max_rank")
+        self._active_ranks = ascending_ranks("active_ranks", active_ranks, max_rank)
+        self.mode = one_of("mode", mode, ("full", "frozen"))
+        self._cumulative = _cumulative(rank_distribution, len(self._active_ranks))
+        self._rng = generator(rng)
+        self._lora = LoRALayer(
+            self.input_size, self.output_size, max_rank, alpha, scaling=scaling, dtype=self.dtype, rng=self._rng
+        )
+        self._deployment_rank = self._active_ranks[-1]
+        self._training_rank: int | None = None
+
+    def select(self, *, training: bool) -> Selection:
+        """A drawn rank in training, the deployment rank otherwise."""
+        rank = self._deployment_rank
+        if training:
+            rank = self.rank_at(self._rng.random()) if self._training_rank is None else self._training_rank
+        return Selection("lora", self._lora, rank, self._previous(rank) if self.mode == "frozen" else 0)
+
+    def rank_at(self, quantile: float) -> int:
+        """The active rank at a quantile, in [0, 1), of the rank distribution: a uniform draw gives a rank."""
+        return self._active_ranks[int(np.searchsorted(self._cumulative, quantile, side="right"))]
+
+    def _previous(self, rank: int) -> int:
+        index = self._active_ranks.index(rank)
+        return self._active_ranks[index - 1] if index else 0
+
+    @property
+    def lora_layer(self) -> LoRALayer:
+        """The branch, of rank `max_rank`."""
+        return self._lora
+
+    @property
+    def max_rank(self) -> int:
+        """The number of components."""
+        return self._lora.rank
+
+    @property
+    def active_ranks(self) -> tuple[int, ...]:
+        """The ranks to train and deploy, ascending."""
+        return self._active_ranks
+
+    @property
+    def rank_distribution(self) -> tuple[float, ...]:
+        """The probability of each active rank in training."""
+        return tuple(float(p) for p in np.diff(self._cumulative, prepend=0.0))
+
+    @property
+    def current_deployment_rank(self) -> int:
+        """The rank of `predict`, of evaluation mode and of merging; setting one that is not active raises ArgumentError."""
+        return self._deployment_rank
+
+    @current_deployment_rank.setter
+    def current_deployment_rank(self, rank: int) -> None:
+        self._deployment_rank = self._active("rank", rank)
+
+    def set_deployment_rank(self, rank: int) -> None:
+        """Set `current_deployment_rank`."""
+        self.current_deployment_rank = rank
+
+    @property
+    def training_rank(self) -> int | None:
+        """The rank of training passes, one of the active ranks; None, as at first, draws one for each pass."""
+        return self._training_rank
+
+    @training_rank.setter
+    def training_rank(self, rank: int | None) -> None:
+        self._training_rank = None if rank is None else self._active("training_rank", rank)
+
+    def _active(self, name: str, rank: object) -> int:
+        number = integer(name, rank)
+        if number not in self._active_ranks:
+            raise ArgumentError(f"{name} must be one of the active ranks {self._active_ranks}, got {number}")
+        return number
+
+    def scaling_at(self, rank: int) -> float:
+        """The factor s in front of the product of the first `rank` components."""
+        return self._lora.scaling_at(rank_within(rank, self.max_rank, self.max_rank))
+
+    def outputs_at_ranks(self, input: Any) -> dict[int, Array]:
+        """The inference output at every active rank, for about the price of one: each rank adds its block.
+
+        Parameters
+        ----------
+        input : array, shape (..., input_size)
+
+        Returns
+        -------
+        dict of arrays, shape (..., output_size), by rank
+
+        Notes
+        -----
+        ``y_r = base(x) + s_r Σ_blocks (x A[:, p:q]) B[p:q, :]``, with p:q the blocks between active ranks up to r.
+        """
+        x = self._checked_input(input)
+        base = self.base_layer.predict(x)
+        A, B = self._lora.matrix_a[:, : self._active_ranks[-1]], self._lora.matrix_b
+        h = x @ A  # (..., in) @ (in, r) -> (..., r)
+        outputs, branch, first = {}, np.zeros_like(base), 0
+        for rank in self._active_ranks:
+            branch = branch + h[..., first:rank] @ B[first:rank]  # (..., block) @ (block, out) -> (..., out)
+            outputs[rank] = base + self._lora.scaling_at(rank) * branch
+            first = rank
+        return outputs
+
+    def train_with_nested_dropout(
+        self,
+        inputs: Sequence[Any],
+        targets: Sequence[Any],
+        epochs: int,
+        learning_rate: float,
+        loss_function: Loss | Callable[[Array, Array], Any],
+    ) -> list[float]:
+        """Train by gradient descent, one step for each pair of an input and a target, in the given order.
+
+        Parameters
+        ----------
+        inputs : sequence of arrays, each of shape (..., input_size)
+        targets : sequence of arrays, as many
+        epochs : int
+            How often to go through the pairs.
+        learning_rate : float
+            The step size.
+        loss_function : Loss, or callable
+            What to minimise. A plain function of (predictions, targets) that returns a scalar is differentiated
+            numerically with respect to the predictions: two evaluations for each element (`lora_np.FunctionLoss`).
+
+        Returns
+        -------
+        list of float
+            The mean loss of each epoch, each loss taken at its own drawn rank, before its step.
+
+        Raises
+        ------
+        ArgumentError
+            Bad input, before the first step: nothing is changed.
+        NonFiniteError
+            The loss is infinite or NaN; the parameters are those with which it was last finite.
+        """
+        not_none("inputs", inputs)
+        not_none("targets", targets)
+        if len(inputs) != len(targets) or not len(inputs):
+            raise ArgumentError(f"inputs and targets must be as many, and some: got {len(inputs)} and {len(targets)}")
+        epochs = positive_int("epochs", epochs)
+        optimizer = SGD(finite_float("learning_rate", learning_rate))
+        loss = loss_function if isinstance(loss_function, Loss) else FunctionLoss(loss_function)
+        xs = [real_array(f"inputs[{i}]", x, self.dtype) for i, x in enumerate(inputs)]
+        for i, (x, target) in enumerate(zip(xs, targets, strict=True)):
+            last_axis(f"inputs[{i}]", x, self.input_size)
+            try:
+                loss(np.zeros((*x.shape[:-1], self.output_size), self.dtype), target)
+            except ArgumentError as error:
+                raise ArgumentError(f"targets[{i}]: {error}") from error
+        descent = Descent(self, loss, optimizer)
+        means = []
+        with self.training_mode(True):
+            for epoch in range(epochs):
+                try:
+                    losses = [descent.step(partial(self.forward, x), t) for x, t in zip(xs, targets, strict=True)]
+                except NonFiniteError as error:
+                    raise NonFiniteError(f"epoch {epoch + 1}: {error}; try a smaller learning_rate") from error
+                means.append(float(np.mean(losses)))
+        return means
+
+    def estimate_flops(self) -> int:
+        """The base, the branch at the deployment rank, and adding them."""
+        branch = self._lora.estimate_flops() * self._deployment_rank // self.max_rank
+        return self.base_layer.estimate_flops() + branch + self.output_size
+
+    def details(self) -> dict[str, str]:
+        """The branch's details and DyLoRA's own."""
+        return super().details() | {
+            "dylora.max_rank": str(self.max_rank),
+            "dylora.active_ranks": str(list(self._active_ranks)),
+            "dylora.current_deployment_rank": str(self._deployment_rank),
+            "dylora.mode": self.mode,
+        }
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "base_layer": self.base_layer,
+            "max_rank": self.max_rank,
+            "active_ranks": self._active_ranks,
+            "alpha": self.alpha,
+            "freeze_base_layer": self.is_base_layer_frozen,
+            "mode": self.mode,
+            "scaling": self._lora.scaling_rule,
+            "rank_distribution": self.rank_distribution,
+        }
+
+
+def geometric(ranks: Sequence[int], p: float = 0.15) -> tuple[float, ...]:
+    """Probabilities proportional to ``p (1 - p)^(rank - 1)``: the other rank distribution of Valipour et al. (2022).
+
+    Parameters
+    ----------
+    ranks : sequence of int
+        The active ranks.
+    p : float, default 0.15
+        In (0, 1): the larger, the more often the small ranks train.
+    """
+    ranks = ascending_ranks("ranks", ranks, max(ranks, default=1))
+    p = finite_float("p", p)
+    if not 0 < p < 1:
+        raise ArgumentError(f"p must lie between 0 and 1, got {p}")
+    weights = p * (1 - p) ** (np.array(ranks) - 1.0)
+    return tuple(float(weight) for weight in weights / weights.sum())
+
+
+def _cumulative(distribution: Sequence[float] | None, count: int) -> Array:
+    """The cumulative probabilities of the active ranks, the last exactly 1."""
+    weights = np.ones(count) if distribution is None else real_array("rank_distribution", distribution, float)
+    if weights.shape != (count,):
+        raise ArgumentError(f"rank_distribution must have one probability for each of {count} ranks, got {weights.shape}")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise ArgumentError(f"rank_distribution must be probabilities, got {distribution}")
+    return np.append(np.cumsum(weights / weights.sum())[:-1], 1.0)

@@ -1,0 +1,242 @@
+"""MultiLoRA: one shared base, many named tasks, each with a low-rank branch of its own."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Self, final
+
+import numpy as np
+
+from .._typing import RNG, Routing, Rows, Tasks
+from .._validation import generator, not_none
+from ..errors import ArgumentError, ArgumentNullError, InvalidOperationError, NotSupportedError
+from ..layers.base import Layer
+from ..layers.dense import AffineLayer
+from ..layers.lora import LoRALayer
+from .base import AdditiveAdapter, Selection
+
+
+@final
+class MultiLoRAAdapter(AdditiveAdapter):
+    """``y = base(x) + s_t (x A_t) B_t``, with t the current task, or in a mixed batch each row's own.
+
+    Parameters
+    ----------
+    base_layer : Layer
+        What to adapt; shared by all tasks.
+    default_task_name : str
+        The first task, current at first; not empty or blank.
+    default_rank : int
+        Its rank, in 1..min(input_size, output_size).
+    alpha : float, default -1
+        Its alpha; a negative one stands for its rank.
+    freeze_base_layer : bool, default True
+        Whether the base's parameters stay as they are.
+    rng : seed or numpy.random.Generator, optional
+        For the initial A of every task.
+
+    Raises
+    ------
+    ArgumentNullError
+        `base_layer` or `default_task_name` is None.
+    ArgumentError
+        Another rule above is broken.
+
+    Notes
+    -----
+    A pass gives gradients to the tasks that took part in it, and to no other: an update leaves every other task's arrays
+    as they are, to the bit. The flat vector holds the base, where it is not frozen, then each task in the order in which
+    the tasks were added.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import DenseLayer, MultiLoRAAdapter
+    >>> adapter = MultiLoRAAdapter(DenseLayer(4, 3, rng=0), "sentiment", 2, rng=1)
+    >>> adapter.add_task("topics", rank=1)
+    >>> adapter.current_task = "topics"
+    >>> adapter.forward_routed(np.ones((3, 4)), ["topics", None, "sentiment"]).shape
+    (3, 3)
+    """
+
+    merge_error = NotSupportedError
+    settings = ("current_task",)
+
+    def __init__(
+        self,
+        base_layer: Layer,
+        default_task_name: str,
+        default_rank: int,
+        alpha: float = -1.0,
+        freeze_base_layer: bool = True,
+        *,
+        rng: RNG = None,
+    ) -> None:
+        super().__init__(base_layer, freeze_base_layer)
+        self._rng = generator(rng)
+        self._tasks: dict[str, LoRALayer] = {}
+        self._add(default_task_name, default_rank, alpha)
+        self._current_task = default_task_name
+
+    def select(self, *, training: bool) -> Selection:
+        """The current task's branch."""
+        return self._selection(self._current_task)
+
+    def select_routed(self, tasks: Tasks, *, training: bool) -> list[tuple[Rows, Selection]]:
+        """Each task's branch, with the rows of that task in their order."""
+        present = dict.fromkeys(task for task in tasks if task is not None)
+        number = {task: i for i, task in enumerate([None, *present])}
+        numbers = np.array([number[task] for task in tasks], dtype=int)
+        order = np.argsort(numbers, kind="stable")
+        starts = np.searchsorted(numbers[order], np.arange(1, len(present) + 1))
+        groups = np.split(order, starts)[1:]  # the first group is the base alone
+        return [(rows, self._selection(task)) for task, rows in zip(present, groups, strict=True)]
+
+    def _selection(self, task: str) -> Selection:
+        return Selection(f"tasks.{task}", self._tasks[task])
+
+    def routing(self, tasks: Tasks | None = None) -> Routing:
+        """The branches of the tasks present, or of the current one; the name of a task that does not exist."""
+        names = (self._current_task,) if tasks is None else dict.fromkeys(task for task in tasks if task is not None)
+        return self.base_layer.routing(tasks) + tuple(self._tasks.get(name, name) for name in names)
+
+    @property
+    def lora_layer(self) -> LoRALayer:
+        """The current task's branch."""
+        return self._tasks[self._current_task]
+
+    @property
+    def task_adapters(self) -> Mapping[str, LoRALayer]:
+        """The branches by task, in insertion order: a live view that cannot be written to."""
+        return MappingProxyType(self._tasks)
+
+    @property
+    def number_of_tasks(self) -> int:
+        """The number of tasks; also `len`."""
+        return len(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __contains__(self, task_name: object) -> bool:
+        return task_name in self._tasks
+
+    @property
+    def current_task(self) -> str:
+        """The task of `forward`, `predict` and merging; setting an unknown one raises ArgumentError."""
+        return self._current_task
+
+    @current_task.setter
+    def current_task(self, task_name: str) -> None:
+        self.get_task_adapter(task_name)
+        self._current_task = task_name
+
+    def set_current_task(self, task_name: str) -> None:
+        """Set `current_task`."""
+        self.current_task = task_name
+
+    def add_task(self, task_name: str, rank: int, alpha: float = -1.0) -> None:
+        """Add a task; the current one stays.
+
+        Parameters
+        ----------
+        task_name : str
+            Not empty or blank, and not there yet.
+        rank : int
+            In 1..min(input_size, output_size).
+        alpha : float, default -1
+            A negative one stands for this task's rank.
+
+        Raises
+        ------
+        ArgumentError
+            A rule above is broken; nothing is changed.
+        """
+        self._add(task_name, rank, alpha)
+
+    def _add(self, task_name: str, rank: int, alpha: float) -> None:
+        name = "task_name"
+        not_none(name, task_name)
+        if not isinstance(task_name, str) or not task_name.strip():
+            raise ArgumentError(f"{name} must be a string that is not blank, got {task_name!r}")
+        if task_name in self._tasks:
+            raise ArgumentError(f"{name} must be new, and there is a task {task_name!r} already")
+        branch = LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, rng=self._rng)
+        self._tasks[task_name] = branch
+
+    def remove_task(self, task_name: str) -> bool:
+        """Remove a task and its branch; where it was the current one, the first that remains is current.
+
+        Returns
+        -------
+        bool
+            False where there is no such task.
+
+        Raises
+        ------
+        InvalidOperationError
+            It is the last one.
+        """
+        if task_name not in self._tasks:
+            return False
+        if len(self._tasks) == 1:
+            raise InvalidOperationError(f"{self.layer_name}: {task_name!r} is the last task, and one must remain")
+        del self._tasks[task_name]
+        if self._current_task == task_name:
+            self._current_task = next(iter(self._tasks))
+        return True
+
+    def get_task_adapter(self, task_name: str) -> LoRALayer:
+        """The branch of a task; an unknown one raises ArgumentError."""
+        if task_name is None:
+            raise ArgumentNullError("task_name must not be None")
+        if not isinstance(task_name, str) or task_name not in self._tasks:
+            raise ArgumentError(f"task_name must be one of {', '.join(map(repr, self._tasks))}; got {task_name!r}")
+        return self._tasks[task_name]
+
+    def get_task_rank(self, task_name: str) -> int:
+        """The rank of a task; an unknown one raises ArgumentError."""
+        return self.get_task_adapter(task_name).rank
+
+    def merge_task_to_layer(self, task_name: str) -> AffineLayer:
+        """A new layer with ``W + s_t A_t B_t`` of this task, in the base's layout; base and current task are untouched.
+
+        Raises
+        ------
+        ArgumentError
+            There is no such task.
+        NotSupportedError
+            The base is not a DenseLayer or FullyConnectedLayer, or it has an activation.
+        """
+        branch, base = self.get_task_adapter(task_name), self.mergeable_base()
+        return base.with_matrix(base.matrix + branch.merge_weights())
+
+    def children(self) -> Mapping[str, Layer]:
+        """The base layer and every task's branch."""
+        return {"base": self.base_layer} | {f"tasks.{name}": branch for name, branch in self._tasks.items()}
+
+    def details(self) -> dict[str, str]:
+        """The current branch's details and the tasks."""
+        names = list(self._tasks)
+        shown = names if len(names) <= 8 else [*names[:7], f"... {len(names)} in all"]
+        return super().details() | {
+            "multilora.number_of_tasks": str(len(self._tasks)),
+            "multilora.current_task": self._current_task,
+            "multilora.tasks": ", ".join(shown),
+        }
+
+    def config(self) -> dict[str, Any]:
+        """The base, and each task's rank and alpha."""
+        return {
+            "base_layer": self.base_layer,
+            "tasks": [[name, branch.rank, branch.alpha] for name, branch in self._tasks.items()],
+            "freeze_base_layer": self.is_base_layer_frozen,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A new adapter with these tasks."""
+        (name, rank, alpha), *others = config["tasks"]
+        adapter = cls(config["base_layer"], name, rank, alpha, config["freeze_base_layer"])
+        for name, rank, alpha in others:
+            adapter.add_task(name, rank, alpha)
+        return adapter

@@ -1,0 +1,67 @@
+"""LoRA as its authors wrote it: one branch at one rank."""
+
+from typing import Any, final
+
+from .._typing import RNG
+from ..layers.base import Layer
+from ..layers.lora import LoRALayer
+from .base import AdditiveAdapter, Selection
+
+
+@final
+class StandardLoRAAdapter(AdditiveAdapter):
+    """``y = base(x) + s (x A) B`` (Hu et al. 2021, eq. 3).
+
+    Parameters
+    ----------
+    base_layer : Layer
+        What to adapt.
+    rank : int
+        r, in 1..min(input_size, output_size).
+    alpha : float, default -1
+        s = alpha / r; a negative one stands for the rank.
+    freeze_base_layer : bool, default True
+        Whether the base's parameters stay as they are.
+    scaling : {"max", "paper", "rslora"}, default "max"
+        ``"rslora"`` makes it s = alpha / √r; the others are the same here.
+    rng : seed or numpy.random.Generator, optional
+        For the initial A.
+
+    Examples
+    --------
+    >>> from lora_np import DenseLayer, StandardLoRAAdapter
+    >>> StandardLoRAAdapter(DenseLayer(64, 10, rng=0), rank=4, rng=1)
+    StandardLoRAAdapter(64 -> 10, rank=4, alpha=4, scaling=1, base_frozen=True, 296 of 946 parameters train)
+    """
+
+    def __init__(
+        self,
+        base_layer: Layer,
+        rank: int,
+        alpha: float = -1.0,
+        freeze_base_layer: bool = True,
+        *,
+        scaling: str = "max",
+        rng: RNG = None,
+    ) -> None:
+        super().__init__(base_layer, freeze_base_layer)
+        self._lora = LoRALayer(self.input_size, self.output_size, rank, alpha, scaling=scaling, dtype=self.dtype, rng=rng)
+
+    @property
+    def lora_layer(self) -> LoRALayer:
+        """The branch."""
+        return self._lora
+
+    def select(self, *, training: bool) -> Selection:
+        """The branch, whole."""
+        return Selection("lora", self._lora)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "base_layer": self.base_layer,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "freeze_base_layer": self.is_base_layer_frozen,
+            "scaling": self._lora.scaling_rule,
+        }

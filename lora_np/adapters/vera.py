@@ -1,0 +1,150 @@
+"""VeRA: frozen random factors, shared by many layers, and two trained vectors that scale them."""
+
+from typing import Any, final
+
+import numpy as np
+
+from .._typing import RNG, Array, Cache, Gradients, Parts
+from .._validation import finite_float, generator, rank_within
+from ..initializers import he_uniform
+from ..kernels import sum_rows
+from ..layers.base import Layer
+from ..layers.lora import LowRankLayer
+from .base import AdditiveAdapter, Selection
+
+
+@final
+class VeRALayer(LowRankLayer):
+    """``y = s ((x A) d B) b`` with A and B frozen, d and b trained (Kopiczko et al. 2024, eq. 2).
+
+    Parameters
+    ----------
+    input_size, output_size, rank, alpha, dtype
+        As in `LoRALayer`, but the rank has no upper limit.
+    initial_d : float, default 0.1
+        The initial value of every element of d; b begins at zero.
+    rng : seed or numpy.random.Generator, optional
+        For A and B. Layers of one size with one seed share their factors' values.
+
+    Notes
+    -----
+    A is (input_size, r), B is (r, output_size), d is (r,) and b is (output_size,). With G = dL/dY (sums run over rows)::
+
+        H = X A,  T = s (H d) B,  Y = T b
+        db = Σ G T,  dT = G b,  dQ = s dT Bᵀ,  dd = Σ H dQ,  dX = (dQ d) Aᵀ
+    """
+
+    parameter_names = ("vector_d", "vector_b")
+    frozen_names = ("projection_a", "projection_b")
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        rank: int,
+        alpha: float = -1.0,
+        *,
+        initial_d: float = 0.1,
+        dtype: Any = np.float64,
+        rng: RNG = None,
+    ) -> None:
+        super().__init__(input_size, output_size, rank, alpha, "max", dtype)
+        random = generator(rng)
+        self.vector_d: Array = np.full(self.rank, finite_float("initial_d", initial_d), self.dtype)
+        self.vector_b: Array = np.zeros(self.output_size, self.dtype)
+        self.projection_a: Array = he_uniform((self.input_size, self.rank), self.dtype, random)
+        self.projection_b: Array = he_uniform((self.rank, self.output_size), self.dtype, random)
+
+    def apply(
+        self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
+    ) -> tuple[Array, Cache]:
+        """``h = x A``, ``t = s (h d) B``, ``y = t b``."""
+        r = self.rank if rank is None else rank
+        A, B, d, b = self.projection_a[:, :r], self.projection_b[:r], self.vector_d[:r], self.vector_b
+        h = x @ A  # (..., in) @ (in, r) -> (..., r)
+        t = self.scaling_at(r) * (h * d) @ B  # (..., r) @ (r, out) -> (..., out)
+        return t * b, (h, t, r, trained_from)
+
+    def vjp(
+        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+    ) -> tuple[Array | None, Gradients]:
+        """``db = Σ dy t``, ``dq = s (dy b) Bᵀ``, ``dd = Σ h dq``, ``dx = (dq d) Aᵀ``."""
+        h, t, r, first = cache
+        A, B, d, b = self.projection_a[:, :r], self.projection_b[:r], self.vector_d[:r], self.vector_b
+        dq = self.scaling_at(r) * (dy * b) @ B.T  # (..., out) @ (out, r) -> (..., r)
+        gradients = {}
+        if parameters:
+            dd = np.zeros_like(self.vector_d)
+            dd[first:r] = sum_rows((h * dq)[..., first:])
+            gradients = {"vector_d": dd, "vector_b": sum_rows(dy * t)}
+        dx = (dq * d) @ A.T if inputs else None  # (..., r) @ (r, in) -> (..., in)
+        return dx, gradients
+
+    def active_parts(self, cache: Cache) -> Parts:
+        """The elements of d that trained."""
+        *_, r, first = cache
+        return {"vector_d": (slice(first, r),)}
+
+    def merge_weights(self, *, rank: int | None = None) -> Array:
+        """``s (A d) B b``, with the first `rank` components: shape (input_size, output_size)."""
+        r = self.rank if rank is None else rank_within(rank, self.rank, self.rank)
+        A, B, d, b = self.projection_a[:, :r], self.projection_b[:r], self.vector_d[:r], self.vector_b
+        return self.scaling_at(r) * (A * d) @ (B * b)  # (in, r) @ (r, out) -> (in, out)
+
+    def estimate_flops(self) -> int:
+        """2·r·(in + out), r for d and the scaling, out for b."""
+        return 2 * self.rank * (self.input_size + self.output_size + 1) + self.output_size
+
+
+@final
+class VeRAAdapter(AdditiveAdapter):
+    """``y = base(x) + s ((x A) d B) b``, with A and B frozen and random: r + output_size parameters train.
+
+    Parameters
+    ----------
+    base_layer : Layer
+        What to adapt.
+    rank : int
+        r, at least 1.
+    alpha : float, default -1
+        s = alpha / r; a negative one stands for the rank, so that s = 1 as in the paper.
+    freeze_base_layer : bool, default True
+        Whether the base's parameters stay as they are.
+    initial_d : float, default 0.1
+        The initial value of every element of d.
+    rng : seed or numpy.random.Generator, optional
+        For A and B; adapters of one size with one seed share their values.
+    """
+
+    def __init__(
+        self,
+        base_layer: Layer,
+        rank: int,
+        alpha: float = -1.0,
+        freeze_base_layer: bool = True,
+        *,
+        initial_d: float = 0.1,
+        rng: RNG = None,
+    ) -> None:
+        super().__init__(base_layer, freeze_base_layer)
+        self._lora = VeRALayer(
+            self.input_size, self.output_size, rank, alpha, initial_d=initial_d, dtype=self.dtype, rng=rng
+        )
+
+    @property
+    def lora_layer(self) -> VeRALayer:
+        """The branch."""
+        return self._lora
+
+    def select(self, *, training: bool) -> Selection:
+        """The branch, whole."""
+        return Selection("lora", self._lora)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "base_layer": self.base_layer,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "freeze_base_layer": self.is_base_layer_frozen,
+        }

@@ -1,0 +1,63 @@
+"""One step of training, which stops before it does harm."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import numpy as np
+
+from ._typing import Array
+from .errors import NonFiniteError
+from .layers.base import Layer
+from .losses import Loss
+from .optimizers import Optimizer
+
+
+@final
+class Descent:
+    """Gradient descent on a layer: forward, loss, backward, update.
+
+    When the loss turns infinite or NaN, the parameters go back to those with which it was last finite.
+
+    Parameters
+    ----------
+    layer : Layer
+    loss : Loss
+    optimizer : Optimizer
+    """
+
+    def __init__(self, layer: Layer, loss: Loss, optimizer: Optimizer) -> None:
+        self.layer = layer
+        self.loss = loss
+        self.optimizer = optimizer
+        self._before: dict[str, Array] = {}
+
+    def step(self, forward: Callable[[], Array], targets: Any) -> float:
+        """One update; returns the objective before it: the loss plus the layer's auxiliary loss.
+
+        Raises
+        ------
+        NonFiniteError
+            The objective or an update is not finite.
+        """
+        layer = self.layer
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            value, dy = self.loss.value_and_gradient(forward(), targets)
+            objective = value + float(layer.compute_auxiliary_loss())
+            if not np.isfinite(objective):
+                self._go_back()
+                raise NonFiniteError(f"the loss is {objective}")
+            layer.backward(dy)
+            updates = self.optimizer.updates(layer)
+            for name, update in updates.items():
+                if not np.isfinite(update).all():
+                    layer.clear_gradients()
+                    raise NonFiniteError(f"the update of {name} is not finite, with a loss of {objective:g}")
+        arrays = layer.named_parameters()
+        self._before = {name: arrays[name].copy() for name in updates}
+        layer.apply_updates(updates)
+        return objective
+
+    def _go_back(self) -> None:
+        for name, array in self._before.items():
+            self.layer.set_parameter(name, array)
+        self.layer.reset_state()

@@ -1,0 +1,185 @@
+"""Affine layers with an activation, in both layouts of the weight."""
+
+from abc import abstractmethod
+from typing import Any, Self, final
+
+import numpy as np
+
+from .._typing import RNG, Array, Cache, Gradients
+from .._validation import array_shape, generator, real_array, same_shape
+from ..activations import Activation, identity
+from ..errors import ArgumentError
+from ..initializers import Initializer, glorot_uniform, zeros
+from ..kernels import sum_outer, sum_rows
+from ..regularization import NO_REGULARIZATION, Regularization
+from .activation import ActivationLayer
+from .base import Layer
+
+
+class AffineLayer(Layer):
+    """``y = f(x W + b)``, whatever the layout in which W is stored.
+
+    Parameters
+    ----------
+    input_size, output_size : int
+    activation : Activation, optional
+        f; the identity if it is left out.
+    initializer : callable, optional
+        ``(shape, dtype, rng) -> array`` with shape (input_size, output_size), for W; b begins at zero.
+    regularization : Regularization, optional
+        A penalty on W, added to the loss by `compute_auxiliary_loss` and to dW here.
+    dtype : {float64, float32}
+    rng : seed or numpy.random.Generator, optional
+
+    Raises
+    ------
+    ArgumentError
+        A size below 1, or an argument of another type.
+
+    Notes
+    -----
+    With Z the pre-activation and G = dL/dY (all sums run over rows)::
+
+        Z = X W + b,  Y = f(Z)
+        dZ = f-vjp(G, Z),  dW = Xᵀ dZ + penalty',  db = Σ dZ,  dX = dZ Wᵀ
+    """
+
+    parameter_names = ("weight", "bias")
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        activation: Activation | None = None,
+        *,
+        initializer: Initializer = glorot_uniform,
+        regularization: Regularization | None = None,
+        dtype: Any = np.float64,
+        rng: RNG = None,
+    ) -> None:
+        super().__init__(input_size, output_size, dtype)
+        array_shape("input_size, output_size", self.input_size, self.output_size)
+        self.activation = identity if activation is None else activation
+        if not isinstance(self.activation, Activation):
+            raise ArgumentError(f"activation must be an Activation such as lora_np.relu, got {activation!r}")
+        self.regularization = NO_REGULARIZATION if regularization is None else regularization
+        if not isinstance(self.regularization, Regularization):
+            raise ArgumentError(f"regularization must be a Regularization, got {regularization!r}")
+        shape = (self.input_size, self.output_size)
+        weight = real_array("initializer's result", initializer(shape, self.dtype, generator(rng)), self.dtype)
+        same_shape("initializer's result", weight, shape)
+        self.weight: Array = np.array(self.in_layout(weight), order="C")
+        self.bias: Array = np.zeros(self.output_size, self.dtype)
+
+    @staticmethod
+    @abstractmethod
+    def in_layout(matrix: Array) -> Array:
+        """A view of an (in, out) matrix in the layout of `weight`, and the other way round: it is its own inverse."""
+
+    @property
+    def matrix(self) -> Array:
+        """A view of W as (input_size, output_size), whatever its layout."""
+        return self.in_layout(self.weight)
+
+    def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
+        """``y = f(x W + b)``."""
+        W, b = self.matrix, self.bias
+        z = x @ W + b  # (..., in) @ (in, out) -> (..., out)
+        y = self.activation.function(z)
+        return y, (x, z)
+
+    def vjp(
+        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+    ) -> tuple[Array | None, Gradients]:
+        """``dz = f-vjp(dy, z)``, ``dW = xᵀ dz``, ``db = Σ dz``, ``dx = dz Wᵀ``."""
+        x, z = cache
+        W = self.matrix
+        dz = self.activation.vjp(dy, z)
+        gradients = {}
+        if parameters:
+            dW = self.in_layout(sum_outer(x, dz))  # (in, ...) @ (..., out) -> (in, out)
+            if self.regularization != NO_REGULARIZATION:
+                dW = dW + self.regularization.gradient(self.weight)
+            gradients = {"weight": dW, "bias": sum_rows(dz)}
+        dx = dz @ W.T if inputs else None  # (..., out) @ (out, in) -> (..., in)
+        return dx, gradients
+
+    def compute_auxiliary_loss(self) -> Any:
+        """The penalty of the weight."""
+        return self.regularization.penalty(self.weight)
+
+    def with_matrix(self, matrix: Array) -> Self:
+        """A new layer that differs in W alone.
+
+        Parameters
+        ----------
+        matrix : array, shape (input_size, output_size)
+        """
+        twin = self.clone()
+        twin.set_parameter("weight", self.in_layout(matrix))
+        return twin
+
+    def split_activation(self) -> "tuple[Self, ActivationLayer]":
+        """The same map as two layers: a linear one that shares this one's arrays, and the activation."""
+        linear = self.from_config(self.config() | {"activation": identity, "initializer": zeros})
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear, ActivationLayer(self.output_size, self.activation, dtype=self.dtype)
+
+    def estimate_flops(self) -> int:
+        """2·in·out for the product, out for the bias, and the activation."""
+        return (2 * self.input_size + 1 + self.activation.operations) * self.output_size
+
+    def get_activation_types(self) -> tuple[str, ...]:
+        """The activation's name."""
+        return (self.activation.name,)
+
+    def details(self) -> dict[str, str]:
+        """The activation, and the regularization if there is one."""
+        details = {} if self.activation == identity else {"dense.activation": self.activation.name}
+        if self.regularization != NO_REGULARIZATION:
+            details["dense.regularization"] = f"{self.regularization.l1:g} l1 + {self.regularization.l2:g} l2"
+        return details
+
+    def config(self) -> dict[str, Any]:
+        """Sizes, activation, regularization and dtype."""
+        return {
+            "input_size": self.input_size,
+            "output_size": self.output_size,
+            "activation": self.activation,
+            "regularization": self.regularization,
+            "dtype": self.dtype,
+        }
+
+
+@final
+class DenseLayer(AffineLayer):
+    """``y = f(x W + b)`` with W stored as (input_size, output_size).
+
+    The parameters are those of `AffineLayer`; the flat vector holds W row by row, then b.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import DenseLayer, relu
+    >>> layer = DenseLayer(3, 2, relu, rng=0)
+    >>> layer.forward(np.ones((5, 3))).shape
+    (5, 2)
+    """
+
+    @staticmethod
+    def in_layout(matrix: Array) -> Array:
+        """The matrix itself."""
+        return matrix
+
+
+@final
+class FullyConnectedLayer(AffineLayer):
+    """``y = f(x Wᵀ + b)`` with W stored as (output_size, input_size).
+
+    The parameters are those of `AffineLayer`; the flat vector holds the stored W row by row, then b.
+    """
+
+    @staticmethod
+    def in_layout(matrix: Array) -> Array:
+        """The transpose."""
+        return matrix.T

@@ -1,0 +1,203 @@
+"""The low-rank branch of every adapter: two thin factors whose product is added to a layer's weight."""
+
+import math
+from abc import abstractmethod
+from typing import Any, final
+
+import numpy as np
+
+from .._typing import RNG, Array, Cache, Gradients, Parts
+from .._validation import array_shape, generator, one_of, positive_int, rank_within, resolved_alpha
+from ..initializers import normal
+from ..kernels import sum_outer
+from .base import Layer
+
+SCALINGS = ("max", "paper", "rslora")
+
+
+class LowRankLayer(Layer):
+    """A linear layer without bias that is a product of factors, usable at any rank up to its own.
+
+    Parameters
+    ----------
+    input_size, output_size : int
+    rank : int
+        The number of components: columns of the first factor, rows of the second.
+    alpha : float, default -1
+        The LoRA alpha; a negative one stands for the rank, 0 switches the layer off.
+    scaling : {"max", "paper", "rslora"}
+        The rule of `scaling_at`.
+    dtype : {float64, float32}
+    """
+
+    def __init__(
+        self, input_size: int, output_size: int, rank: int, alpha: float, scaling: str, dtype: Any = np.float64
+    ) -> None:
+        super().__init__(input_size, output_size, dtype)
+        self.rank = positive_int("rank", rank)
+        self.alpha = resolved_alpha(alpha, self.rank)
+        self.scaling_rule = one_of("scaling", scaling, SCALINGS)
+        array_shape("input_size, rank", self.input_size, self.rank)
+        array_shape("rank, output_size", self.rank, self.output_size)
+
+    def scaling_at(self, rank: int) -> float:
+        """The factor s in front of the product of the first `rank` components.
+
+        ``"max"``: alpha / (full rank), the same at every rank; ``"paper"``: alpha / rank (Valipour et al. 2022, eq. 7);
+        ``"rslora"``: alpha / √rank (Kalajdzievski 2023, eq. 3).
+        """
+        if self.scaling_rule == "max":
+            return self.alpha / self.rank
+        return self.alpha / (rank if self.scaling_rule == "paper" else math.sqrt(rank))
+
+    @property
+    def scaling(self) -> float:
+        """The factor at the full rank."""
+        return self.scaling_at(self.rank)
+
+    @abstractmethod
+    def apply(
+        self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
+    ) -> tuple[Array, Cache]:
+        """The map of the first `rank` components; `vjp` gives gradients to components `trained_from` up to `rank`."""
+
+    @abstractmethod
+    def merge_weights(self, *, rank: int | None = None) -> Array:
+        """The weight of the first `rank` components as one matrix, scaling included, shape (input_size, output_size)."""
+
+    def details(self) -> dict[str, str]:
+        """Rank, alpha and scaling."""
+        details = {"lora.rank": str(self.rank), "lora.alpha": f"{self.alpha:g}"}
+        return details | {"lora.scaling": f"{self.scaling:g}"}
+
+    def config(self) -> dict[str, Any]:
+        """Sizes, rank, alpha and dtype."""
+        return {
+            "input_size": self.input_size,
+            "output_size": self.output_size,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "dtype": self.dtype,
+        }
+
+
+@final
+class LoRALayer(LowRankLayer):
+    """``y = s (x A) B``: the low-rank update of Hu et al. (2021), eq. 3, by itself.
+
+    Parameters
+    ----------
+    input_size, output_size : int
+    rank : int
+        r, in 1..min(input_size, output_size).
+    alpha : float, default -1
+        A negative one stands for the rank; 0 is allowed, and the layer then gives zeros.
+    scaling : {"max", "paper", "rslora"}, default "max"
+        The rule of `scaling_at`: s = alpha / r at the full rank, alpha / √r for ``"rslora"``.
+    dtype : {float64, float32}
+    rng : seed or numpy.random.Generator, optional
+
+    Raises
+    ------
+    ArgumentOutOfRangeError
+        A size below 1, a rank out of its range, an alpha that is not finite.
+
+    Notes
+    -----
+    ``matrix_a`` is A, (input_size, r), drawn from N(0, 1/r); ``matrix_b`` is B, (r, output_size), zero at first, so that an
+    adapter begins as its base. The flat vector holds A row by row, then B. With G = dL/dY (sums run over rows)::
+
+        H = s X A,  Y = H B
+        dB = Hᵀ G,  dH = s G Bᵀ,  dA = Xᵀ dH,  dX = dH Aᵀ
+
+    At a lower rank, A and B stand for their first columns and rows, and the gradients beyond them are exactly zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import LoRALayer
+    >>> layer = LoRALayer(4, 3, rank=2, rng=0)
+    >>> layer.parameter_count, layer.scaling
+    (14, 1.0)
+    >>> layer.forward(np.ones(4))
+    array([0., 0., 0.])
+    """
+
+    parameter_names = ("matrix_a", "matrix_b")
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        rank: int,
+        alpha: float = -1.0,
+        *,
+        scaling: str = "max",
+        dtype: Any = np.float64,
+        rng: RNG = None,
+    ) -> None:
+        super().__init__(input_size, output_size, rank, alpha, scaling, dtype)
+        rank_within(self.rank, self.input_size, self.output_size)
+        shape = (self.input_size, self.rank)
+        self.matrix_a: Array = normal(shape, self.dtype, generator(rng), std=1 / math.sqrt(self.rank))
+        self.matrix_b: Array = np.zeros((self.rank, self.output_size), self.dtype)
+
+    def apply(
+        self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
+    ) -> tuple[Array, Cache]:
+        """``h = s x A``, ``y = h B``, with the first `rank` columns of A and rows of B."""
+        r = self.rank if rank is None else rank
+        A, B, s = self.matrix_a[:, :r], self.matrix_b[:r], self.scaling_at(r)
+        h = s * (x @ A)  # (..., in) @ (in, r) -> (..., r)
+        y = h @ B  # (..., r) @ (r, out) -> (..., out)
+        return y, (x, h, r, trained_from)
+
+    def vjp(
+        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+    ) -> tuple[Array | None, Gradients]:
+        """``dB = hᵀ dy``, ``dh = s dy Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ``."""
+        x, h, r, first = cache
+        A, B, s = self.matrix_a[:, :r], self.matrix_b[:r], self.scaling_at(r)
+        dh = s * (dy @ B.T)  # (..., out) @ (out, r) -> (..., r)
+        gradients = {}
+        if parameters:
+            dA, dB = np.zeros_like(self.matrix_a), np.zeros_like(self.matrix_b)
+            dA[:, first:r] = sum_outer(x, dh[..., first:])  # (in, ...) @ (..., r - first) -> (in, r - first)
+            dB[first:r] = sum_outer(h[..., first:], dy)  # (r - first, ...) @ (..., out) -> (r - first, out)
+            gradients = {"matrix_a": dA, "matrix_b": dB}
+        dx = dh @ A.T if inputs else None  # (..., r) @ (r, in) -> (..., in)
+        return dx, gradients
+
+    def active_parts(self, cache: Cache) -> Parts:
+        """The components that trained: columns of A, rows of B."""
+        _, _, r, first = cache
+        return {"matrix_a": (slice(None), slice(first, r)), "matrix_b": (slice(first, r), slice(None))}
+
+    def merge_weights(self, *, rank: int | None = None) -> Array:
+        """``s A B``, with the first `rank` columns of A and rows of B: shape (input_size, output_size)."""
+        r = self.rank if rank is None else rank_within(rank, self.rank, self.rank)
+        A, B, s = self.matrix_a[:, :r], self.matrix_b[:r], self.scaling_at(r)
+        return s * (A @ B)  # (in, r) @ (r, out) -> (in, out)
+
+    def merge_weights_vjp(self, dW: Array) -> Gradients:
+        """The gradients of A and B from that of `merge_weights`: ``dA = s dW Bᵀ``, ``dB = s Aᵀ dW``."""
+        A, B, s = self.matrix_a, self.matrix_b, self.scaling
+        dA = s * (dW @ B.T)  # (in, out) @ (out, r) -> (in, r)
+        dB = s * (A.T @ dW)  # (r, in) @ (in, out) -> (r, out)
+        return {"matrix_a": dA, "matrix_b": dB}
+
+    def get_matrix_a(self) -> Array:
+        """A copy of A, shape (input_size, rank)."""
+        return self.matrix_a.copy()
+
+    def get_matrix_b(self) -> Array:
+        """A copy of B, shape (rank, output_size)."""
+        return self.matrix_b.copy()
+
+    def estimate_flops(self) -> int:
+        """2·r·(in + out), and r for the scaling."""
+        return self.rank * (2 * self.input_size + 2 * self.output_size + 1)
+
+    def config(self) -> dict[str, Any]:
+        """Sizes, rank, alpha, dtype and scaling rule."""
+        return super().config() | {"scaling": self.scaling_rule}

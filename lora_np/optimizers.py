@@ -1,0 +1,216 @@
+"""Optimizers: they turn gradients into updates; the layer applies them.
+
+Where a pass trains only a part of an array (the components of a DyLoRA rank), the state of the rest stands still: moments,
+step counts and weight decay move only for components that got a gradient.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from ._typing import Array, Part
+from ._validation import finite_float, fraction, non_negative_float, same_shape
+from .errors import ArgumentOutOfRangeError
+from .layers.base import Layer
+
+
+class Optimizer(ABC):
+    """A rule that turns gradients into updates, with a state for each parameter name.
+
+    An optimizer belongs to one model: its state is kept by parameter name. `reset` forgets it.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Finite; it may be set between steps.
+    """
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+        self.reset()
+
+    @property
+    def learning_rate(self) -> float:
+        """The step size."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: float) -> None:
+        self._learning_rate = finite_float("learning_rate", learning_rate)
+
+    def reset(self) -> None:
+        """Forget the state of every parameter."""
+        self._states: dict[str, Any] = {}
+
+    @final
+    def updates(self, layer: Layer) -> dict[str, Array]:
+        """The updates of a layer's pending gradients, for its `apply_updates`.
+
+        Raises
+        ------
+        InvalidOperationError
+            No gradient is pending.
+        """
+        gradients, parts = layer.pending_gradients(), layer.pending_parts
+        arrays = layer.named_parameters()
+        return {name: self.update(name, dp, arrays[name], parts.get(name)) for name, dp in gradients.items()}
+
+    @abstractmethod
+    def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
+        """What to add to a parameter.
+
+        Parameters
+        ----------
+        name : str
+            The key of the state.
+        gradient, parameter : arrays of one shape
+        part : tuple of slices, optional
+            The part that trained, one slice for each axis; all of it if left out. The update is exactly zero elsewhere.
+        """
+
+    def __repr__(self) -> str:
+        values = {name.lstrip("_"): value for name, value in vars(self).items() if name != "_states"}
+        return f"{type(self).__name__}({', '.join(f'{name}={value:g}' for name, value in values.items())})"
+
+
+@final
+class SGD(Optimizer):
+    """Gradient descent: ``p += -η g``."""
+
+    def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
+        """``-η g``."""
+        return gradient * -self.learning_rate
+
+
+@final
+class Momentum(Optimizer):
+    """Gradient descent with momentum (Polyak 1964): ``v = μ v + g``, ``p += -η v``.
+
+    Parameters
+    ----------
+    learning_rate : float
+        η.
+    momentum : float, default 0.9
+        μ, in [0, 1).
+    nesterov : bool, default False
+        Whether to look ahead: ``p += -η (g + μ v)`` (Sutskever et al. 2013, eq. 3 and 4).
+    """
+
+    def __init__(self, learning_rate: float, momentum: float = 0.9, nesterov: bool = False) -> None:
+        super().__init__(learning_rate)
+        self.momentum = fraction("momentum", momentum)
+        self.nesterov = bool(nesterov)
+
+    def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
+        """One step of the rule."""
+        velocity = self._states.setdefault(name, np.zeros_like(parameter))
+        same_shape(f"gradient of {name}", gradient, velocity.shape)
+        here = ... if part is None else part
+        v, g, update = velocity[here], gradient[here], np.zeros_like(parameter)
+        v *= self.momentum
+        v += g
+        update[here] = -self.learning_rate * (g + self.momentum * v if self.nesterov else v)
+        return update
+
+
+@dataclass
+class _Moments:
+    first: Array
+    second: Array
+    steps: Array
+    """How often each component got a gradient: an axis that was always trained whole has length 1."""
+
+    @classmethod
+    def zeros_like(cls, parameter: Array) -> "_Moments":
+        return cls(np.zeros_like(parameter), np.zeros_like(parameter), np.zeros((1,) * parameter.ndim, int))
+
+    def count_along(self, part: Part) -> None:
+        """Give every axis that is trained in parts a count for each index."""
+        lengths = zip(part, self.steps.shape, self.first.shape, strict=True)
+        shape = tuple(length if axis == slice(None) else full for axis, length, full in lengths)
+        if shape != self.steps.shape:
+            self.steps = np.broadcast_to(self.steps, shape).copy()
+
+
+class _Adam(Optimizer):
+    """Both forms of Adam; they differ in the weight decay."""
+
+    def __init__(self, learning_rate: float, beta1: float, beta2: float, epsilon: float, weight_decay: float) -> None:
+        super().__init__(learning_rate)
+        self.beta1, self.beta2 = fraction("beta1", beta1), fraction("beta2", beta2)
+        self.epsilon = finite_float("epsilon", epsilon)
+        if self.epsilon <= 0:
+            raise ArgumentOutOfRangeError(f"epsilon must be greater than 0, got {epsilon}")
+        self.weight_decay = non_negative_float("weight_decay", weight_decay)
+
+    @final
+    def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
+        """One step of the rule."""
+        here: Part = (slice(None),) * parameter.ndim if part is None else part
+        if name not in self._states:
+            self._states[name] = _Moments.zeros_like(parameter)
+        state = self._states[name]
+        same_shape(f"gradient of {name}", gradient, state.first.shape)
+        state.count_along(here)
+        m, v, steps, g = state.first[here], state.second[here], state.steps[here], gradient[here]
+        steps += 1
+        m += (1 - self.beta1) * (g - m)
+        v += (1 - self.beta2) * (g * g - v)
+        # Powers of the decay rates undo the zeros that the moments began with, component by component.
+        m_hat = m / (1 - self.beta1**steps).astype(m.dtype)
+        v_hat = v / (1 - self.beta2**steps).astype(v.dtype)
+        update = np.zeros_like(parameter)
+        update[here] = -self.learning_rate * (m_hat / (np.sqrt(v_hat) + self.epsilon) + self.weight_decay * parameter[here])
+        return update
+
+
+@final
+class Adam(_Adam):
+    """Adam (Kingma and Ba 2015, algorithm 1).
+
+    ``m = β₁ m + (1 - β₁) g``, ``v = β₂ v + (1 - β₂) g²``, ``p += -η m̂ / (√v̂ + ε)``, with ``m̂ = m / (1 - β₁ᵗ)``,
+    ``v̂ = v / (1 - β₂ᵗ)`` and t the number of gradients that *this component* has got.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.001
+        η.
+    beta1, beta2 : float, default 0.9 and 0.999
+        Decay rates of the moments, in [0, 1).
+    epsilon : float, default 1e-8
+        ε, greater than 0.
+    """
+
+    def __init__(
+        self, learning_rate: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
+    ) -> None:
+        super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay=0.0)
+
+
+@final
+class AdamW(_Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
+
+    ``p += -η (m̂ / (√v̂ + ε) + λ p)``; a component without a gradient in this step does not decay.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.001
+        η.
+    beta1, beta2, epsilon : float
+        As in `Adam`.
+    weight_decay : float, default 0.01
+        λ, at least 0.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay)

@@ -1,0 +1,63 @@
+"""A penalty on a weight matrix: l1, l2, or both."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from ._typing import Array
+from ._validation import non_negative_float
+
+
+@final
+@dataclass(frozen=True)
+class Regularization:
+    """The elastic-net penalty ``l1 Σ|W| + l2/2 Σ W²`` (Zou and Hastie 2005), with lasso and ridge as special cases.
+
+    Parameters
+    ----------
+    l1 : float, default 0
+        Strength of the absolute values; alone it is lasso.
+    l2 : float, default 0
+        Strength of the squares; alone it is ridge.
+
+    Raises
+    ------
+    ArgumentError
+        A strength is negative, infinite or not a number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import Regularization
+    >>> Regularization(l1=1.0, l2=2.0).penalty(np.array([[3.0, -1.0]]))
+    np.float64(14.0)
+    """
+
+    l1: float = 0.0
+    l2: float = 0.0
+
+    def __post_init__(self) -> None:
+        non_negative_float("l1", self.l1)
+        non_negative_float("l2", self.l2)
+
+    def penalty(self, weight: Array) -> Any:
+        """The value of the penalty: a scalar of the weight's dtype."""
+        magnitude = np.where(weight.real < 0, -weight, weight)
+        return self.l1 * magnitude.sum() + 0.5 * self.l2 * (weight * weight).sum()
+
+    def gradient(self, weight: Array) -> Array:
+        """Its derivative; at zero, the middle of the l1 subgradient: 0."""
+        return self.l1 * np.sign(weight) + self.l2 * weight
+
+    def config(self) -> dict[str, float]:
+        """What a file says of it."""
+        return {"l1": float(self.l1), "l2": float(self.l2)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, float]) -> "Regularization":
+        """The penalty that a file describes."""
+        return cls(**config)
+
+
+NO_REGULARIZATION = Regularization()

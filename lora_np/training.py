@@ -1,0 +1,199 @@
+"""`fit`: minibatch training of a model."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ._typing import RNG, Array
+from ._validation import generator, last_axis, positive_int, real_array
+from .adapters.dylora import DyLoRAAdapter
+from .descent import Descent
+from .errors import ArgumentError, InvalidOperationError, NonFiniteError
+from .layers.base import Layer
+from .losses import Loss
+from .optimizers import Optimizer
+
+RankSchedule: TypeAlias = Callable[[Sequence[DyLoRAAdapter], np.random.Generator], None]
+"""Called before each step with the DyLoRA adapters of the model, to set their `training_rank`."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback learns after each step."""
+
+    model: Layer
+    epoch: int
+    """From 1."""
+    epochs: int
+    step: int
+    """From 1, over all epochs."""
+    steps: int
+    loss: float
+    """The objective of this step's batch, before the step."""
+
+    @property
+    def is_epoch_end(self) -> bool:
+        """Whether this was the last step of an epoch."""
+        return self.step * self.epochs == self.epoch * self.steps
+
+
+@dataclass
+class History:
+    """What `fit` returns."""
+
+    step_losses: list[float] = field(default_factory=list)
+    """The objective of each step's batch, before the step."""
+    epoch_losses: list[float] = field(default_factory=list)
+    """Their mean over the rows of each epoch."""
+    ranks: list[tuple[int, ...]] = field(default_factory=list)
+    """The training ranks of each step, one for each DyLoRA adapter whose rank the schedule set."""
+
+
+def shared_rank(adapters: Sequence[DyLoRAAdapter], rng: np.random.Generator) -> None:
+    """One draw for all adapters of a model: with equal active ranks they train at the same rank (Valipour et al. 2022)."""
+    quantile = rng.random()
+    for adapter in adapters:
+        adapter.training_rank = adapter.rank_at(quantile)
+
+
+def independent_ranks(adapters: Sequence[DyLoRAAdapter], rng: np.random.Generator) -> None:
+    """A draw for each adapter."""
+    for adapter in adapters:
+        adapter.training_rank = adapter.rank_at(rng.random())
+
+
+def fit(
+    model: Layer,
+    data: tuple[Any, Any],
+    loss: Loss,
+    optimizer: Optimizer,
+    epochs: int,
+    batch_size: int,
+    *,
+    tasks: Iterable[str | None] | None = None,
+    shuffle: bool = True,
+    rng: RNG = None,
+    rank_schedule: RankSchedule = shared_rank,
+    callbacks: Iterable[Callable[[Progress], None]] = (),
+) -> History:
+    """Train the trainable parameters of a model on minibatches.
+
+    Parameters
+    ----------
+    model : Layer
+        It is in training mode during the call, and in its own mode again afterwards.
+    data : (inputs, targets)
+        Arrays with one row for each sample: inputs (rows, ..., input_size), targets as `loss` takes them.
+    loss : Loss
+        What to minimise, to which penalties of the weights are added.
+    optimizer : Optimizer
+        Its state goes on from earlier calls.
+    epochs, batch_size : int
+        At least 1. The last batch of an epoch may be smaller.
+    tasks : sequence of str or None, optional
+        The task of each row: batches are mixed, and each trains all tasks that it holds (`Layer.forward_routed`).
+    shuffle : bool, default True
+        Whether to draw the order of the rows anew for each epoch.
+    rng : seed or numpy.random.Generator, optional
+        For the order of the rows and the ranks.
+    rank_schedule : callable, default `shared_rank`
+        Sets the training rank of the DyLoRA adapters before each step.
+    callbacks : callables
+        Each is called with a `Progress` after each step; an exception from one ends the training.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ArgumentError
+        Bad input, before the first step.
+    InvalidOperationError
+        Nothing in the model trains.
+    NonFiniteError
+        The loss is infinite or NaN. The parameters are those with which it was last finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import SGD, DenseLayer, MeanSquaredError
+    >>> from lora_np.training import fit
+    >>> x = np.random.default_rng(0).normal(size=(64, 3))
+    >>> history = fit(DenseLayer(3, 1, rng=0), (x, x @ np.ones((3, 1))), MeanSquaredError(), SGD(0.1), 20, 16, rng=0)
+    >>> history.epoch_losses[-1] < 1e-3
+    True
+    """
+    inputs, targets = _checked_data(model, data)
+    rows = len(inputs)
+    epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
+    row_tasks = None if tasks is None else np.array(tuple(tasks), dtype=object)
+    if row_tasks is not None and row_tasks.shape != (rows,):
+        raise ArgumentError(f"tasks must have one entry for each of {rows} rows, got {len(row_tasks)}")
+    if not model.supports_training:
+        raise InvalidOperationError(f"{model.layer_name} has nothing to train: all of its parameters are frozen")
+    random = generator(rng)
+    adapters = [layer for layer in model.walk().values() if isinstance(layer, DyLoRAAdapter)]
+    callbacks = tuple(callbacks)
+    descent = Descent(model, loss, optimizer)
+    history = History()
+    steps = epochs * -(-rows // batch_size)
+    with model.training_mode(True), _training_ranks(adapters):
+        for epoch in range(1, epochs + 1):
+            order = random.permutation(rows) if shuffle else np.arange(rows)
+            total = 0.0
+            for start in range(0, rows, batch_size):
+                batch = order[start : start + batch_size]
+                rank_schedule(adapters, random)
+                forward = (
+                    partial(model.forward, inputs[batch])
+                    if row_tasks is None
+                    else partial(model.forward_routed, inputs[batch], row_tasks[batch])
+                )
+                try:
+                    value = descent.step(forward, targets[batch])
+                except NonFiniteError as error:
+                    step = len(history.step_losses) + 1
+                    raise NonFiniteError(
+                        f"step {step}, epoch {epoch}: {error}; the parameters are those of the last finite loss. "
+                        "A smaller learning rate may help"
+                    ) from error
+                history.step_losses.append(value)
+                history.ranks.append(tuple(a.training_rank for a in adapters if a.training_rank is not None))
+                total += value * len(batch)
+                progress = Progress(model, epoch, epochs, len(history.step_losses), steps, value)
+                for callback in callbacks:
+                    callback(progress)
+            history.epoch_losses.append(total / rows)
+    return history
+
+
+def _checked_data(model: Layer, data: tuple[Any, Any]) -> tuple[Array, Array]:
+    try:
+        inputs, targets = data
+    except (TypeError, ValueError):
+        raise ArgumentError("data must be a pair (inputs, targets)") from None
+    inputs = real_array("inputs", inputs, model.dtype)
+    last_axis("inputs", inputs, model.input_size)
+    targets = real_array("targets", targets)
+    if inputs.ndim < 2 or targets.ndim < 1 or len(inputs) != len(targets) or not len(inputs):
+        raise ArgumentError(
+            "data must have as many rows of inputs as of targets, and some: "
+            f"got inputs of shape {inputs.shape}, targets of shape {targets.shape}"
+        )
+    return inputs, targets
+
+
+@contextmanager
+def _training_ranks(adapters: Sequence[DyLoRAAdapter]) -> Iterator[None]:
+    """Give the adapters their own training ranks back in the end."""
+    kept = [adapter.training_rank for adapter in adapters]
+    try:
+        yield
+    finally:
+        for adapter, rank in zip(adapters, kept, strict=True):
+            adapter.training_rank = rank
