@@ -1,5 +1,7 @@
 """Names for the types that every room of the package uses."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Mapping
 from typing import Any, TypeAlias
 
@@ -30,5 +32,9 @@ Tasks: TypeAlias = tuple[str | None, ...]
 Routing: TypeAlias = tuple[Hashable, ...]
 """What a pass is bound to besides its arrays; see `lora_np.Layer.routing`."""
 
-RNG: TypeAlias = int | np.random.Generator | None
+# As strings: merely naming numpy.random would load it, which takes as long as all of lora_np.
+Generator: TypeAlias = "np.random.Generator"
+"""A source of random numbers."""
+
+RNG: TypeAlias = "int | np.random.Generator | None"
 """A seed, a generator, or None for fresh entropy."""

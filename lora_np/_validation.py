@@ -4,6 +4,8 @@ Each returns the value in the form that the caller keeps, or raises an error tha
 value. The mathematics below the border checks nothing.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 import operator
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ._typing import RNG, Array
+from ._typing import RNG, Array, Generator
 from .errors import ArgumentError, ArgumentNullError, ArgumentOutOfRangeError
 
 REAL_KINDS = "biuf"
@@ -125,7 +127,7 @@ def float_dtype(dtype: object) -> np.dtype[Any]:
     return np.dtype(kind)
 
 
-def generator(rng: RNG) -> np.random.Generator:
+def generator(rng: RNG) -> Generator:
     """A random generator of its own for the object that is being built."""
     try:
         return np.random.default_rng(rng)

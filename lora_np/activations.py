@@ -5,6 +5,8 @@ pre-activation*: ``dz = Jᵀ dy`` with J the Jacobian at z. All of them act elem
 along the last axis. Branches are decided on the real part, so that complex-step derivatives pass through.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -60,7 +62,7 @@ class Activation:
         return {"name": self.name}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Activation":
+    def from_config(cls, config: dict[str, Any]) -> Activation:
         """The activation that a file names."""
         name = config.get("name")
         if name not in SHIPPED:

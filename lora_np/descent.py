@@ -1,5 +1,7 @@
 """One step of training, which stops before it does harm."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, final
 

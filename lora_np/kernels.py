@@ -1,5 +1,7 @@
 """The few products that are worth a name, over any number of leading axes."""
 
+from __future__ import annotations
+
 from ._typing import Array
 
 

@@ -4,6 +4,8 @@ Values are means: over every element for the regression losses and binary cross-
 cross-entropy. A batch without rows has the value 0.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, final

@@ -1,5 +1,7 @@
 """What acts on a whole model, which is any layer: a Sequential, or one adapter."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Numerical derivatives of a scalar function of an array, one element at a time."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, Literal
 

@@ -4,6 +4,8 @@ Where a pass trains only a part of an array (the components of a DyLoRA rank), t
 step counts and weight decay move only for components that got a gradient.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, final
@@ -123,7 +125,7 @@ class _Moments:
     """How often each component got a gradient: an axis that was always trained whole has length 1."""
 
     @classmethod
-    def zeros_like(cls, parameter: Array) -> "_Moments":
+    def zeros_like(cls, parameter: Array) -> _Moments:
         return cls(np.zeros_like(parameter), np.zeros_like(parameter), np.zeros((1,) * parameter.ndim, int))
 
     def count_along(self, part: Part) -> None:

@@ -1,5 +1,7 @@
 """A penalty on a weight matrix: l1, l2, or both."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -55,7 +57,7 @@ class Regularization:
         return {"l1": float(self.l1), "l2": float(self.l2)}
 
     @classmethod
-    def from_config(cls, config: dict[str, float]) -> "Regularization":
+    def from_config(cls, config: dict[str, float]) -> Regularization:
         """The penalty that a file describes."""
         return cls(**config)
 

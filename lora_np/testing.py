@@ -12,13 +12,15 @@ Examples
 True
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ._typing import RNG, Array, Gradients, Parts
+from ._typing import RNG, Array, Generator, Gradients, Parts
 from ._validation import generator, last_axis, one_of, real_array, same_shape
 from .errors import ArgumentError, GradientError
 from .layers.base import Layer
@@ -216,9 +218,7 @@ class _Numeric:
         return objective
 
 
-def _errors(
-    analytic: Gradients, parts: Parts, numeric: _Numeric, random: np.random.Generator, directions: bool
-) -> dict[str, float]:
+def _errors(analytic: Gradients, parts: Parts, numeric: _Numeric, random: Generator, directions: bool) -> dict[str, float]:
     scale = max(float(np.abs(gradient).max(initial=0)) for gradient in analytic.values())
     errors = {}
     for name, gradient in analytic.items():

@@ -1,5 +1,7 @@
 """`fit`: minibatch training of a model."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ._typing import RNG, Array
+from ._typing import RNG, Array, Generator
 from ._validation import generator, last_axis, positive_int, real_array
 from .adapters.dylora import DyLoRAAdapter
 from .descent import Descent
@@ -17,7 +19,7 @@ from .layers.base import Layer
 from .losses import Loss
 from .optimizers import Optimizer
 
-RankSchedule: TypeAlias = Callable[[Sequence[DyLoRAAdapter], np.random.Generator], None]
+RankSchedule: TypeAlias = Callable[[Sequence[DyLoRAAdapter], Generator], None]
 """Called before each step with the DyLoRA adapters of the model, to set their `training_rank`."""
 
 
@@ -53,14 +55,14 @@ class History:
     """The training ranks of each step, one for each DyLoRA adapter whose rank the schedule set."""
 
 
-def shared_rank(adapters: Sequence[DyLoRAAdapter], rng: np.random.Generator) -> None:
+def shared_rank(adapters: Sequence[DyLoRAAdapter], rng: Generator) -> None:
     """One draw for all adapters of a model: with equal active ranks they train at the same rank (Valipour et al. 2022)."""
     quantile = rng.random()
     for adapter in adapters:
         adapter.training_rank = adapter.rank_at(quantile)
 
 
-def independent_ranks(adapters: Sequence[DyLoRAAdapter], rng: np.random.Generator) -> None:
+def independent_ranks(adapters: Sequence[DyLoRAAdapter], rng: Generator) -> None:
     """A draw for each adapter."""
     for adapter in adapters:
         adapter.training_rank = adapter.rank_at(rng.random())

@@ -4,6 +4,8 @@ An adapter is a base layer, a branch, and a rule that picks (branch, rank) for t
 merge are written here, once.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple

@@ -1,5 +1,7 @@
 """DoRA: a weight decomposed into magnitude and direction, and a low-rank change of the direction."""
 
+from __future__ import annotations
+
 from typing import Any, final
 
 import numpy as np

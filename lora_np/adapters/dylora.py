@@ -1,5 +1,7 @@
 """DyLoRA: one adapter, trained at several ranks at once, deployable at any of them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, final

@@ -1,5 +1,7 @@
 """MultiLoRA: one shared base, many named tasks, each with a low-rank branch of its own."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Self, final
@@ -7,7 +9,7 @@ from typing import Any, Self, final
 import numpy as np
 
 from .._typing import RNG, Routing, Rows, Tasks
-from .._validation import generator, not_none
+from .._validation import generator, not_none, rank_within
 from ..errors import ArgumentError, ArgumentNullError, InvalidOperationError, NotSupportedError
 from ..layers.base import Layer
 from ..layers.dense import AffineLayer
@@ -74,7 +76,8 @@ class MultiLoRAAdapter(AdditiveAdapter):
         super().__init__(base_layer, freeze_base_layer)
         self._rng = generator(rng)
         self._tasks: dict[str, LoRALayer] = {}
-        self._add(default_task_name, default_rank, alpha)
+        rank_within(default_rank, self.input_size, self.output_size, "default_rank")
+        self._add("default_task_name", default_task_name, default_rank, alpha)
         self._current_task = default_task_name
 
     def select(self, *, training: bool) -> Selection:
@@ -151,17 +154,15 @@ class MultiLoRAAdapter(AdditiveAdapter):
         ArgumentError
             A rule above is broken; nothing is changed.
         """
-        self._add(task_name, rank, alpha)
+        self._add("task_name", task_name, rank, alpha)
 
-    def _add(self, task_name: str, rank: int, alpha: float) -> None:
-        name = "task_name"
-        not_none(name, task_name)
-        if not isinstance(task_name, str) or not task_name.strip():
-            raise ArgumentError(f"{name} must be a string that is not blank, got {task_name!r}")
-        if task_name in self._tasks:
-            raise ArgumentError(f"{name} must be new, and there is a task {task_name!r} already")
-        branch = LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, rng=self._rng)
-        self._tasks[task_name] = branch
+    def _add(self, argument: str, name: str, rank: int, alpha: float) -> None:
+        not_none(argument, name)
+        if not isinstance(name, str) or not name.strip():
+            raise ArgumentError(f"{argument} must be a string that is not blank, got {name!r}")
+        if name in self._tasks:
+            raise ArgumentError(f"{argument} must be new, and there is a task {name!r} already")
+        self._tasks[name] = LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, rng=self._rng)
 
     def remove_task(self, task_name: str) -> bool:
         """Remove a task and its branch; where it was the current one, the first that remains is current.

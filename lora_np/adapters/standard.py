@@ -1,5 +1,7 @@
 """LoRA as its authors wrote it: one branch at one rank."""
 
+from __future__ import annotations
+
 from typing import Any, final
 
 from .._typing import RNG

@@ -1,5 +1,7 @@
 """VeRA: frozen random factors, shared by many layers, and two trained vectors that scale them."""
 
+from __future__ import annotations
+
 from typing import Any, final
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Whole layers in one npz file."""
 
+from __future__ import annotations
+
 import os
 from typing import Any, BinaryIO
 

@@ -1,5 +1,7 @@
 """An activation as a layer of its own."""
 
+from __future__ import annotations
+
 from typing import Any, final
 
 import numpy as np

@@ -1,5 +1,7 @@
 """`Layer`: a pure pair `apply` / `vjp`, and the only code that remembers anything."""
 
+from __future__ import annotations
+
 import copy
 import itertools
 import os
@@ -120,7 +122,7 @@ class Layer(ABC):
     def estimate_flops(self) -> int:
         """Floating-point operations of one row's forward pass, a multiply-add counting as two."""
 
-    def children(self) -> Mapping[str, "Layer"]:
+    def children(self) -> Mapping[str, Layer]:
         """The layers inside this one, by name."""
         return {}
 
@@ -379,7 +381,7 @@ class Layer(ABC):
 
     # ---------------------------------------------------------------- parameters: named arrays, and the flat view
 
-    def walk(self, prefix: str = "") -> dict[str, "Layer"]:
+    def walk(self, prefix: str = "") -> dict[str, Layer]:
         """The layer and all layers inside it, by dotted path; its own path is the empty string."""
         layers = {prefix: self}
         for name, child in self.children().items():

@@ -1,5 +1,7 @@
 """Affine layers with an activation, in both layouts of the weight."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from typing import Any, Self, final
 
@@ -119,7 +121,7 @@ class AffineLayer(Layer):
         twin.set_parameter("weight", self.in_layout(matrix))
         return twin
 
-    def split_activation(self) -> "tuple[Self, ActivationLayer]":
+    def split_activation(self) -> tuple[Self, ActivationLayer]:
         """The same map as two layers: a linear one that shares this one's arrays, and the activation."""
         linear = self.from_config(self.config() | {"activation": identity, "initializer": zeros})
         linear.weight, linear.bias = self.weight, self.bias

@@ -1,5 +1,7 @@
 """Descriptions of a layer: what `repr`, `get_diagnostics` and `estimate_activation_memory` say."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ if TYPE_CHECKING:
     from .base import Layer
 
 
-def describe(layer: "Layer") -> dict[str, str]:
+def describe(layer: Layer) -> dict[str, str]:
     """The documented diagnostics: strings by dotted name."""
     return {
         "layer.type": type(layer).__name__,
@@ -24,7 +26,7 @@ def describe(layer: "Layer") -> dict[str, str]:
     } | layer.details()
 
 
-def summary(layer: "Layer") -> str:
+def summary(layer: Layer) -> str:
     """One line for a layer: type, sizes, what sets it apart, parameters; a further line for each child of a stack."""
     trainable = layer.parameter_count
     total = sum(array.size for array in layer.named_parameters(frozen=True).values())
@@ -34,12 +36,12 @@ def summary(layer: "Layer") -> str:
     return f"{type(layer).__name__}({', '.join([*words, size])})"
 
 
-def activation_memory(layer: "Layer") -> int:
+def activation_memory(layer: Layer) -> int:
     """Bytes that one more row makes `apply` keep: the input, the cache and the output, each array once."""
     return _kept_bytes(layer, rows=2) - _kept_bytes(layer, rows=1)
 
 
-def _kept_bytes(layer: "Layer", rows: int) -> int:
+def _kept_bytes(layer: Layer, rows: int) -> int:
     x = np.zeros((rows, layer.input_size), layer.dtype)
     arrays: dict[int, int] = {}
     _collect((x, layer.apply(x)), arrays)

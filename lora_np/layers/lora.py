@@ -1,5 +1,7 @@
 """The low-rank branch of every adapter: two thin factors whose product is added to a layer's weight."""
 
+from __future__ import annotations
+
 import math
 from abc import abstractmethod
 from typing import Any, final

@@ -1,5 +1,7 @@
 """Layers one after the other."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final

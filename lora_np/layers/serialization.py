@@ -1,5 +1,7 @@
 """What a file says of a layer besides its arrays: the structure as nested configs, and the settings."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from .base import Layer
 
 
-def header(layer: "Layer") -> dict[str, Any]:
+def header(layer: Layer) -> dict[str, Any]:
     """The JSON header of a saved layer."""
     settings = {
         path: {name: getattr(inner, name) for name in inner.settings}
@@ -35,7 +37,7 @@ def encode(value: Any) -> Any:
     return value
 
 
-def check_structure(layer: "Layer", header: Mapping[str, Any]) -> None:
+def check_structure(layer: Layer, header: Mapping[str, Any]) -> None:
     """Refuse a file that holds another structure than this layer's."""
     difference = _difference("", header.get("layer"), encode(layer))
     if difference:
@@ -55,7 +57,7 @@ def _difference(path: str, theirs: Any, ours: Any) -> str | None:
     return None if theirs == ours else f"{path or 'layer'} is {theirs!r} in the file and {ours!r} here"
 
 
-def restore(layer: "Layer", header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+def restore(layer: Layer, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
     """Write a file's arrays and settings into a layer of its structure: all of them or none."""
     layers = layer.walk()
     settings = header.get("settings")
@@ -75,7 +77,7 @@ def restore(layer: "Layer", header: Mapping[str, Any], arrays: Mapping[str, Arra
     layer.reset_state()
 
 
-def _set(layers: Mapping[str, "Layer"], settings: Mapping[str, Mapping[str, Any]]) -> None:
+def _set(layers: Mapping[str, Layer], settings: Mapping[str, Mapping[str, Any]]) -> None:
     for path, values in settings.items():
         for name, value in values.items():
             setattr(layers[path], name, value)

@@ -1,5 +1,7 @@
 """Loading weights by name: a plan that is made, and judged, before anything is written."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
