@@ -7,16 +7,16 @@ merge are written here, once.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 from .._typing import Array, Cache, Gradients, Parts, Rows, Tasks
 from .._validation import not_none
 from ..activations import identity
-from ..errors import ArgumentError, InvalidOperationError
+from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
 from ..layers.base import Layer, prefixed
 from ..layers.dense import AffineLayer
-from ..layers.lora import LowRankLayer
+from ..layers.lora import LoRALayer, LowRankLayer
 
 ALL_ROWS: Rows = ...
 
@@ -93,6 +93,30 @@ class LoRAAdapterBase(Layer):
                 "linear, activation = base_layer.split_activation()"
             )
         return base
+
+    def with_branches(self, change: Callable[[LoRALayer], LoRALayer]) -> Self:
+        """A copy in which each low-rank branch is what `change` makes of it; the base layer is shared.
+
+        Parameters
+        ----------
+        change : callable
+            Takes a LoRALayer and returns one of the same sizes, of any rank.
+
+        Raises
+        ------
+        NotSupportedError
+            The branches are not of the kind A B.
+        """
+        raise NotSupportedError(
+            f"{self.layer_name}: the branch of a {type(self).__name__} is not a pair of trained factors"
+        )
+
+    def changed(self, branch: LoRALayer, change: Callable[[LoRALayer], LoRALayer]) -> LoRALayer:
+        """What `change` makes of a branch, after a check that it fits."""
+        new = change(branch)
+        if (new.input_size, new.output_size, new.dtype) != (self.input_size, self.output_size, self.dtype):
+            raise ArgumentError(f"change must keep sizes and dtype of {branch!r}, got {new!r}")
+        return new
 
     def children(self) -> Mapping[str, Layer]:
         """The base layer and the branch."""

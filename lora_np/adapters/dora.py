@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+import copy
+from collections.abc import Callable
+from typing import Any, Self, final
 
 import numpy as np
 
@@ -123,6 +125,12 @@ class DoRAAdapter(LoRAAdapterBase):
     def details(self) -> dict[str, str]:
         """The branch's details, and whether gradients go through the norm."""
         return super().details() | {"dora.norm_gradient": str(self.norm_gradient)}
+
+    def with_branches(self, change: Callable[[LoRALayer], LoRALayer]) -> Self:
+        """A copy in which the branch is what `change` makes of it; the base layer is shared."""
+        twin = copy.copy(self)
+        twin._lora = self.changed(self._lora, change)
+        return twin
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
 import numpy as np
 
@@ -270,6 +270,24 @@ class DyLoRAAdapter(AdditiveAdapter):
             "dylora.current_deployment_rank": str(self._deployment_rank),
             "dylora.mode": self.mode,
         }
+
+    def with_branches(self, change: Callable[[LoRALayer], LoRALayer]) -> Self:
+        """A copy in which the branch is what `change` makes of it; the base layer is shared.
+
+        A lower rank takes the place of the active ranks above it; a higher one leaves them as they are.
+        """
+        branch = self.changed(self._lora, change)
+        kept = [rank for rank in self._active_ranks if rank <= branch.rank]
+        lost = self._active_ranks[len(kept) :]
+        ranks = kept + [branch.rank] * (bool(lost) and branch.rank not in kept)
+        weights = list(self.rank_distribution[: len(kept)]) + [0.0] * (len(ranks) - len(kept))
+        weights[-1] += sum(self.rank_distribution[len(kept) :])
+        twin = type(self).from_config(
+            self.config() | {"max_rank": branch.rank, "active_ranks": ranks, "rank_distribution": weights}
+        )
+        twin._lora = branch
+        twin.current_deployment_rank = min(self._deployment_rank, ranks[-1])
+        return twin
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""

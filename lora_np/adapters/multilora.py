@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Self, final
 
@@ -224,6 +225,12 @@ class MultiLoRAAdapter(AdditiveAdapter):
             "multilora.current_task": self._current_task,
             "multilora.tasks": ", ".join(shown),
         }
+
+    def with_branches(self, change: Callable[[LoRALayer], LoRALayer]) -> Self:
+        """A copy in which each task's branch is what `change` makes of it; the base layer is shared."""
+        twin = copy.copy(self)
+        twin._tasks = {name: self.changed(branch, change) for name, branch in self._tasks.items()}
+        return twin
 
     def config(self) -> dict[str, Any]:
         """The base, and each task's rank and alpha."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+import copy
+from collections.abc import Callable
+from typing import Any, Self, final
 
 from .._typing import RNG
 from ..layers.base import Layer
@@ -57,6 +59,12 @@ class StandardLoRAAdapter(AdditiveAdapter):
     def select(self, *, training: bool) -> Selection:
         """The branch, whole."""
         return Selection("lora", self._lora)
+
+    def with_branches(self, change: Callable[[LoRALayer], LoRALayer]) -> Self:
+        """A copy in which the branch is what `change` makes of it; the base layer is shared."""
+        twin = copy.copy(self)
+        twin._lora = self.changed(self._lora, change)
+        return twin
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 
 from .._typing import RNG, Array, Cache, Gradients, Parts
-from .._validation import array_shape, generator, one_of, positive_int, rank_within, resolved_alpha
+from .._validation import (
+    array_shape,
+    float_dtype,
+    generator,
+    one_of,
+    positive_int,
+    rank_within,
+    real_array,
+    resolved_alpha,
+)
+from ..errors import ArgumentError
 from ..initializers import normal
 from ..kernels import sum_outer
 from .base import Layer
@@ -188,6 +198,32 @@ class LoRALayer(LowRankLayer):
         dB = s * (A.T @ dW)  # (r, in) @ (in, out) -> (r, out)
         return {"matrix_a": dA, "matrix_b": dB}
 
+    @classmethod
+    def from_factors(cls, matrix_a: Any, matrix_b: Any, alpha: float = -1.0, *, scaling: str = "max") -> Self:
+        """A layer with given factors; its rank may be above min(input_size, output_size), as it may be in files of others.
+
+        Parameters
+        ----------
+        matrix_a : array, shape (input_size, rank)
+        matrix_b : array, shape (rank, output_size)
+            Both are copied. The layer is float32 where both are, and float64 otherwise.
+        alpha, scaling
+            As in the constructor.
+
+        Raises
+        ------
+        ArgumentError
+            Shapes that do not fit, or not real numbers.
+        """
+        A, B = real_array("matrix_a", matrix_a), real_array("matrix_b", matrix_b)
+        if A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[0]:
+            raise ArgumentError(f"matrix_a and matrix_b must be (in, r) and (r, out), got {A.shape} and {B.shape}")
+        dtype = np.float32 if A.dtype == B.dtype == np.float32 else np.float64
+        layer = cls.__new__(cls)
+        LowRankLayer.__init__(layer, A.shape[0], B.shape[1], A.shape[1], alpha, scaling, dtype)
+        layer.matrix_a, layer.matrix_b = np.array(A, dtype, order="C"), np.array(B, dtype, order="C")
+        return layer
+
     def get_matrix_a(self) -> Array:
         """A copy of A, shape (input_size, rank)."""
         return self.matrix_a.copy()
@@ -203,3 +239,10 @@ class LoRALayer(LowRankLayer):
     def config(self) -> dict[str, Any]:
         """Sizes, rank, alpha, dtype and scaling rule."""
         return super().config() | {"scaling": self.scaling_rule}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A new layer of this structure, with zero factors."""
+        dtype, rank = float_dtype(config["dtype"]), positive_int("rank", config["rank"])
+        A, B = np.zeros((config["input_size"], rank), dtype), np.zeros((rank, config["output_size"]), dtype)
+        return cls.from_factors(A, B, config["alpha"], scaling=config["scaling"])

@@ -1,0 +1,117 @@
+"""Adapters without their base: the low-rank layers of a file or of a model, by the path of the layer that each adapts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from ._typing import Array
+from .adapters.base import LoRAAdapterBase
+from .adapters.dora import DoRAAdapter
+from .adapters.dylora import DyLoRAAdapter
+from .adapters.multilora import MultiLoRAAdapter
+from .errors import ArgumentError, NotSupportedError
+from .layers.base import Layer
+from .layers.lora import LoRALayer
+
+
+@final
+@dataclass(frozen=True)
+class AdapterWeights:
+    """Low-rank layers by the path of the layer that each adapts.
+
+    Parameters
+    ----------
+    layers : mapping of LoRALayer by path
+    magnitudes : mapping of arrays by path, optional
+        The magnitude m, (output_size,), where a layer is adapted by DoRA.
+    nested : mapping of dicts by path, optional
+        The settings of a DyLoRAAdapter whose layer it is: active ranks, mode, scaling and deployment rank.
+    config : mapping, optional
+        The configuration of the file that they come from, as it stands there.
+    """
+
+    layers: Mapping[str, LoRALayer]
+    magnitudes: Mapping[str, Array] = field(default_factory=dict)
+    nested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for kind in ("magnitudes", "nested"):
+            unknown = [path for path in getattr(self, kind) if path not in self.layers]
+            if unknown:
+                raise ArgumentError(f"{kind} must belong to layers, got {unknown[0]!r}")
+
+    def delta(self, path: str) -> Array:
+        """What the layer adds to its base's weight, (input_size, output_size), scaling included; not for DoRA."""
+        if path in self.magnitudes:
+            raise NotSupportedError(f"{path!r} is adapted by DoRA, which does not add a matrix to the weight")
+        return self.layers[path].merge_weights()
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of parameters."""
+        return sum(layer.parameter_count for layer in self.layers.values()) + sum(
+            magnitude.size for magnitude in self.magnitudes.values()
+        )
+
+
+def extract(model: Layer, *, task: str | None = None, rank: int | None = None) -> AdapterWeights:
+    """The low-rank layers of a model's adapters; the arrays are copies.
+
+    Parameters
+    ----------
+    model : Layer
+        A model with adapters, or one adapter, whose path is then ``""``.
+    task : str, optional
+        The task of each MultiLoRAAdapter; its current one if left out.
+    rank : int, optional
+        An active rank at which to take each DyLoRAAdapter, as a plain adapter; whole, with its settings, if left out.
+
+    Raises
+    ------
+    ArgumentError
+        There is no adapter, or no such task or active rank.
+    NotSupportedError
+        An adapter is not made of two trained factors.
+    """
+    layers: dict[str, LoRALayer] = {}
+    magnitudes: dict[str, Array] = {}
+    nested: dict[str, Mapping[str, Any]] = {}
+    for path, adapter in model.walk().items():
+        if not isinstance(adapter, LoRAAdapterBase):
+            continue
+        layer = adapter.get_task_adapter(task) if isinstance(adapter, MultiLoRAAdapter) and task else adapter.lora_layer
+        if not isinstance(layer, LoRALayer):
+            raise NotSupportedError(f"{path!r}: the branch of a {type(adapter).__name__} is not a pair of trained factors")
+        if isinstance(adapter, DyLoRAAdapter):
+            if rank is None:
+                nested[path] = _nested(adapter)
+            else:
+                layer = at_rank(adapter, rank)
+        if isinstance(adapter, DoRAAdapter):
+            magnitudes[path] = adapter.magnitude.copy()
+        layers[path] = layer.clone()
+    if not layers:
+        raise ArgumentError(f"model must have an adapter, and {model.layer_name} has none")
+    return AdapterWeights(layers, magnitudes, nested)
+
+
+def at_rank(adapter: DyLoRAAdapter, rank: int) -> LoRALayer:
+    """A DyLoRA branch at one of its active ranks as a plain layer, ``alpha = scaling_at(rank) · rank``."""
+    if rank not in adapter.active_ranks:
+        raise ArgumentError(f"rank must be one of the active ranks {adapter.active_ranks}, got {rank!r}")
+    lora = adapter.lora_layer
+    A, B = lora.matrix_a[:, :rank], lora.matrix_b[:rank]
+    return LoRALayer.from_factors(A, B, lora.scaling_at(rank) * rank)
+
+
+def _nested(adapter: DyLoRAAdapter) -> dict[str, Any]:
+    return {
+        "active_ranks": list(adapter.active_ranks),
+        "mode": adapter.mode,
+        "scaling": adapter.lora_layer.scaling_rule,
+        "rank_distribution": list(adapter.rank_distribution),
+        "current_deployment_rank": adapter.current_deployment_rank,
+    }
