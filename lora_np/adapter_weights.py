@@ -27,7 +27,8 @@ class AdapterWeights:
     magnitudes : mapping of arrays by path, optional
         The magnitude m, (output_size,), where a layer is adapted by DoRA.
     nested : mapping of dicts by path, optional
-        The settings of a DyLoRAAdapter whose layer it is: active ranks, mode, scaling and deployment rank.
+        The settings of a DyLoRAAdapter whose layer it is: active ranks, alpha, mode, scaling, rank distribution and
+        deployment rank.
     config : mapping, optional
         The configuration of the file that they come from, as it stands there.
     """
@@ -110,6 +111,7 @@ def at_rank(adapter: DyLoRAAdapter, rank: int) -> LoRALayer:
 def _nested(adapter: DyLoRAAdapter) -> dict[str, Any]:
     return {
         "active_ranks": list(adapter.active_ranks),
+        "alpha": adapter.alpha,
         "mode": adapter.mode,
         "scaling": adapter.lora_layer.scaling_rule,
         "rank_distribution": list(adapter.rank_distribution),

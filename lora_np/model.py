@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -70,7 +70,34 @@ def apply_lora(
     chosen -= set() if exclude is None else _matching("exclude", exclude, dense)
     if not chosen:
         raise ArgumentError(f"targets must leave something to adapt among the dense layers {dense}, got {targets!r}")
-    adapted = {path: _adapted(path, layer, factory) for path, layer in model.walk().items() if path in chosen}
+    return apply_adapters(model, dict.fromkeys(chosen, factory))
+
+
+def apply_adapters(model: Layer, factories: Mapping[str, Callable[[AffineLayer], LoRAAdapterBase]]) -> Layer:
+    """As `apply_lora`, with a factory of its own for each layer.
+
+    Parameters
+    ----------
+    model : Layer
+        As in `apply_lora`.
+    factories : mapping of callables by dotted path
+        The path of a single dense layer is ``""``.
+
+    Returns
+    -------
+    Layer
+        As from `apply_lora`.
+
+    Raises
+    ------
+    ArgumentError
+        There is no dense layer of this path; or a factory returned no adapter.
+    """
+    dense = list(_dense_paths(model))
+    unknown = [path for path in factories if path not in dense]
+    if unknown or not factories:
+        raise ArgumentError(f"factories must be for dense layers of the model, which are {dense}; got {list(factories)}")
+    adapted = {path: _adapted(path, layer, factories[path]) for path, layer in model.walk().items() if path in factories}
     if isinstance(model, Sequential):
         return _rebuilt(model, "", adapted)
     adapter, *activation = adapted[""]

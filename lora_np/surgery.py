@@ -5,8 +5,8 @@ Every function takes a `LoRALayer`, an adapter, or `AdapterWeights`, and gives a
 Notes
 -----
 With thin QR factorisations ``A = Q_a R_a`` and ``Bᵀ = Q_b R_b``, the update is ``s A B = Q_a (s R_a R_bᵀ) Q_bᵀ``. Its
-singular values are those of the small core ``s R_a R_bᵀ = U Σ Vᵀ``, and its singular vectors are ``Q_a U`` and ``Q_b V``: the
-cost is O((in + out) r²), where the singular value decomposition of the dense update would take O(in · out · min(in, out)).
+singular values are those of the small core ``s R_a R_bᵀ = U Σ Vᵀ``, and its singular vectors are ``Q_a U`` and ``Q_b V``:
+the cost is O((in + out) r²), where the decomposition of the dense update would take O(in · out · min(in, out)).
 """
 
 from __future__ import annotations

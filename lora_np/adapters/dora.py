@@ -133,15 +133,19 @@ class DoRAAdapter(LoRAAdapterBase):
         return twin
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """The base, the branch, and the two choices."""
         return {
             "base_layer": self.base_layer,
-            "rank": self.rank,
-            "alpha": self.alpha,
+            "lora_layer": self._lora,
             "freeze_base_layer": self.is_base_layer_frozen,
             "norm_gradient": self.norm_gradient,
-            "scaling": self._lora.scaling_rule,
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A new adapter with this base and branch."""
+        choices = {name: config[name] for name in ("freeze_base_layer", "norm_gradient")}
+        return cls(config["base_layer"], 1, **choices).with_branches(lambda _: config["lora_layer"])
 
 
 def _column_norms(V: Array) -> Array:

@@ -165,6 +165,16 @@ class MultiLoRAAdapter(AdditiveAdapter):
             raise ArgumentError(f"{argument} must be new, and there is a task {name!r} already")
         self._tasks[name] = LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, rng=self._rng)
 
+    def replace_task(self, task_name: str, branch: LoRALayer) -> None:
+        """Put another branch of the same sizes and dtype, of any rank, in the place of a task's.
+
+        Raises
+        ------
+        ArgumentError
+            There is no such task, or the branch does not fit; nothing is changed.
+        """
+        self._tasks[task_name] = self.changed(self.get_task_adapter(task_name), lambda _: branch)
+
     def remove_task(self, task_name: str) -> bool:
         """Remove a task and its branch; where it was the current one, the first that remains is current.
 
@@ -233,18 +243,20 @@ class MultiLoRAAdapter(AdditiveAdapter):
         return twin
 
     def config(self) -> dict[str, Any]:
-        """The base, and each task's rank and alpha."""
+        """The base, each task's branch, and whether the base is frozen."""
         return {
             "base_layer": self.base_layer,
-            "tasks": [[name, branch.rank, branch.alpha] for name, branch in self._tasks.items()],
+            "tasks": [[name, branch] for name, branch in self._tasks.items()],
             "freeze_base_layer": self.is_base_layer_frozen,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """A new adapter with these tasks."""
-        (name, rank, alpha), *others = config["tasks"]
-        adapter = cls(config["base_layer"], name, rank, alpha, config["freeze_base_layer"])
-        for name, rank, alpha in others:
-            adapter.add_task(name, rank, alpha)
+        tasks = dict(config["tasks"])
+        adapter = cls(config["base_layer"], next(iter(tasks)), 1, freeze_base_layer=config["freeze_base_layer"])
+        for name, branch in tasks.items():
+            if name not in adapter:
+                adapter.add_task(name, 1)
+            adapter.replace_task(name, branch)
         return adapter

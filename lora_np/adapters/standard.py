@@ -67,11 +67,15 @@ class StandardLoRAAdapter(AdditiveAdapter):
         return twin
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """The base, the branch, and whether the base is frozen."""
         return {
             "base_layer": self.base_layer,
-            "rank": self.rank,
-            "alpha": self.alpha,
+            "lora_layer": self._lora,
             "freeze_base_layer": self.is_base_layer_frozen,
-            "scaling": self._lora.scaling_rule,
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A new adapter with this base and branch."""
+        adapter = cls(config["base_layer"], 1, freeze_base_layer=config["freeze_base_layer"])
+        return adapter.with_branches(lambda _: config["lora_layer"])

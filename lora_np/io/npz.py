@@ -47,7 +47,7 @@ def load_layer(file: str | os.PathLike[str] | BinaryIO) -> Layer:
     header, arrays = _archive.read(file)
     try:
         layer = _decode(header.get("layer"), _known_classes())
-    except (ArgumentError, TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
+    except (ArgumentError, TypeError, KeyError, ValueError, AttributeError, RecursionError, StopIteration) as error:
         raise FormatError(f"the file's description of the layer is damaged: {error}") from error
     if not isinstance(layer, Layer):
         raise FormatError("the file does not describe a layer")

@@ -96,7 +96,8 @@ class SafetensorsFile(Mapping[str, Array]):
             raise
 
     def __getitem__(self, name: str) -> Array:
-        return decoded(self.raw(name), self._infos[name])
+        info = self._infos[name]
+        return decoded(self.raw(name), info.dtype).reshape(info.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._infos)
@@ -111,15 +112,25 @@ class SafetensorsFile(Mapping[str, Array]):
         """The dtype and shape of a tensor, without reading it."""
         return self._infos[name]
 
-    def raw(self, name: str) -> Array:
-        """The stored bytes of a tensor, as a flat array of its storage dtype that shares memory with the file."""
-        info, begin = self._infos[name], self._offsets[name]
-        if not info.nbytes:
-            return np.empty(0, DTYPES[info.dtype])
-        # One mapping for each tensor: when its array goes, so do its pages.
-        start = begin - begin % mmap.ALLOCATIONGRANULARITY
-        pages = mmap.mmap(self._file.fileno(), begin + info.nbytes - start, offset=start, access=mmap.ACCESS_READ)
-        return np.frombuffer(pages, DTYPES[info.dtype], info.size, begin - start)
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """The stored elements of a tensor, or those from `start` to `stop` in row-major order.
+
+        Returns
+        -------
+        array, flat, of the storage dtype (`DTYPES`)
+            It shares memory with the file.
+        """
+        info = self._infos[name]
+        dtype = DTYPES[info.dtype]
+        start, stop, _ = slice(start, stop).indices(info.size)
+        if stop <= start:
+            return np.empty(0, dtype)
+        begin = self._offsets[name] + start * dtype.itemsize
+        # One mapping for each piece: when its array goes, so do its pages.
+        page = begin - begin % mmap.ALLOCATIONGRANULARITY
+        length = begin - page + (stop - start) * dtype.itemsize
+        pages = mmap.mmap(self._file.fileno(), length, offset=page, access=mmap.ACCESS_READ)
+        return np.frombuffer(pages, dtype, stop - start, begin - page)
 
     def close(self) -> None:
         """Close the file."""
@@ -133,7 +144,7 @@ class SafetensorsFile(Mapping[str, Array]):
 
 
 def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """All tensors of a file, in memory of their own; see `SafetensorsFile` for large ones."""
+    """All tensors of a file, in memory of their own; see `SafetensorsFile` for large ones, and for the metadata."""
     with SafetensorsFile(path) as file:
         return {name: np.array(array) for name, array in file.items()}
 
@@ -251,13 +262,11 @@ def dtype_name(dtype: np.dtype[Any], name: str = "array") -> str:
     raise ArgumentError(f"dtype of {name!r} must be one that safetensors has, got {dtype}")
 
 
-def decoded(raw: Array, info: TensorInfo) -> Array:
-    """The values of stored bytes, in their shape."""
-    if info.dtype == "BF16":
-        raw = (raw.astype("<u4") << 16).view("<f4")
-    elif info.dtype == "BOOL":
-        raw = raw != 0
-    return raw.reshape(info.shape)
+def decoded(raw: Array, dtype: str) -> Array:
+    """The values of stored elements."""
+    if dtype == "BF16":
+        return (raw.astype("<u4") << 16).view("<f4")
+    return raw != 0 if dtype == "BOOL" else raw
 
 
 def encoded(values: Array, dtype: str) -> Array:

@@ -1,0 +1,378 @@
+"""LoRA adapters in the folders of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors.
+
+PEFT stores lora_A as (r, in) and lora_B as (out, r), both transposes of A and B here. It only warns, and then adds nothing,
+where a factor is missing or a key is unknown; the functions here raise an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .._archive import atomic_file
+from .._typing import Array
+from .._validation import positive_int
+from ..adapter_weights import AdapterWeights, extract
+from ..adapters.base import LoRAAdapterBase
+from ..adapters.dora import DoRAAdapter
+from ..adapters.dylora import DyLoRAAdapter
+from ..adapters.multilora import MultiLoRAAdapter
+from ..adapters.standard import StandardLoRAAdapter
+from ..errors import ArgumentError, FormatError, NotSupportedError
+from ..layers.base import Layer
+from ..layers.dense import AffineLayer
+from ..layers.lora import LoRALayer
+from ..model import apply_adapters, has_multi_lora_adapters
+from .safetensors import SafetensorsFile, save_safetensors
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+KEY = re.compile(r"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
+OTHER_FUNCTIONS = ("lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication")
+DEFAULT = 8  # PEFT's own, of r and of lora_alpha
+
+Path = str | os.PathLike[str]
+
+
+def peft_adapters(folder: Path) -> dict[str, str]:
+    """The adapters of a PEFT folder, by name: the one in the folder itself is "default", others have a subfolder each.
+
+    Raises
+    ------
+    FormatError
+        There is none.
+    """
+    root = os.fspath(folder)
+    inner = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if os.path.isdir(root) else []
+    places = {"default": root} | {name: os.path.join(root, name) for name in inner}
+    found = {name: place for name, place in places.items() if os.path.isfile(os.path.join(place, CONFIG))}
+    if not found:
+        raise FormatError(f"{root}: there is no {CONFIG} in it, nor in a folder inside it")
+    return found
+
+
+def load_peft(folder: Path, *, strict: bool = True) -> AdapterWeights:
+    """The low-rank layers of one PEFT adapter.
+
+    Parameters
+    ----------
+    folder : path
+        With adapter_config.json and adapter_model.safetensors directly in it.
+    strict : bool, default True
+        Whether a key that is no LoRA factor, or that the configuration does not target, is an error; otherwise it is left
+        out. A missing factor or a wrong shape always is one.
+
+    Returns
+    -------
+    AdapterWeights
+        In float64 where the file has it, in float32 otherwise. A whole DyLoRAAdapter that `save_peft` wrote has its
+        settings in `nested`.
+
+    Raises
+    ------
+    FormatError
+        The folder is not a LoRA adapter of PEFT, or breaks a rule; the message names the file and the key.
+    NotSupportedError
+        The weights are a pickle (adapter_model.bin), or factors of something else than a matrix.
+    """
+    root = os.fspath(folder)
+    places = peft_adapters(root)
+    if "default" not in places or places["default"] != root:
+        raise FormatError(f"{root}: it holds the adapters {', '.join(places)} in folders of their own; give one of these")
+    config = _config(os.path.join(root, CONFIG))
+    file = os.path.join(root, WEIGHTS)
+    if not os.path.isfile(file):
+        if os.path.isfile(os.path.join(root, "adapter_model.bin")):
+            raise NotSupportedError(f"{root}: adapter_model.bin is a pickle, which can run any code, so it is not read")
+        raise FormatError(f"{root}: there is no {WEIGHTS} in it")
+    with SafetensorsFile(file) as tensors:
+        parts = _parts(tensors, file, strict)
+        nested = _nested(tensors.metadata, file)
+    layers, magnitudes = {}, {}
+    for path, factors in parts.items():
+        where = f"{file}: {PREFIX}{path}"
+        if strict and not _targeted(path, config["target_modules"]):
+            raise FormatError(f"{where}: target_modules of {CONFIG} does not name it")
+        layers[path] = _layer(factors, path, config, nested.get(path), where)
+        if "lora_magnitude_vector" in factors:
+            magnitudes[path] = factors["lora_magnitude_vector"]
+            if magnitudes[path].shape != (layers[path].output_size,):
+                raise FormatError(f"{where}.lora_magnitude_vector must have shape ({layers[path].output_size},)")
+        if bool(config.get("use_dora")) != (path in magnitudes):
+            raise FormatError(f"{where}.lora_magnitude_vector must be there if and only if use_dora is true")
+    kept = {path: settings for path, settings in nested.items() if path in layers}
+    return AdapterWeights(layers, magnitudes, kept, config)
+
+
+def save_peft(
+    folder: Path,
+    adapters: AdapterWeights | Layer,
+    *,
+    rank: int | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Write adapters as a PEFT folder.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it is not there. A model with MultiLoRA adapters gets a folder inside it for each task.
+    adapters : AdapterWeights, or a model with adapters
+    rank : int, optional
+        The active rank at which to write DyLoRA adapters, as plain LoRA. If left out they are written whole, with their
+        ranks in the metadata of the file, from which `load_peft` and `apply_peft` restore them; PEFT itself uses them at
+        max_rank.
+    config : mapping, optional
+        More entries for adapter_config.json, such as base_model_name_or_path, task_type and fan_in_fan_out.
+
+    Raises
+    ------
+    ArgumentError
+        A task's name cannot be the name of a folder, or there is nothing to write; nothing is written.
+    NotSupportedError
+        An adapter that PEFT's LoRA does not have.
+    """
+    extra = {} if config is None else dict(config)
+    if isinstance(adapters, Layer) and has_multi_lora_adapters(adapters):
+        tasks = _tasks(adapters)
+        sets = {task: extract(adapters, task=task, rank=rank) for task in tasks}
+        for task, weights in sets.items():
+            _write(os.path.join(folder, task), weights, extra)
+        return
+    _write(os.fspath(folder), extract(adapters, rank=rank) if isinstance(adapters, Layer) else adapters, extra)
+
+
+def apply_peft(model: Layer, folder: Path, *, strict: bool = True) -> Layer:
+    """A model with the adapters of a PEFT folder on its dense layers; the model itself is left as it is.
+
+    Parameters
+    ----------
+    model : Layer
+        Its dense layers are found by the dotted paths that the adapter names.
+    folder : path
+        One adapter gives StandardLoRAAdapter, DoRAAdapter or DyLoRAAdapter layers. Named adapters in folders inside it
+        become the tasks of MultiLoRAAdapter layers, the first by name being the current one; a task that a layer does not
+        have adds nothing there.
+    strict : bool, default True
+        As in `load_peft`.
+
+    Raises
+    ------
+    FormatError
+        As in `load_peft`; or a path or a shape does not fit the model.
+    """
+    places = peft_adapters(folder)
+    if "default" in places:
+        weights = load_peft(places["default"], strict=strict)
+        factories = {path: _factory(weights, path) for path in weights.layers}
+    else:
+        sets = {name: load_peft(place, strict=strict) for name, place in places.items()}
+        special = [name for name, weights in sets.items() if weights.magnitudes]
+        if special:
+            raise NotSupportedError(f"{os.fspath(folder)}: {special[0]!r} is DoRA, which cannot be a task of MultiLoRA")
+        paths = dict.fromkeys(path for weights in sets.values() for path in weights.layers)
+        factories = {path: _multi_factory(sets, path) for path in paths}
+    try:
+        return apply_adapters(model, factories)
+    except ArgumentError as error:
+        raise FormatError(f"{os.fspath(folder)}: it does not fit the model: {error}") from error
+
+
+def _config(file: str) -> dict[str, Any]:
+    try:
+        with open(file, encoding="utf-8") as text:
+            config = json.load(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{file}: it is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise FormatError(f"{file}: peft_type must be 'LORA', got {kind!r}")
+    if not isinstance(config.get("target_modules"), str | list):
+        raise FormatError(f"{file}: target_modules must be a string or a list of names")
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise FormatError(f"{file}: {name} must map patterns to numbers")
+    for name in OTHER_FUNCTIONS:
+        if config.get(name):
+            raise NotSupportedError(f"{file}: {name} makes it another function than LoRA's, which is not supported")
+    return config
+
+
+def _parts(tensors: Mapping[str, Array], file: str, strict: bool) -> dict[str, dict[str, Array]]:
+    """The factors by path and kind."""
+    parts: dict[str, dict[str, Array]] = {}
+    for key, tensor in tensors.items():
+        match = KEY.fullmatch(key)
+        if match:
+            kept = np.array(tensor, np.float64 if tensor.dtype == np.float64 else np.float32)
+            parts.setdefault(match[1], {})[match[2]] = kept
+        elif strict:
+            raise FormatError(f"{file}: the key {key!r} is no LoRA factor; strict=False leaves such keys out")
+    if not parts:
+        raise FormatError(f"{file}: it holds no LoRA factors")
+    return parts
+
+
+def _layer(
+    factors: Mapping[str, Array], path: str, config: Mapping[str, Any], nested: Mapping[str, Any] | None, where: str
+) -> LoRALayer:
+    for kind in ("lora_A.weight", "lora_B.weight"):
+        if kind not in factors:
+            raise FormatError(f"{where}.{kind} is missing")
+        if factors[kind].ndim != 2:
+            raise NotSupportedError(f"{where}.{kind} must be a matrix, got shape {factors[kind].shape}")
+    A, B = factors["lora_A.weight"].T, factors["lora_B.weight"].T
+    rank = _by_pattern(config.get("rank_pattern"), path, config.get("r", DEFAULT))
+    alpha = _by_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", DEFAULT))
+    try:
+        if positive_int("r", rank) != A.shape[1]:
+            raise FormatError(f"its rank must be {rank}, lora_A has shape {A.T.shape}")
+        if not isinstance(alpha, int | float) or alpha < 0:
+            raise FormatError(f"lora_alpha must be at least 0, got {alpha!r}")
+        if nested is not None:
+            return LoRALayer.from_factors(A, B, nested["alpha"], scaling=nested["scaling"])
+        return LoRALayer.from_factors(A, B, alpha, scaling="rslora" if config.get("use_rslora") else "max")
+    except (ArgumentError, KeyError, TypeError) as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+    """What PEFT takes from rank_pattern and alpha_pattern: the first pattern that the end of the path matches."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default
+
+
+def _targeted(path: str, targets: str | list[str]) -> bool:
+    if isinstance(targets, str):
+        return targets == "all-linear" or re.fullmatch(targets, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in targets)
+
+
+def _nested(metadata: Mapping[str, str], file: str) -> dict[str, dict[str, Any]]:
+    """The settings of whole DyLoRA adapters, from the metadata of a file of ours."""
+    try:
+        nested = json.loads(metadata.get("lora_np", "{}")).get("nested", {})
+        return {path: dict(settings) for path, settings in nested.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{file}: its lora_np metadata is damaged: {error}") from error
+
+
+def _write(folder: str, weights: AdapterWeights, extra: Mapping[str, Any]) -> None:
+    tensors: dict[str, Array] = {}
+    for path, layer in weights.layers.items():
+        if not path:
+            raise ArgumentError("PEFT needs a path for each layer: put the adapter into a Sequential with a name")
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = layer.matrix_a.T
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = layer.matrix_b.T
+        if path in weights.magnitudes:
+            tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = weights.magnitudes[path]
+    config = _written_config(weights) | dict(extra)
+    metadata = {"format": "pt"}
+    if weights.nested:
+        metadata["lora_np"] = json.dumps({"nested": weights.nested}, sort_keys=True)
+    os.makedirs(folder, exist_ok=True)
+    save_safetensors(os.path.join(folder, WEIGHTS), tensors, metadata)
+    with atomic_file(os.path.join(folder, CONFIG)) as file:
+        file.write(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+
+
+def _written_config(weights: AdapterWeights) -> dict[str, Any]:
+    """A configuration that names every layer with its own rank and alpha."""
+    rslora = all(layer.scaling_rule == "rslora" for layer in weights.layers.values())
+    ranks = {path: layer.rank for path, layer in weights.layers.items()}
+    alphas = {
+        path: layer.scaling * (math.sqrt(layer.rank) if rslora else layer.rank) for path, layer in weights.layers.items()
+    }
+    rank, alpha = _commonest(ranks), _commonest(alphas)
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": None,
+        "task_type": None,
+        "inference_mode": True,
+        "target_modules": sorted(weights.layers),
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {f"^{re.escape(path)}": value for path, value in ranks.items() if value != rank},
+        "alpha_pattern": {f"^{re.escape(path)}": value for path, value in alphas.items() if value != alpha},
+        "use_rslora": rslora,
+        "use_dora": bool(weights.magnitudes),
+        "fan_in_fan_out": False,
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+
+
+def _commonest(values: Mapping[str, Any]) -> Any:
+    return Counter(values.values()).most_common(1)[0][0]
+
+
+def _tasks(model: Layer) -> list[str]:
+    """The tasks of a model's MultiLoRA adapters, all of which must have them, as names of folders."""
+    adapters = [layer for layer in model.walk().values() if isinstance(layer, MultiLoRAAdapter)]
+    tasks = list(adapters[0].task_adapters)
+    for task in tasks:
+        if task in (".", "..", "__base__", "default") or re.search(r'[/\\\x00-\x1f:*?"<>|]', task) or task != task.strip():
+            raise ArgumentError(f"the task {task!r} cannot be the name of a folder; rename it")
+    for adapter in adapters:
+        if set(adapter.task_adapters) != set(tasks):
+            raise ArgumentError(f"{adapter.layer_name} must have the tasks {tasks}, it has {list(adapter.task_adapters)}")
+    return tasks
+
+
+def _factory(weights: AdapterWeights, path: str) -> Callable[[AffineLayer], LoRAAdapterBase]:
+    layer, settings = weights.layers[path], weights.nested.get(path)
+
+    def build(linear: AffineLayer) -> LoRAAdapterBase:
+        branch = _fitted(layer, linear, path)
+        adapter: LoRAAdapterBase
+        if settings is not None:
+            given = {name: value for name, value in settings.items() if name != "current_deployment_rank"}
+            adapter = DyLoRAAdapter(linear, branch.rank, **given).with_branches(lambda _: branch)
+            assert isinstance(adapter, DyLoRAAdapter)
+            adapter.current_deployment_rank = settings["current_deployment_rank"]
+        elif path in weights.magnitudes:
+            adapter = DoRAAdapter(linear, 1).with_branches(lambda _: branch)
+            assert isinstance(adapter, DoRAAdapter)
+            adapter.set_parameter("magnitude", weights.magnitudes[path])
+        else:
+            adapter = StandardLoRAAdapter(linear, 1).with_branches(lambda _: branch)
+        return adapter
+
+    return build
+
+
+def _multi_factory(sets: Mapping[str, AdapterWeights], path: str) -> Callable[[AffineLayer], LoRAAdapterBase]:
+    def build(linear: AffineLayer) -> MultiLoRAAdapter:
+        branches = {
+            name: _fitted(weights.layers[path], linear, path) for name, weights in sets.items() if path in weights.layers
+        }
+        first, *others = sets
+        adapter = MultiLoRAAdapter(linear, first, 1)
+        for name in others:
+            adapter.add_task(name, 1)
+        for name, branch in branches.items():
+            adapter.replace_task(name, branch)
+        return adapter
+
+    return build
+
+
+def _fitted(layer: LoRALayer, linear: AffineLayer, path: str) -> LoRALayer:
+    """The layer in the dtype of a base of its sizes."""
+    if (layer.input_size, layer.output_size) != (linear.input_size, linear.output_size):
+        raise ArgumentError(
+            f"{path}: the adapter is {layer.input_size} -> {layer.output_size}, "
+            f"the layer {linear.input_size} -> {linear.output_size}"
+        )
+    A, B = layer.matrix_a.astype(linear.dtype), layer.matrix_b.astype(linear.dtype)
+    return LoRALayer.from_factors(A, B, layer.alpha, scaling=layer.scaling_rule)
