@@ -14,11 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from .._archive import atomic_file
 from .._typing import Array
-from .._validation import positive_int
 from ..adapter_weights import AdapterWeights, extract
 from ..adapters.base import LoRAAdapterBase
 from ..adapters.dora import DoRAAdapter
@@ -30,12 +27,14 @@ from ..layers.base import Layer
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
 from ..model import apply_adapters, has_multi_lora_adapters
-from .safetensors import SafetensorsFile, save_safetensors
+from ._factors import factors_by_path, layer_of, magnitude, matrix
+from .safetensors import save_safetensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-KEY = re.compile(r"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
+MAGNITUDE = "lora_magnitude_vector"
+KEY = re.compile(rf"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|{MAGNITUDE})")
 OTHER_FUNCTIONS = ("lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication")
 DEFAULT = 8  # PEFT's own, of r and of lora_alpha
 
@@ -93,21 +92,18 @@ def load_peft(folder: Path, *, strict: bool = True) -> AdapterWeights:
         if os.path.isfile(os.path.join(root, "adapter_model.bin")):
             raise NotSupportedError(f"{root}: adapter_model.bin is a pickle, which can run any code, so it is not read")
         raise FormatError(f"{root}: there is no {WEIGHTS} in it")
-    with SafetensorsFile(file) as tensors:
-        parts = _parts(tensors, file, strict)
-        nested = _nested(tensors.metadata, file)
+    parts, metadata = factors_by_path(file, KEY, strict)
+    nested = _nested(metadata, file)
     layers, magnitudes = {}, {}
     for path, factors in parts.items():
         where = f"{file}: {PREFIX}{path}"
         if strict and not _targeted(path, config["target_modules"]):
             raise FormatError(f"{where}: target_modules of {CONFIG} does not name it")
         layers[path] = _layer(factors, path, config, nested.get(path), where)
-        if "lora_magnitude_vector" in factors:
-            magnitudes[path] = factors["lora_magnitude_vector"]
-            if magnitudes[path].shape != (layers[path].output_size,):
-                raise FormatError(f"{where}.lora_magnitude_vector must have shape ({layers[path].output_size},)")
-        if bool(config.get("use_dora")) != (path in magnitudes):
-            raise FormatError(f"{where}.lora_magnitude_vector must be there if and only if use_dora is true")
+        if bool(config.get("use_dora")) != (MAGNITUDE in factors):
+            raise FormatError(f"{where}.{MAGNITUDE} must be there if and only if use_dora is true")
+        if MAGNITUDE in factors:
+            magnitudes[path] = magnitude(factors, MAGNITUDE, layers[path], where)
     kept = {path: settings for path, settings in nested.items() if path in layers}
     return AdapterWeights(layers, magnitudes, kept, config)
 
@@ -206,42 +202,17 @@ def _config(file: str) -> dict[str, Any]:
     return config
 
 
-def _parts(tensors: Mapping[str, Array], file: str, strict: bool) -> dict[str, dict[str, Array]]:
-    """The factors by path and kind."""
-    parts: dict[str, dict[str, Array]] = {}
-    for key, tensor in tensors.items():
-        match = KEY.fullmatch(key)
-        if match:
-            kept = np.array(tensor, np.float64 if tensor.dtype == np.float64 else np.float32)
-            parts.setdefault(match[1], {})[match[2]] = kept
-        elif strict:
-            raise FormatError(f"{file}: the key {key!r} is no LoRA factor; strict=False leaves such keys out")
-    if not parts:
-        raise FormatError(f"{file}: it holds no LoRA factors")
-    return parts
-
-
 def _layer(
     factors: Mapping[str, Array], path: str, config: Mapping[str, Any], nested: Mapping[str, Any] | None, where: str
 ) -> LoRALayer:
-    for kind in ("lora_A.weight", "lora_B.weight"):
-        if kind not in factors:
-            raise FormatError(f"{where}.{kind} is missing")
-        if factors[kind].ndim != 2:
-            raise NotSupportedError(f"{where}.{kind} must be a matrix, got shape {factors[kind].shape}")
-    A, B = factors["lora_A.weight"].T, factors["lora_B.weight"].T
+    A, B = matrix(factors, "lora_A.weight", where).T, matrix(factors, "lora_B.weight", where).T
     rank = _by_pattern(config.get("rank_pattern"), path, config.get("r", DEFAULT))
+    if rank != A.shape[1]:
+        raise FormatError(f"{where}.lora_A.weight must have the rank {rank!r} of {CONFIG}, got shape {A.T.shape}")
+    if nested is not None:
+        return layer_of(A, B, nested.get("alpha"), where, scaling=nested.get("scaling", "max"))
     alpha = _by_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", DEFAULT))
-    try:
-        if positive_int("r", rank) != A.shape[1]:
-            raise FormatError(f"its rank must be {rank}, lora_A has shape {A.T.shape}")
-        if not isinstance(alpha, int | float) or alpha < 0:
-            raise FormatError(f"lora_alpha must be at least 0, got {alpha!r}")
-        if nested is not None:
-            return LoRALayer.from_factors(A, B, nested["alpha"], scaling=nested["scaling"])
-        return LoRALayer.from_factors(A, B, alpha, scaling="rslora" if config.get("use_rslora") else "max")
-    except (ArgumentError, KeyError, TypeError) as error:
-        raise FormatError(f"{where}: {error}") from error
+    return layer_of(A, B, alpha, where, scaling="rslora" if config.get("use_rslora") else "max")
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
@@ -275,7 +246,7 @@ def _write(folder: str, weights: AdapterWeights, extra: Mapping[str, Any]) -> No
         tensors[f"{PREFIX}{path}.lora_A.weight"] = layer.matrix_a.T
         tensors[f"{PREFIX}{path}.lora_B.weight"] = layer.matrix_b.T
         if path in weights.magnitudes:
-            tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = weights.magnitudes[path]
+            tensors[f"{PREFIX}{path}.{MAGNITUDE}"] = weights.magnitudes[path]
     config = _written_config(weights) | dict(extra)
     metadata = {"format": "pt"}
     if weights.nested:
