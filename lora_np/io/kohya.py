@@ -18,8 +18,8 @@ def load_kohya(file: str | os.PathLike[str], *, strict: bool = True) -> AdapterW
     Parameters
     ----------
     file : path
-        ``<module>.lora_down.weight`` (r, in), ``<module>.lora_up.weight`` (out, r), and ``<module>.alpha``, a scalar, which is
-        the rank where it is missing.
+        ``<module>.lora_down.weight`` (r, in), ``<module>.lora_up.weight`` (out, r), and ``<module>.alpha``, a scalar, which
+        is the rank where it is missing.
     strict : bool, default True
         Whether a key of another form is an error; otherwise it is left out.
 

@@ -196,6 +196,12 @@ def _config(file: str) -> dict[str, Any]:
     for name in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config.get(name) or {}, dict):
             raise FormatError(f"{file}: {name} must map patterns to numbers")
+    patterns = [*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})]
+    try:
+        for pattern in [*patterns, *([config["target_modules"]] if isinstance(config["target_modules"], str) else [])]:
+            re.compile(pattern)
+    except re.error as error:
+        raise FormatError(f"{file}: {pattern!r} is not a regular expression: {error}") from error
     for name in OTHER_FUNCTIONS:
         if config.get(name):
             raise NotSupportedError(f"{file}: {name} makes it another function than LoRA's, which is not supported")

@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Self, TypeAlias, final
 
@@ -105,6 +105,9 @@ class SafetensorsFile(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._infos)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos  # the one of Mapping would read the tensor
+
     def __repr__(self) -> str:
         return f"SafetensorsFile({self.path!r}, {len(self)} tensors)"
 
@@ -175,7 +178,8 @@ def save_safetensors(
     Raises
     ------
     ArgumentError
-        A dtype that the format does not have, or names and metadata that are no strings; nothing is written.
+        A dtype that the format does not have, values that are no real numbers, or names and metadata that are no strings;
+        nothing is written.
     """
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
     chosen = {} if dtypes is None else dtypes
@@ -209,7 +213,9 @@ def stream_safetensors(
     ArgumentError
         As in `save_safetensors`; or the values are fewer or more than the shape says. Nothing is left behind.
     """
-    names = sorted(infos, key=lambda name: (ORDER[_known(infos[name].dtype, name)], name))
+    for name, info in infos.items():
+        _check_info(name, info)
+    names = sorted(infos, key=lambda name: (ORDER[infos[name].dtype], name))
     header = _header(infos, names, {} if metadata is None else metadata)
     with atomic_file(path) as file:
         file.write(len(header).to_bytes(8, "little"))
@@ -221,6 +227,8 @@ def stream_safetensors(
 def _write_tensor(file: BinaryIO, name: str, info: TensorInfo, content: Content) -> None:
     written = 0
     for piece in [content] if isinstance(content, np.ndarray) else content:
+        if not np.can_cast(piece.dtype, np.float64, "same_kind"):
+            raise ArgumentError(f"tensor {name!r} must hold real numbers or booleans, got {piece.dtype}")
         stored = encoded(piece, info.dtype)
         file.write(stored.reshape(-1).view(np.uint8).data)
         written += stored.size
@@ -229,13 +237,11 @@ def _write_tensor(file: BinaryIO, name: str, info: TensorInfo, content: Content)
 
 
 def _header(infos: Mapping[str, TensorInfo], names: list[str], metadata: Mapping[str, str]) -> bytes:
-    described: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    if not all(isinstance(word, str) for pair in metadata.items() for word in pair):
+    if not all(_is_text(word) for pair in metadata.items() for word in pair):
         raise ArgumentError(f"metadata must map strings to strings, got {dict(metadata)!r}")
+    described: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     begin = 0
     for name in names:
-        if not isinstance(name, str) or name == "__metadata__":
-            raise ArgumentError(f"a tensor's name must be a string other than '__metadata__', got {name!r}")
         end = begin + infos[name].nbytes
         described[name] = {"dtype": infos[name].dtype, "shape": list(infos[name].shape), "data_offsets": [begin, end]}
         begin = end
@@ -246,10 +252,18 @@ def _header(infos: Mapping[str, TensorInfo], names: list[str], metadata: Mapping
     return text
 
 
-def _known(dtype: str, name: str) -> str:
-    if dtype not in DTYPES:
-        raise ArgumentError(f"dtype of {name!r} must be one of {', '.join(DTYPES)}; got {dtype!r}")
-    return dtype
+def _check_info(name: Any, info: TensorInfo) -> None:
+    if not _is_text(name) or name == "__metadata__":
+        raise ArgumentError(f"a tensor's name must be a string other than '__metadata__', got {name!r}")
+    if info.dtype not in DTYPES:
+        raise ArgumentError(f"dtype of {name!r} must be one of {', '.join(DTYPES)}; got {info.dtype!r}")
+    if not _is_shape(info.shape):
+        raise ArgumentError(f"shape of {name!r} must be at most {MAX_DIMENSIONS} sizes, got {info.shape!r}")
+
+
+def _is_text(word: Any) -> bool:
+    """Whether it is a string that UTF-8 can hold: one without half a surrogate pair."""
+    return isinstance(word, str) and not any("\ud800" <= letter <= "\udfff" for letter in word)
 
 
 def dtype_name(dtype: np.dtype[Any], name: str = "array") -> str:
@@ -257,7 +271,7 @@ def dtype_name(dtype: np.dtype[Any], name: str = "array") -> str:
     if dtype == np.bool_:
         return "BOOL"
     for word, stored in DTYPES.items():
-        if word not in ("BF16", "BOOL") and dtype == stored.newbyteorder("="):
+        if word not in ("BF16", "BOOL") and dtype in (stored, stored.newbyteorder(">")):
             return word
     raise ArgumentError(f"dtype of {name!r} must be one that safetensors has, got {dtype}")
 
@@ -265,16 +279,26 @@ def dtype_name(dtype: np.dtype[Any], name: str = "array") -> str:
 def decoded(raw: Array, dtype: str) -> Array:
     """The values of stored elements."""
     if dtype == "BF16":
-        return (raw.astype("<u4") << 16).view("<f4")
+        return (raw.astype("<u4") << np.uint32(16)).view("<f4")
     return raw != 0 if dtype == "BOOL" else raw
 
 
 def encoded(values: Array, dtype: str) -> Array:
-    """The values as they are stored: contiguous, in the storage dtype; BF16 rounds to the nearest, ties to even."""
+    """The values as they are stored: contiguous, in the storage dtype; BF16 rounds float32 to the nearest, ties to even."""
     if dtype == "BF16" and values.dtype != DTYPES["BF16"]:
-        bits = np.ascontiguousarray(values, "<f4").view("<u4")
-        rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-        return np.where(np.isnan(values), 0x7FC0, rounded).astype("<u2")
+        bits = np.ascontiguousarray(values, "<f4").reshape(-1).view("<u4")
+        # Half of the last kept place, less one bit where that place is even, carries into it exactly when it must.
+        rounded = bits >> np.uint32(16)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += bits
+        stored = np.ascontiguousarray(rounded.view("<u2")[1::2])  # the upper halves
+        nan = np.isnan(values)
+        if nan.any():
+            stored[nan.reshape(-1)] = 0x7FC0
+        return stored.reshape(values.shape)
+    if dtype == "BOOL" and values.dtype != DTYPES["BOOL"]:
+        values = values != 0
     return np.ascontiguousarray(values, DTYPES[dtype])
 
 
@@ -300,10 +324,11 @@ def _parsed(file: BinaryIO, path: str) -> tuple[dict[str, TensorInfo], dict[str,
 
 def _json(header: bytes, path: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"the name {name!r} occurs twice")
+            found[name] = value
         return found
 
     def refuse(word: str) -> None:
@@ -326,7 +351,7 @@ def _info(entry: Any, where: str) -> tuple[TensorInfo, int]:
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FormatError(f"{where}: dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
-    if not (isinstance(shape, list) and all(_is_size(number) for number in shape) and len(shape) <= MAX_DIMENSIONS):
+    if not (isinstance(shape, list) and _is_shape(shape)):
         raise FormatError(f"{where}: shape must be a list of at most {MAX_DIMENSIONS} sizes")
     if not (isinstance(span, list) and len(span) == 2 and all(_is_size(number) for number in span)):
         raise FormatError(f"{where}: data_offsets must be two offsets")
@@ -337,6 +362,10 @@ def _info(entry: Any, where: str) -> tuple[TensorInfo, int]:
     if span[1] - span[0] != info.nbytes:
         raise FormatError(f"{where}: {dtype} of shape {info.shape} takes {info.nbytes} bytes, its data_offsets are {span}")
     return info, span[0]
+
+
+def _is_shape(shape: Sequence[Any]) -> bool:
+    return len(shape) <= MAX_DIMENSIONS and all(_is_size(number) for number in shape)
 
 
 def _is_size(number: Any) -> bool:

@@ -1,0 +1,334 @@
+"""Merge an adapter into a checkpoint of safetensors files, a few megabytes at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, final
+
+import numpy as np
+
+from .._archive import atomic_file
+from .._typing import Array
+from ..adapter_weights import AdapterWeights
+from ..errors import ArgumentError, FormatError, NotSupportedError
+from .safetensors import SafetensorsFile, decoded, encoded, stream_safetensors
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-9, "F16": 2.0**-11}
+WINDOW = 1 << 22  # elements mapped, and written, at a time
+PIECE = 1 << 16  # elements computed at a time: few enough to stay in the cache from the first operation to the last
+SMALL_PRODUCT = 1_000_000  # multiplications below which a product is not worth a second thread of the BLAS
+
+Path = str | os.PathLike[str]
+
+
+@final
+@dataclass(frozen=True)
+class MergedTensor:
+    """One tensor that a merge changes."""
+
+    key: str
+    file: str
+    """The name of the output file that holds it."""
+    dtype: str
+    error: float | None = None
+    """From `verify_checkpoint`: the largest difference from the sum in float64, relative to the largest element."""
+
+    @property
+    def precision(self) -> float:
+        """The largest relative error of rounding to the dtype: half a unit in the last place."""
+        return PRECISIONS[self.dtype]
+
+
+def checkpoint_files(base: Path) -> dict[str, str]:
+    """The safetensors files of a checkpoint, by their names in it.
+
+    Parameters
+    ----------
+    base : path
+        A safetensors file; an index file (``*.safetensors.index.json``); or a folder with model.safetensors.index.json or
+        model.safetensors in it.
+
+    Raises
+    ------
+    FormatError
+        There is no such file, or the index is damaged.
+    """
+    path = os.fspath(base)
+    if os.path.isdir(path):
+        names = [name for name in (INDEX, SINGLE) if os.path.isfile(os.path.join(path, name))]
+        if not names:
+            raise FormatError(f"{path}: there is neither {INDEX} nor {SINGLE} in it")
+        path = os.path.join(path, names[0])
+    if not path.endswith(".json"):
+        return {os.path.basename(path): path}
+    files = sorted(set(_index(path)["weight_map"].values()))
+    return {name: os.path.join(os.path.dirname(path), name) for name in files}
+
+
+def merge_checkpoint(
+    base: Path,
+    adapter: AdapterWeights,
+    output: Path,
+    *,
+    subtract: bool = False,
+    fan_in_fan_out: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+) -> list[MergedTensor]:
+    """Write a checkpoint whose weights hold an adapter: ``W + s A B``, or for DoRA ``m V / ‖V‖``.
+
+    Every file is read and written a few megabytes at a time. The sum is taken in float32, or in float64 for float64
+    weights, and rounded to the dtype of the base, to the nearest.
+
+    Parameters
+    ----------
+    base : path
+        As `checkpoint_files` takes it. The weight of a layer of the adapter is the tensor ``<path>.weight``.
+    adapter : AdapterWeights
+    output : path
+        A safetensors file for a base of one file; otherwise a folder, for the files and their index. Files appear under
+        their names only when they are complete.
+    subtract : bool, default False
+        Whether to take the adapter out again, ``W - s A B``: what a merge lost to rounding does not come back.
+    fan_in_fan_out : bool, default False
+        Whether weights are stored as (in, out), as Conv1D of transformers does, instead of (out, in).
+    progress : callable, optional
+        Called with the name and the number of bytes of each piece that is written.
+
+    Returns
+    -------
+    list of MergedTensor
+        The tensors that were changed.
+
+    Raises
+    ------
+    FormatError
+        A layer of the adapter has no weight in the base, or one of another shape or of no floating dtype; the message names
+        the file and the key. Nothing is written.
+    ArgumentError
+        `output` is the base itself.
+    NotSupportedError
+        DoRA with weights stored as (in, out), or to be taken out.
+    """
+    if adapter.magnitudes and (subtract or fan_in_fan_out):
+        raise NotSupportedError(
+            "a DoRA adapter cannot be taken out of a weight, nor merged into weights stored as (in, out)"
+        )
+    files = checkpoint_files(base)
+    index = _index_path(base)
+    target = os.fspath(output)
+    outputs = {name: os.path.join(target, name) if index else target for name in files}
+    for name, file in files.items():
+        if os.path.exists(outputs[name]) and os.path.samefile(file, outputs[name]):
+            raise ArgumentError(f"output must be another place than the base, got {target}")
+    merge = _Merge(adapter, -1.0 if subtract else 1.0, fan_in_fan_out)
+    merged = _matched(files, merge, os.fspath(base))
+    if index:
+        os.makedirs(target, exist_ok=True)
+    for name, file in files.items():
+        with SafetensorsFile(file) as tensors:
+            infos = {key: tensors.info(key) for key in tensors}
+            content = partial(_content, merge, tensors, progress)
+            stream_safetensors(outputs[name], infos, content, tensors.metadata)
+    if index:
+        with open(index, "rb") as original, atomic_file(os.path.join(target, os.path.basename(index))) as copy:
+            copy.write(original.read())
+    return merged
+
+
+def verify_checkpoint(
+    base: Path,
+    adapter: AdapterWeights,
+    output: Path,
+    *,
+    subtract: bool = False,
+    fan_in_fan_out: bool = False,
+) -> list[MergedTensor]:
+    """Compare what `merge_checkpoint` wrote with the sum taken in float64, and all other tensors with the base's bytes.
+
+    The parameters are those of `merge_checkpoint`.
+
+    Returns
+    -------
+    list of MergedTensor
+        With the error of each tensor that was changed: about `precision` at most.
+
+    Raises
+    ------
+    FormatError
+        A tensor is missing in the output, has another dtype or shape, or is not the base's where it should be.
+    """
+    merge = _Merge(adapter, -1.0 if subtract else 1.0, fan_in_fan_out)
+    files, written = checkpoint_files(base), checkpoint_files(output)
+    if len(files) == 1 == len(written):
+        written = dict(zip(files, written.values(), strict=True))
+    verified = []
+    for name, merged in _by_file(_matched(files, merge, os.fspath(base)), files).items():
+        if name not in written:
+            raise FormatError(f"{os.fspath(output)}: the file {name} is missing")
+        changed = {tensor.key: tensor for tensor in merged}
+        with SafetensorsFile(files[name]) as old, SafetensorsFile(written[name]) as new:
+            for key in old:
+                if key not in new or new.info(key) != old.info(key):
+                    raise FormatError(f"{written[name]}: {key} is missing, or has another dtype or shape than in the base")
+                if key in changed:
+                    verified.append(replace(changed[key], error=_error(merge, old, new, key)))
+                elif not all(
+                    np.array_equal(old.raw(key, start, stop), new.raw(key, start, stop))
+                    for start, stop in _windows(old.info(key).size, WINDOW)
+                ):
+                    raise FormatError(f"{written[name]}: {key} is not the base's, and the adapter does not change it")
+    return verified
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """How to compute rows of merged weights."""
+
+    adapter: AdapterWeights
+    sign: float
+    fan_in_fan_out: bool
+
+    def path(self, key: str) -> str | None:
+        """The path of the adapter's layer that changes a tensor."""
+        path = key.removesuffix(".weight")
+        return path if path != key and path in self.adapter.layers else None
+
+    def shape(self, path: str) -> tuple[int, int]:
+        """The shape that the weight of a layer is stored in."""
+        layer = self.adapter.layers[path]
+        shape = layer.output_size, layer.input_size
+        return (shape[1], shape[0]) if self.fan_in_fan_out else shape
+
+    def rows(self, path: str, dtype: Any) -> Callable[[Array, int], Array]:
+        """The function from old rows, and the number of the first, to new ones, computed in a dtype."""
+        layer = self.adapter.layers[path]
+        A, B = layer.matrix_a.astype(dtype), layer.matrix_b.astype(dtype)
+        left, right = (A, B) if self.fan_in_fan_out else (B.T, A.T)
+        left, right = np.ascontiguousarray(self.sign * layer.scaling * left), np.ascontiguousarray(right)
+        magnitude = self.adapter.magnitudes.get(path)
+
+        def merged(old: Array, first: int) -> Array:
+            new: Array = left[first : first + len(old)] @ right  # (rows, r) @ (r, columns) -> (rows, columns)
+            new += old
+            if magnitude is not None:
+                norms = np.sqrt((new * new).sum(axis=1))
+                new *= (magnitude[first : first + len(old)] / np.where(norms == 0, 1, norms))[:, None].astype(dtype)
+            return new
+
+        return merged
+
+
+def _content(
+    merge: _Merge, tensors: SafetensorsFile, progress: Callable[[str, int], None] | None, key: str
+) -> Iterator[Array]:
+    """The stored elements of an output tensor, window by window."""
+    info, path = tensors.info(key), merge.path(key)
+    windows = _copied(tensors, key) if path is None else _ahead(_changed(merge, tensors, key, path))
+    for window in windows:
+        yield window
+        if progress:
+            progress(key, window.nbytes)
+    if progress and not info.size:
+        progress(key, 0)
+
+
+def _ahead(windows: Iterator[Array]) -> Iterator[Array]:
+    """The same windows, each computed in a thread while the one before it is written."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending = pool.submit(next, windows, None)
+        while (window := pending.result()) is not None:
+            pending = pool.submit(next, windows, None)
+            yield window
+
+
+def _copied(tensors: SafetensorsFile, key: str) -> Iterator[Array]:
+    for start, stop in _windows(tensors.info(key).size, WINDOW):
+        yield tensors.raw(key, start, stop)
+
+
+def _changed(merge: _Merge, tensors: SafetensorsFile, key: str, path: str) -> Iterator[Array]:
+    info = tensors.info(key)
+    rows, columns = info.shape
+    dtype = np.float64 if info.dtype == "F64" else np.float32
+    merged = merge.rows(path, dtype)
+    step = max(1, min(PIECE, SMALL_PRODUCT // merge.adapter.layers[path].rank) // columns)
+    for start, stop in _windows(rows, max(1, WINDOW // columns)):
+        old = tensors.raw(key, start * columns, stop * columns).reshape(-1, columns)
+        window = np.empty_like(old)
+        for first, last in _windows(len(old), step):
+            piece = decoded(old[first:last], info.dtype).astype(dtype, copy=False)
+            window[first:last] = encoded(merged(piece, start + first), info.dtype)
+        yield window
+
+
+def _error(merge: _Merge, old: SafetensorsFile, new: SafetensorsFile, key: str) -> float:
+    path, info = merge.path(key), old.info(key)
+    assert path is not None
+    rows, columns = info.shape
+    merged = merge.rows(path, np.float64)
+    largest = difference = 0.0
+    for start, stop in _windows(rows, max(1, PIECE // columns)):
+        pieces = [decoded(file.raw(key, start * columns, stop * columns), info.dtype) for file in (old, new)]
+        before, after = (piece.reshape(-1, columns).astype(np.float64) for piece in pieces)
+        expected = merged(before, start)
+        largest = max(largest, float(np.abs(expected).max(initial=0)))
+        difference = max(difference, float(np.abs(after - expected).max(initial=0)))
+    return difference / largest if largest else difference
+
+
+def _windows(length: int, step: int) -> Iterator[tuple[int, int]]:
+    """Consecutive (start, stop) of at most `step`."""
+    for start in range(0, length, step):
+        yield start, min(start + step, length)
+
+
+def _matched(files: Mapping[str, str], merge: _Merge, label: str) -> list[MergedTensor]:
+    """The tensors that the adapter changes, after every check."""
+    merged = []
+    for name, file in files.items():
+        with SafetensorsFile(file) as tensors:
+            for key in tensors:
+                path, info = merge.path(key), tensors.info(key)
+                if path is None:
+                    continue
+                if info.shape != merge.shape(path):
+                    raise FormatError(
+                        f"{file}: {key} must have shape {merge.shape(path)} for the adapter, got {info.shape}"
+                    )
+                if info.dtype not in PRECISIONS:
+                    raise FormatError(f"{file}: {key} must be one of {', '.join(PRECISIONS)}, got {info.dtype}")
+                merged.append(MergedTensor(key, name, info.dtype))
+    found = {merge.path(tensor.key) for tensor in merged}
+    missing = [path for path in merge.adapter.layers if path not in found]
+    if missing:
+        raise FormatError(f"{label}: it has no tensor '{missing[0]}.weight', which the adapter changes")
+    return merged
+
+
+def _by_file(merged: list[MergedTensor], files: Mapping[str, str]) -> dict[str, list[MergedTensor]]:
+    return {name: [tensor for tensor in merged if tensor.file == name] for name in files}
+
+
+def _index_path(base: Path) -> str | None:
+    path = os.path.join(base, INDEX) if os.path.isdir(base) else os.fspath(base)
+    return path if path.endswith(".json") and os.path.isfile(path) else None
+
+
+def _index(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as text:
+            index = json.load(text)
+        names = index["weight_map"].values()
+        if not all(isinstance(name, str) and re.fullmatch(r"[^/\\]+\.safetensors", name) for name in names):
+            raise ValueError("weight_map must name safetensors files in the same folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{path}: it is not an index of safetensors files: {error!r}") from error
+    return dict(index)
