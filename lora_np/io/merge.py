@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, final
 
 import numpy as np
@@ -22,8 +24,8 @@ from .safetensors import SafetensorsFile, decoded, encoded, stream_safetensors
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-9, "F16": 2.0**-11}
-WINDOW = 1 << 22  # elements mapped, and written, at a time
-PIECE = 1 << 16  # elements computed at a time: few enough to stay in the cache from the first operation to the last
+WINDOW = 1 << 21  # elements mapped, and written, at a time
+PIECE = 1 << 15  # elements computed at a time: few enough to stay in the cache from the first operation to the last
 SMALL_PRODUCT = 1_000_000  # multiplications below which a product is not worth a second thread of the BLAS
 
 Path = str | os.PathLike[str]
@@ -231,22 +233,13 @@ def _content(
 ) -> Iterator[Array]:
     """The stored elements of an output tensor, window by window."""
     info, path = tensors.info(key), merge.path(key)
-    windows = _copied(tensors, key) if path is None else _ahead(_changed(merge, tensors, key, path))
+    windows = _copied(tensors, key) if path is None else _changed(merge, tensors, key, path)
     for window in windows:
         yield window
         if progress:
             progress(key, window.nbytes)
     if progress and not info.size:
         progress(key, 0)
-
-
-def _ahead(windows: Iterator[Array]) -> Iterator[Array]:
-    """The same windows, each computed in a thread while the one before it is written."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = pool.submit(next, windows, None)
-        while (window := pending.result()) is not None:
-            pending = pool.submit(next, windows, None)
-            yield window
 
 
 def _copied(tensors: SafetensorsFile, key: str) -> Iterator[Array]:
@@ -260,13 +253,28 @@ def _changed(merge: _Merge, tensors: SafetensorsFile, key: str, path: str) -> It
     dtype = np.float64 if info.dtype == "F64" else np.float32
     merged = merge.rows(path, dtype)
     step = max(1, min(PIECE, SMALL_PRODUCT // merge.adapter.layers[path].rank) // columns)
-    for start, stop in _windows(rows, max(1, WINDOW // columns)):
+
+    def window(span: tuple[int, int]) -> Array:
+        start, stop = span
         old = tensors.raw(key, start * columns, stop * columns).reshape(-1, columns)
-        window = np.empty_like(old)
+        new = np.empty_like(old)
         for first, last in _windows(len(old), step):
             piece = decoded(old[first:last], info.dtype).astype(dtype, copy=False)
-            window[first:last] = encoded(merged(piece, start + first), info.dtype)
-        yield window
+            new[first:last] = encoded(merged(piece, start + first), info.dtype)
+        return new
+
+    yield from _in_threads(window, _windows(rows, max(1, WINDOW // columns)))
+
+
+def _in_threads(compute: Callable[[tuple[int, int]], Array], spans: Iterator[tuple[int, int]]) -> Iterator[Array]:
+    """The results in their order, a few of them computed in threads while an earlier one is written."""
+    workers = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        pending = deque(pool.submit(compute, span) for span in islice(spans, workers + 1))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(compute, span) for span in islice(spans, 1))
+            yield result
 
 
 def _error(merge: _Merge, old: SafetensorsFile, new: SafetensorsFile, key: str) -> float:
