@@ -1,0 +1,330 @@
+"""Losses: worked values, and the value as the antiderivative of the gradient."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_np import (
+    ArgumentError,
+    ArgumentNullError,
+    ArgumentOutOfRangeError,
+    BinaryCrossEntropy,
+    FunctionLoss,
+    Huber,
+    Loss,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    SoftmaxCrossEntropy,
+)
+from lora_np.numerical import numerical_gradient
+
+REGRESSION = [MeanSquaredError(), MeanAbsoluteError(), Huber(), Huber(0.25)]
+ANALYTIC = [*REGRESSION, BinaryCrossEntropy(), SoftmaxCrossEntropy()]
+
+each = pytest.mark.parametrize("loss", ANALYTIC, ids=repr)
+
+
+def drawn(loss, shape, seed=0, scale=2.0):
+    """Predictions and targets that suit a loss."""
+    random = np.random.default_rng(seed)
+    predictions = scale * random.standard_normal(shape)
+    if isinstance(loss, BinaryCrossEntropy):
+        return predictions, random.uniform(size=shape)
+    if isinstance(loss, SoftmaxCrossEntropy):
+        return predictions, random.integers(0, 4, shape).astype(float)
+    # Differences of odd sixteenths: away from every corner, where a central difference is a mean of two slopes.
+    return predictions, predictions + (2 * random.integers(-16, 16, shape) + 1) / 16
+
+
+# ---------------------------------------------------------------- the gradient is that of the value
+
+
+@each
+@given(seed=st.integers(0, 2**32 - 1), shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple))
+def test_compute_gives_the_gradient_of_its_value(loss, seed, shape):
+    predictions, targets = drawn(loss, shape, seed)
+    expected = numerical_gradient(lambda p: loss.compute(p, targets)[0], predictions)
+    np.testing.assert_allclose(loss.compute(predictions, targets)[1], expected, rtol=1e-10, atol=1e-15)
+
+
+@each
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_public_gradient_is_that_of_the_public_value(loss, seed):
+    predictions, targets = drawn(loss, (3, 4), seed)
+    value, gradient = loss.value_and_gradient(predictions, targets)
+    expected = numerical_gradient(lambda p: loss(p, targets), predictions, method="central")
+    assert loss(predictions, targets) == value
+    np.testing.assert_allclose(gradient, expected, rtol=1e-7, atol=1e-8)
+
+
+@each
+def test_the_value_falls_along_the_negative_gradient(loss):
+    predictions, targets = drawn(loss, (5, 4))
+    value, gradient = loss.value_and_gradient(predictions, targets)
+    assert loss(predictions - 1e-3 * gradient, targets) < value
+
+
+# ---------------------------------------------------------------- worked examples
+
+
+@pytest.mark.parametrize(
+    ("loss", "predictions", "targets", "value", "gradient"),
+    [
+        (MeanSquaredError(), [[1, 2], [3, 4]], [[1, 0], [0, 8]], 29 / 4, [[0, 1], [1.5, -2]]),
+        (MeanAbsoluteError(), [[1, 2], [3, 4]], [[1, 0], [0, 8]], 9 / 4, [[0, 0.25], [0.25, -0.25]]),
+        (Huber(2), [[1, 2], [3, 4]], [[1, 1], [0, 8]], (0 + 0.5 + 4 + 6) / 4, [[0, 0.25], [0.5, -0.5]]),
+        (BinaryCrossEntropy(), [0, 0], [1, 0], np.log(2), [-0.25, 0.25]),
+        (BinaryCrossEntropy(), [np.log(3)], [0.75], np.log(4) - 0.75 * np.log(3), [0]),
+        (SoftmaxCrossEntropy(), [[0, 0], [0, np.log(3)]], [0, 1], np.log(8 / 3) / 2, [[-0.25, 0.25], [0.125, -0.125]]),
+        (SoftmaxCrossEntropy(), [0, 0], [3, 1], 4 * np.log(2), [-1, 1]),
+    ],
+    ids=["mse", "mae", "huber", "bce", "bce at its minimum", "labels", "weights"],
+)
+def test_worked_example(loss, predictions, targets, value, gradient):
+    found, slope = loss.value_and_gradient(predictions, targets)
+    assert found == pytest.approx(value, rel=1e-15)
+    np.testing.assert_allclose(slope, gradient, rtol=1e-15, atol=1e-16)
+
+
+@pytest.mark.parametrize("loss", REGRESSION, ids=repr)
+def test_a_perfect_prediction_costs_nothing(loss):
+    value, gradient = loss.value_and_gradient([[1.0, -2.0]], [[1.0, -2.0]])
+    assert value == 0
+    np.testing.assert_array_equal(gradient, [[0, 0]])
+
+
+@each
+def test_the_mean_does_not_depend_on_the_number_of_equal_rows(loss):
+    predictions, targets = drawn(loss, (1, 4))
+    value, gradient = loss.value_and_gradient(predictions, targets)
+    many, many_gradient = loss.value_and_gradient(np.repeat(predictions, 5, axis=0), np.repeat(targets, 5, axis=0))
+    assert many == pytest.approx(value, rel=1e-14)
+    np.testing.assert_allclose(many_gradient.sum(axis=0), gradient[0], rtol=1e-14)
+
+
+# ---------------------------------------------------------------- Huber
+
+
+def test_huber_with_a_large_delta_is_half_the_squared_error():
+    predictions, targets = drawn(Huber(), (4, 3))
+    assert Huber(1e6)(predictions, targets) == pytest.approx(MeanSquaredError()(predictions, targets) / 2, rel=1e-14)
+
+
+def test_huber_with_a_small_delta_is_delta_times_the_absolute_error():
+    predictions, targets = drawn(Huber(), (4, 3))
+    expected = 1e-9 * MeanAbsoluteError()(predictions, targets)
+    assert Huber(1e-9)(predictions, targets) == pytest.approx(expected, rel=1e-7)
+
+
+def test_huber_is_continuous_where_its_parts_meet():
+    at, above = (Huber(2.0)([2.0 + step], [0.0]) for step in (0.0, 1e-12))
+    assert at == 2
+    assert above == pytest.approx(2, rel=1e-11)
+
+
+def test_huber_does_not_square_what_is_far_away():
+    with np.errstate(over="raise"):
+        value, gradient = Huber().value_and_gradient([1e200], [0.0])
+    assert value == 1e200
+    np.testing.assert_array_equal(gradient, [1])
+
+
+@pytest.mark.parametrize("delta", [0, -1.0, np.nan, np.inf, None, "1"])
+def test_huber_refuses_a_bad_delta(delta):
+    with pytest.raises(ArgumentError, match="delta"):
+        Huber(delta)
+
+
+# ---------------------------------------------------------------- cross-entropies
+
+
+@given(seed=st.integers(0, 2**32 - 1), shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple))
+def test_labels_and_one_hot_rows_are_the_same(seed, shape):
+    random = np.random.default_rng(seed)
+    logits = random.standard_normal(shape)
+    labels = random.integers(0, shape[-1], shape[:-1])
+    by_label = SoftmaxCrossEntropy().value_and_gradient(logits, labels)
+    one_hot = (np.arange(shape[-1]) == labels[..., None]).astype(float)
+    by_row = SoftmaxCrossEntropy().value_and_gradient(logits, one_hot)
+    assert by_label[0] == by_row[0]
+    np.testing.assert_array_equal(by_label[1], by_row[1])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_labels_may_be_of_any_integer_type(dtype):
+    assert SoftmaxCrossEntropy()([[0.0, 0.0]], np.array([1], dtype)) == pytest.approx(np.log(2))
+
+
+@given(shift=st.floats(-1e3, 1e3))
+def test_softmax_cross_entropy_does_not_see_a_shift(shift):
+    logits = np.array([[1.0, -2.0, 0.5]])
+    assert SoftmaxCrossEntropy()(logits + shift, [2]) == pytest.approx(SoftmaxCrossEntropy()(logits, [2]), rel=1e-10)
+
+
+@pytest.mark.parametrize("labels", [[3], [-1], [0, 3], [-1, 2]], ids=str)
+def test_labels_out_of_range_are_named(labels):
+    with pytest.raises(ArgumentOutOfRangeError, match=rf"labels in 0\.\.2, got {min(labels)}\.\.{max(labels)}"):
+        SoftmaxCrossEntropy()(np.zeros((len(labels), 3)), labels)
+
+
+@pytest.mark.parametrize(("labels", "dtype"), [([1.0], "float64"), ([True], "bool")])
+def test_labels_that_are_not_integers_are_refused(labels, dtype):
+    with pytest.raises(ArgumentError, match=f"integer labels, got dtype {dtype}"):
+        SoftmaxCrossEntropy()(np.zeros((1, 3)), labels)
+
+
+def test_negative_weights_are_refused():
+    with pytest.raises(ArgumentOutOfRangeError, match=r"got -0\.5"):
+        SoftmaxCrossEntropy()([[1.0, 2.0]], [[1.5, -0.5]])
+
+
+def test_softmax_cross_entropy_needs_an_axis_of_classes():
+    with pytest.raises(ArgumentError, match="got a scalar"):
+        SoftmaxCrossEntropy()(1.0, 0)
+
+
+@pytest.mark.parametrize("target", [-0.1, 1.1, np.nan])
+def test_binary_targets_lie_between_zero_and_one(target):
+    with pytest.raises(ArgumentOutOfRangeError, match=rf"\[0, 1\], got .*{target}"):
+        BinaryCrossEntropy()([[0.0, 0.0]], [[0.5, target]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("loss", "value", "gradient"),
+    [
+        (SoftmaxCrossEntropy(), 1e4, [[0.5, -0.5], [0, 0]]),
+        (BinaryCrossEntropy(), 5e3, [[0.25, -0.25], [0, 0]]),
+    ],
+    ids=["softmax", "binary"],
+)
+def test_large_logits_give_finite_numbers(loss, value, gradient, dtype):
+    logits = np.array([[1e4, -1e4], [-1e4, 1e4]], dtype)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        found, slope = loss.value_and_gradient(logits, np.array([[0, 1], [0, 1]], dtype))
+    assert found == value
+    np.testing.assert_array_equal(slope, gradient)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@each
+@pytest.mark.parametrize("shape", [(3, 1), (1, 4), (4,), (3, 4, 1), ()], ids=str)
+def test_nothing_is_broadcast(loss, shape):
+    with pytest.raises(ArgumentError, match="targets must") as raised:
+        loss(np.zeros((3, 4)), np.zeros(shape))
+    assert "(3, 4)" in str(raised.value)
+    assert str(shape) in str(raised.value)
+
+
+@each
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3)], ids=str)
+def test_a_batch_without_rows_costs_nothing(loss, shape):
+    value, gradient = loss.value_and_gradient(np.zeros(shape), np.zeros(shape))
+    assert value == 0
+    assert gradient.shape == shape
+
+
+def test_a_batch_without_labels_costs_nothing():
+    assert SoftmaxCrossEntropy()(np.zeros((0, 3)), np.zeros(0, int)) == 0
+
+
+@each
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_gradient_has_the_dtype_of_the_predictions(loss, dtype):
+    predictions, targets = drawn(loss, (3, 4))
+    value, gradient = loss.value_and_gradient(predictions.astype(dtype), targets)
+    assert gradient.dtype == dtype
+    assert type(value) is float
+    assert value == pytest.approx(loss(predictions, targets), rel=1e-5)
+
+
+@each
+def test_integer_predictions_are_taken_as_floats(loss):
+    value, gradient = loss.value_and_gradient([[2, -1]], [[0, 1]])
+    expected, slope = loss.value_and_gradient([[2.0, -1.0]], [[0.0, 1.0]])
+    assert value == expected
+    np.testing.assert_array_equal(gradient, slope)
+
+
+@each
+def test_arguments_are_not_written_to(loss):
+    predictions, targets = drawn(loss, (3, 4))
+    predictions.flags.writeable = targets.flags.writeable = False
+    loss.value_and_gradient(predictions, targets)
+
+
+@each
+@pytest.mark.parametrize("argument", ["predictions", "targets"])
+def test_none_is_refused(loss, argument):
+    arguments = {"predictions": [[0.0]], "targets": [[0.0]]} | {argument: None}
+    with pytest.raises(ArgumentNullError, match=argument):
+        loss(**arguments)
+
+
+@each
+@pytest.mark.parametrize("value", [[["a", "b"]], [[1j, 0]], [[1.0, 2.0], [3.0]]], ids=["text", "complex", "ragged"])
+def test_predictions_that_are_not_real_numbers_are_refused(loss, value):
+    with pytest.raises(ArgumentError, match="predictions must be an array of real numbers"):
+        loss(value, [[0.0, 0.0]])
+
+
+def test_a_loss_without_compute_cannot_be_built():
+    with pytest.raises(TypeError, match="compute"):
+        Loss()
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"), [(MeanSquaredError(), "MeanSquaredError()"), (Huber(0.5), "Huber(delta=0.5)")], ids=["plain", "huber"]
+)
+def test_repr(loss, text):
+    assert repr(loss) == text
+
+
+# ---------------------------------------------------------------- a plain function
+
+
+@each
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_wrapped_loss_agrees_with_the_loss(loss, seed):
+    predictions, targets = drawn(loss, (3, 2), seed)
+    value, gradient = FunctionLoss(loss).value_and_gradient(predictions, targets)
+    expected, slope = loss.value_and_gradient(predictions, targets)
+    assert value == expected
+    np.testing.assert_allclose(gradient, slope, rtol=1e-7, atol=1e-7)
+
+
+def test_a_function_may_return_an_array_without_axes():
+    value, gradient = FunctionLoss(lambda p, t: np.asarray((p * t).sum())).value_and_gradient([1.0, 2.0], [3.0, 5.0])
+    assert value == 13
+    np.testing.assert_allclose(gradient, [3, 5], rtol=1e-9)
+
+
+def test_what_targets_fit_is_the_functions_business():
+    assert FunctionLoss(lambda p, t: p.sum() * t[0])([1.0, 2.0], [5]) == 15
+
+
+def test_a_function_loss_keeps_float32():
+    gradient = FunctionLoss(lambda p, t: (p**2).sum()).value_and_gradient(np.ones(2, np.float32), [0])[1]
+    assert gradient.dtype == np.float32
+    np.testing.assert_allclose(gradient, [2, 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "result", [np.ones(2), np.ones((1, 1)), 1j, None, "1"], ids=["vector", "matrix", "complex", "none", "text"]
+)
+def test_a_function_that_gives_no_real_scalar_is_refused(result):
+    with pytest.raises(ArgumentError, match="function's result"):
+        FunctionLoss(lambda p, t: result)([1.0], [1.0])
+
+
+@pytest.mark.parametrize("function", [None, 3, "mse"])
+def test_what_cannot_be_called_is_refused(function):
+    with pytest.raises(ArgumentError, match="function must be callable"):
+        FunctionLoss(function)
+
+
+def test_function_loss_repr_shows_the_function():
+    assert repr(FunctionLoss(len)) == "FunctionLoss(<built-in function len>)"

@@ -1,0 +1,368 @@
+"""Optimizers against textbook versions that work on one number at a time."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_np import (
+    SGD,
+    Adam,
+    AdamW,
+    ArgumentError,
+    ArgumentOutOfRangeError,
+    DenseLayer,
+    DyLoRAAdapter,
+    InvalidOperationError,
+    Momentum,
+    Optimizer,
+)
+
+SHAPE = (3, 4)
+WHOLE = None
+FIRST_COLUMN = (slice(None), slice(0, 1))
+TWO_COLUMNS = (slice(None), slice(0, 2))
+MIDDLE_COLUMNS = (slice(None), slice(1, 3))
+FIRST_ROW = (slice(0, 1), slice(None))
+BLOCK = (slice(1, 3), slice(2, 4))
+PARTS = [WHOLE, FIRST_COLUMN, TWO_COLUMNS, MIDDLE_COLUMNS, FIRST_ROW, BLOCK]
+
+
+# ---------------------------------------------------------------- the textbook, one number at a time
+
+
+def sgd(parameter, gradients, eta):
+    for g in gradients:
+        parameter -= eta * g
+    return parameter
+
+
+def momentum(parameter, gradients, eta, mu, nesterov=False):
+    velocity = 0.0
+    for g in gradients:
+        velocity = mu * velocity + g
+        parameter -= eta * (g + mu * velocity if nesterov else velocity)
+    return parameter
+
+
+def adam(parameter, gradients, eta, beta1, beta2, epsilon, decay=0.0):
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+        parameter -= eta * (m_hat / (math.sqrt(v_hat) + epsilon) + decay * parameter)
+    return parameter
+
+
+RULES = {
+    "sgd": (lambda: SGD(0.1), lambda p, gs: sgd(p, gs, 0.1)),
+    "momentum": (lambda: Momentum(0.1, 0.8), lambda p, gs: momentum(p, gs, 0.1, 0.8)),
+    "nesterov": (lambda: Momentum(0.1, 0.8, nesterov=True), lambda p, gs: momentum(p, gs, 0.1, 0.8, nesterov=True)),
+    "adam": (lambda: Adam(0.1, 0.8, 0.95, 1e-3), lambda p, gs: adam(p, gs, 0.1, 0.8, 0.95, 1e-3)),
+    "adam defaults": (lambda: Adam(), lambda p, gs: adam(p, gs, 1e-3, 0.9, 0.999, 1e-8)),
+    "adam without memory": (lambda: Adam(0.1, 0.0, 0.0), lambda p, gs: adam(p, gs, 0.1, 0.0, 0.0, 1e-8)),
+    "adamw": (lambda: AdamW(0.1, 0.8, 0.95, 1e-3, 0.2), lambda p, gs: adam(p, gs, 0.1, 0.8, 0.95, 1e-3, 0.2)),
+    "adamw defaults": (lambda: AdamW(), lambda p, gs: adam(p, gs, 1e-3, 0.9, 0.999, 1e-8, 0.01)),
+}
+
+each = pytest.mark.parametrize(("optimizer", "textbook"), RULES.values(), ids=RULES.keys())
+each_optimizer = pytest.mark.parametrize("optimizer", [rule[0] for rule in RULES.values()], ids=RULES.keys())
+
+
+def masked(part, shape=SHAPE):
+    mask = np.zeros(shape, bool)
+    mask[... if part is None else part] = True
+    return mask
+
+
+def run(optimizer, parameter, steps, name="p"):
+    """The parameter after steps of (gradient, part)."""
+    parameter = parameter.copy()
+    for gradient, part in steps:
+        parameter += optimizer.update(name, gradient * masked(part, gradient.shape), parameter, part)
+    return parameter
+
+
+def by_textbook(textbook, parameter, steps):
+    """Each element by itself, with the gradients of the steps that trained it."""
+    result = parameter.copy()
+    for index in np.ndindex(parameter.shape):
+        gradients = [gradient[index] for gradient, part in steps if masked(part, parameter.shape)[index]]
+        result[index] = textbook(float(parameter[index]), gradients)
+    return result
+
+
+def drawn(parts, seed=0, shape=SHAPE):
+    random = np.random.default_rng(seed)
+    return random.standard_normal(shape), [(random.standard_normal(shape), part) for part in parts]
+
+
+# ---------------------------------------------------------------- whole arrays
+
+
+@each
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4), (2, 3, 2)], ids=str)
+def test_several_steps_agree_with_the_textbook(optimizer, textbook, shape):
+    parameter, steps = drawn([WHOLE] * 6, shape=shape)
+    found = run(optimizer(), parameter, steps)
+    np.testing.assert_allclose(found, by_textbook(textbook, parameter, steps), rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "updates"),
+    [
+        (SGD(0.5), [-1, -2, 0]),
+        (Momentum(0.5, 0.5), [-1, -2.5, -1.25]),
+        (Momentum(0.5, 0.5, nesterov=True), [-1.5, -3.25, -0.625]),
+    ],
+    ids=["sgd", "momentum", "nesterov"],
+)
+def test_worked_updates(optimizer, updates):
+    parameter = np.zeros(1)
+    assert [optimizer.update("p", np.array([g]), parameter)[0] for g in (2.0, 4.0, 0.0)] == updates
+
+
+@pytest.mark.parametrize("gradient", [1e-4, 1.0, -1e4])
+def test_bias_correction_makes_the_first_step_the_learning_rate(gradient):
+    update = Adam(0.25).update("p", np.array([gradient]), np.zeros(1))
+    np.testing.assert_allclose(update, [-0.25 * np.sign(gradient)], rtol=1e-3)
+
+
+def test_adamw_decays_beside_the_moments_and_not_through_them():
+    update = AdamW(0.5, weight_decay=0.25).update("p", np.zeros(1), np.array([8.0]))
+    np.testing.assert_array_equal(update, [-1.0])
+
+
+def test_adam_does_not_decay():
+    np.testing.assert_array_equal(Adam(0.5).update("p", np.zeros(1), np.array([8.0])), [0.0])
+
+
+@each_optimizer
+def test_names_have_states_of_their_own(optimizer):
+    parameter, steps = drawn([WHOLE] * 4)
+    alone, together = optimizer(), optimizer()
+    expected = run(alone, parameter, steps)
+    found = parameter.copy()
+    for gradient, part in steps:
+        together.update("other", 7 * gradient, parameter)
+        found += together.update("p", gradient, found, part)
+    np.testing.assert_array_equal(found, expected)
+
+
+# ---------------------------------------------------------------- parts
+
+
+@each
+@given(parts=st.lists(st.sampled_from(PARTS), min_size=1, max_size=8), seed=st.integers(0, 2**32 - 1))
+def test_parts_agree_with_the_textbook_of_each_element(optimizer, textbook, parts, seed):
+    parameter, steps = drawn(parts, seed)
+    found = run(optimizer(), parameter, steps)
+    np.testing.assert_allclose(found, by_textbook(textbook, parameter, steps), rtol=1e-11, atol=1e-14)
+
+
+@each_optimizer
+@pytest.mark.parametrize("part", PARTS[1:], ids=str)
+def test_the_update_is_exactly_zero_outside_the_part(optimizer, part):
+    rule = optimizer()
+    parameter, steps = drawn([WHOLE, WHOLE])
+    run(rule, parameter, steps)
+    update = rule.update("p", masked(part) * 1.0, parameter, part)
+    np.testing.assert_array_equal(update != 0, masked(part))
+
+
+@each_optimizer
+def test_the_state_outside_the_part_stands_still(optimizer):
+    parameter, (first, last) = drawn([WHOLE, WHOLE])
+    rule = optimizer()
+    parameter = run(rule, parameter, [first])
+    rested = copy.deepcopy(rule)
+    run(rule, parameter, [(np.full(SHAPE, 9.0), FIRST_COLUMN)] * 5)
+    busy, idle = (r.update("p", last[0], parameter) for r in (rule, rested))
+    np.testing.assert_allclose(busy[:, 1:], idle[:, 1:], rtol=1e-14)
+
+
+@pytest.mark.parametrize("optimizer", [Momentum(0.1), Adam(0.1), AdamW(0.1)], ids=repr)
+def test_the_state_inside_the_part_moves(optimizer):
+    parameter, (first, last) = drawn([WHOLE, WHOLE])
+    run(optimizer, parameter, [first])
+    rested = copy.deepcopy(optimizer)
+    run(optimizer, parameter, [(np.full(SHAPE, 9.0), FIRST_COLUMN)] * 5)
+    busy, idle = (r.update("p", last[0], parameter) for r in (optimizer, rested))
+    assert (busy[:, 0] != idle[:, 0]).all()
+
+
+@pytest.mark.parametrize("mode", ["full", "frozen"])
+def test_a_dylora_pass_moves_the_components_that_it_trained_and_no_other(mode):
+    adapter = DyLoRAAdapter(DenseLayer(5, 4, rng=0), 4, [1, 2, 4], mode=mode, rng=0)
+    adapter.lora_layer.matrix_b[...] = np.random.default_rng(1).standard_normal((4, 4))
+    optimizer = AdamW(0.1, weight_decay=0.5)
+    for rank in (4, 2):
+        adapter.training_rank = rank
+        adapter.backward(np.ones_like(adapter.forward(np.ones((3, 5)))))
+        before = adapter.lora_layer.get_matrix_a(), adapter.lora_layer.get_matrix_b()
+        adapter.apply_updates(optimizer.updates(adapter))
+    moved_a = (adapter.lora_layer.matrix_a != before[0]).any(axis=0)
+    moved_b = (adapter.lora_layer.matrix_b != before[1]).any(axis=1)
+    expected = [mode == "full", True, False, False]
+    np.testing.assert_array_equal(moved_a, expected)
+    np.testing.assert_array_equal(moved_b, expected)
+
+
+# ---------------------------------------------------------------- layers
+
+
+def trained_once(optimizer, dtype=np.float64):
+    """A layer with pending gradients, and the updates for them."""
+    layer = DenseLayer(3, 2, dtype=dtype, rng=0)
+    layer.backward(layer.forward(np.arange(12.0).reshape(4, 3)))
+    return layer, optimizer.updates(layer)
+
+
+@each_optimizer
+def test_updates_cover_every_gradient(optimizer):
+    layer, updates = trained_once(optimizer())
+    assert updates.keys() == layer.gradients.keys() == {"weight", "bias"}
+    other = optimizer()
+    for name, gradient in layer.gradients.items():
+        np.testing.assert_array_equal(updates[name], other.update(name, gradient, layer.named_parameters()[name]))
+
+
+@each_optimizer
+def test_updates_write_to_nothing(optimizer):
+    layer = DenseLayer(3, 2, rng=0)
+    layer.backward(layer.forward(np.ones((4, 3))))
+    parameters, gradients = layer.get_parameters(), layer.get_parameter_gradients()
+    optimizer().updates(layer)
+    np.testing.assert_array_equal(layer.get_parameters(), parameters)
+    np.testing.assert_array_equal(layer.get_parameter_gradients(), gradients)
+
+
+@each_optimizer
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dtype_is_kept(optimizer, dtype):
+    rule = optimizer()
+    for _ in range(3):
+        _, updates = trained_once(rule, dtype)
+    assert {update.dtype for update in updates.values()} == {np.dtype(dtype)}
+
+
+@each_optimizer
+def test_updates_need_a_pending_gradient(optimizer):
+    layer = DenseLayer(3, 2, rng=0)
+    with pytest.raises(InvalidOperationError, match="backward"):
+        optimizer().updates(layer)
+
+
+@each_optimizer
+def test_a_step_uses_the_gradients_up(optimizer):
+    rule = optimizer()
+    layer, updates = trained_once(rule)
+    layer.apply_updates(updates)
+    with pytest.raises(InvalidOperationError, match="backward"):
+        rule.updates(layer)
+
+
+@each
+def test_reset_forgets_the_state(optimizer, textbook):
+    rule = optimizer()
+    parameter, steps = drawn([WHOLE, FIRST_COLUMN, WHOLE])
+    run(rule, parameter, drawn([WHOLE, FIRST_ROW], seed=5)[1])
+    rule.reset()
+    np.testing.assert_allclose(run(rule, parameter, steps), by_textbook(textbook, parameter, steps), rtol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", [Momentum(0.1), Adam(0.1)], ids=repr)
+def test_a_name_whose_shape_changed_is_refused(optimizer):
+    optimizer.update("p", np.ones((2, 3)), np.ones((2, 3)))
+    with pytest.raises(ArgumentError, match=r"gradient of p must have shape \(2, 3\), got \(2, 4\)"):
+        optimizer.update("p", np.ones((2, 4)), np.ones((2, 4)))
+
+
+@each_optimizer
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def test_copies_go_on_alike(optimizer, copied):
+    rule = optimizer()
+    parameter, steps = drawn([WHOLE, FIRST_COLUMN, WHOLE])
+    parameter = run(rule, parameter, steps)
+    twin = copied(rule)
+    np.testing.assert_array_equal(run(rule, parameter, steps), run(twin, parameter, steps))
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@each_optimizer
+@pytest.mark.parametrize("rate", [np.nan, np.inf, -np.inf, None, "0.1", [0.1], 1j], ids=str)
+def test_a_bad_learning_rate_is_refused_and_the_old_one_stays(optimizer, rate):
+    rule = optimizer()
+    before = rule.learning_rate
+    with pytest.raises(ArgumentError, match="learning_rate"):
+        rule.learning_rate = rate
+    assert rule.learning_rate == before
+    with pytest.raises(ArgumentError, match="learning_rate"):
+        type(rule)(rate)
+
+
+@each_optimizer
+def test_the_learning_rate_may_change_between_steps(optimizer):
+    rule = optimizer()
+    twin = copy.deepcopy(rule)
+    rule.learning_rate = 2 * twin.learning_rate
+    gradient, parameter = np.ones(SHAPE), np.ones(SHAPE)
+    np.testing.assert_allclose(rule.update("p", gradient, parameter), 2 * twin.update("p", gradient, parameter))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "arguments"),
+    [
+        (Momentum, {"momentum": 1.0}),
+        (Momentum, {"momentum": -0.1}),
+        (Momentum, {"momentum": np.nan}),
+        (Adam, {"beta1": 1.0}),
+        (Adam, {"beta2": -0.1}),
+        (Adam, {"epsilon": 0.0}),
+        (Adam, {"epsilon": np.inf}),
+        (AdamW, {"beta2": 1.0}),
+        (AdamW, {"weight_decay": -0.1}),
+        (AdamW, {"weight_decay": np.nan}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else value.__name__,
+)
+def test_arguments_out_of_their_range_are_refused(optimizer, arguments):
+    with pytest.raises(ArgumentOutOfRangeError, match=next(iter(arguments))):
+        optimizer(0.1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (SGD(0.1), ["SGD(", "learning_rate=0.1"]),
+        (Momentum(0.1, 0.5, nesterov=True), ["Momentum(", "learning_rate=0.1", "momentum=0.5", "nesterov="]),
+        (Adam(0.1), ["Adam(", "beta1=0.9", "beta2=0.999", "epsilon=1e-08"]),
+        (AdamW(0.1), ["AdamW(", "weight_decay=0.01"]),
+    ],
+    ids=["SGD", "Momentum", "Adam", "AdamW"],
+)
+def test_repr_shows_the_arguments_and_not_the_state(optimizer, words):
+    optimizer.update("secret", np.ones(2), np.ones(2))
+    assert all(word in repr(optimizer) for word in words)
+    assert "secret" not in repr(optimizer)
+
+
+def test_a_rule_without_update_cannot_be_built():
+    with pytest.raises(TypeError, match="update"):
+        Optimizer(0.1)
+
+
+def test_a_rule_of_your_own_writes_one_method():
+    class Sign(Optimizer):
+        def update(self, name, gradient, parameter, part=None):
+            return -self.learning_rate * np.sign(gradient)
+
+    layer, updates = trained_once(Sign(0.5))
+    np.testing.assert_array_equal(updates["weight"], -0.5 * np.sign(layer.gradients["weight"]))
