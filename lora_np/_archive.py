@@ -10,12 +10,15 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from ._typing import Array
-from .errors import FormatError
+from .errors import ArgumentError, FormatError
+
+if TYPE_CHECKING:
+    import zipfile
 
 HEADER = "lora_np.json"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time of day, so that equal contents give equal bytes
@@ -41,10 +44,19 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write(file: str | os.PathLike[str] | BinaryIO, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write a header and arrays; equal contents give equal bytes."""
+    """Write a header and arrays; equal contents give equal bytes.
+
+    Raises
+    ------
+    ArgumentError
+        A name that no file can hold: it has a zero byte, half a surrogate pair, or more than 65,000 bytes.
+    """
     import json
     import zipfile
 
+    for name in arrays:
+        if not _is_storable(name):
+            raise ArgumentError(f"a file cannot hold an array of this name: {name[:80]!r}")
     if isinstance(file, str | os.PathLike):
         with atomic_file(file) as stream:
             write(stream, header, arrays)
@@ -54,7 +66,7 @@ def write(file: str | os.PathLike[str] | BinaryIO, header: Mapping[str, Any], ar
         archive.writestr(zipfile.ZipInfo(HEADER, EPOCH), text.encode())
         for name, array in arrays.items():
             content = io.BytesIO()
-            np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
+            np.lib.format.write_array(content, np.asarray(array, order="C"), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", EPOCH), content.getvalue())
 
 
@@ -66,22 +78,35 @@ def read(file: str | os.PathLike[str] | BinaryIO) -> tuple[dict[str, Any], dict[
     FormatError
         The file is damaged, or something else than such an archive.
     """
+    if isinstance(file, str | os.PathLike):
+        with open(file, "rb") as stream:
+            return _read(stream, os.fspath(file))
+    return _read(file, "the stream")
+
+
+def _read(file: BinaryIO, label: str) -> tuple[dict[str, Any], dict[str, Array]]:
     import json
     import zipfile
 
-    label = os.fspath(file) if isinstance(file, str | os.PathLike) else "the stream"
     try:
         with zipfile.ZipFile(file) as archive:
             header = json.loads(archive.read(HEADER))
-            arrays = {
-                name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
-                for name in archive.namelist()
-                if name != HEADER
-            }
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+            arrays = {name.removesuffix(".npy"): _array(archive, name) for name in archive.namelist() if name != HEADER}
+    except Exception as error:  # a damaged file makes zipfile, its decompressors and NumPy raise almost anything
         raise FormatError(f"{label} is not a lora_np file: {error}") from error
     if not isinstance(header, dict) or header.get("format") != "lora_np":
         raise FormatError(f"{label} is not a lora_np file: its header does not say so")
     if header.get("version") != 1:
         raise FormatError(f"{label} has format version {header.get('version')!r}; this lora_np reads version 1")
     return header, arrays
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> Array:
+    return np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+
+
+def _is_storable(name: str) -> bool:
+    try:
+        return "\0" not in name and len(name.encode()) < 65_000
+    except UnicodeEncodeError:
+        return False

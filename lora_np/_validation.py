@@ -47,7 +47,10 @@ def positive_int(name: str, value: object) -> int:
 
 def finite_float(name: str, value: object) -> float:
     """A real scalar that is neither infinite nor NaN."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.array(None)
     if array.ndim != 0 or array.dtype.kind not in REAL_KINDS:
         raise ArgumentError(f"{name} must be a real number, got {value!r}")
     number = float(array)

@@ -52,6 +52,14 @@ class Activation:
         """Apply the function to an array or to anything that becomes one."""
         return self.function(np.asarray(z))
 
+    def apart(self, z: Array) -> Array:
+        """The function's value in an array that may be written to without harm to a later `vjp`.
+
+        Only the identity, whose `vjp` does not look at z, may give z itself.
+        """
+        y = self.function(z)
+        return z.copy() if y is z and self != identity else y
+
     def __repr__(self) -> str:
         return f"<activation {self.name}>"
 

@@ -83,7 +83,9 @@ def extract(model: Layer, *, task: str | None = None, rank: int | None = None) -
     for path, adapter in model.walk().items():
         if not isinstance(adapter, LoRAAdapterBase):
             continue
-        layer = adapter.get_task_adapter(task) if isinstance(adapter, MultiLoRAAdapter) and task else adapter.lora_layer
+        layer = adapter.lora_layer
+        if isinstance(adapter, MultiLoRAAdapter) and task is not None:
+            layer = adapter.get_task_adapter(task)
         if not isinstance(layer, LoRALayer):
             raise NotSupportedError(f"{path!r}: the branch of a {type(adapter).__name__} is not a pair of trained factors")
         if isinstance(adapter, DyLoRAAdapter):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import numpy as np
@@ -49,15 +49,21 @@ class Descent:
                 self._go_back()
                 raise NonFiniteError(f"the loss is {objective}")
             layer.backward(dy)
+            self._require_finite("gradient", layer.gradients, objective)
             updates = self.optimizer.updates(layer)
-            for name, update in updates.items():
-                if not np.isfinite(update).all():
-                    layer.clear_gradients()
-                    raise NonFiniteError(f"the update of {name} is not finite, with a loss of {objective:g}")
+            self._require_finite("update", updates, objective)
         arrays = layer.named_parameters()
         self._before = {name: arrays[name].copy() for name in updates}
         layer.apply_updates(updates)
         return objective
+
+    def _require_finite(self, kind: str, arrays: Mapping[str, Array], objective: float) -> None:
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                self.layer.reset_state()
+                if kind == "update":
+                    self.optimizer.reset()  # its moments are not finite either
+                raise NonFiniteError(f"the {kind} of {name} is not finite, with a loss of {objective:g}")
 
     def _go_back(self) -> None:
         for name, array in self._before.items():

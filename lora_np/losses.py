@@ -45,17 +45,21 @@ class Loss(ABC):
         ArgumentError
             Another shape, or not real numbers.
         """
-        predictions = real_array("predictions", predictions)
-        if predictions.dtype.kind != "f":
-            predictions = predictions.astype(float)
-        targets = self.checked_targets(predictions, real_array("targets", targets))
-        value, gradient = self.compute(predictions, targets)
+        value, gradient = self.compute(*self.check(predictions, targets))
         return float(value), gradient
 
     @final
     def __call__(self, predictions: Any, targets: Any) -> float:
         """The value alone."""
         return self.value_and_gradient(predictions, targets)[0]
+
+    @final
+    def check(self, predictions: Any, targets: Any) -> tuple[Array, Array]:
+        """Predictions and targets in the form that `compute` takes; an ArgumentError where they do not fit."""
+        predictions = real_array("predictions", predictions)
+        if predictions.dtype.kind != "f":
+            predictions = predictions.astype(float)
+        return predictions, self.checked_targets(predictions, real_array("targets", targets))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -223,16 +227,17 @@ class FunctionLoss(Loss):
         return f"FunctionLoss({self.function!r})"
 
     def checked_targets(self, predictions: Array, targets: Array) -> Array:
-        """The targets as they are: what fits is the function's business."""
+        """The targets as they are, once the function has given a scalar for them."""
+        with np.errstate(all="ignore"):
+            self._value(predictions, targets)
         return targets
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """Value and numerical gradient."""
+        gradient = numerical_gradient(lambda moved: self._value(moved, targets), predictions, method="central")
+        return self._value(predictions, targets), gradient.astype(predictions.dtype)
 
-        def scalar(moved: Array) -> Any:
-            value = real_array("function's result", self.function(moved, targets))
-            same_shape("function's result", value, ())
-            return value
-
-        gradient = numerical_gradient(scalar, predictions, method="central")
-        return scalar(predictions), gradient.astype(predictions.dtype)
+    def _value(self, predictions: Array, targets: Array) -> Array:
+        value = real_array("function's result", self.function(predictions, targets))
+        same_shape("function's result", value, ())
+        return value

@@ -116,7 +116,10 @@ def _matching(argument: str, names: Names, paths: list[str]) -> set[str]:
     found: set[str] = set()
     patterns = [names] if isinstance(names, str | re.Pattern) else [rf"(.*\.)?{re.escape(name)}" for name in names or ()]
     for pattern in patterns:
-        matched = {path for path in paths if re.fullmatch(pattern, path)}
+        try:
+            matched = {path for path in paths if re.fullmatch(pattern, path)}
+        except re.error as error:
+            raise ArgumentError(f"{argument} must be a regular expression or a sequence of names: {error}") from error
         if not matched:
             raise ArgumentError(f"{argument} must match dense layers of the model, which are {paths}; got {names!r}")
         found |= matched
@@ -139,7 +142,10 @@ def _rebuilt(model: Sequential, path: str, adapted: dict[str, list[Layer]]) -> S
     for name, layer in model.children().items():
         inner = f"{path}.{name}" if path else name
         if inner in adapted:
-            layers |= zip([name, f"{name}_activation"], adapted[inner], strict=False)
+            names = [name, f"{name}_activation"][: len(adapted[inner])]
+            if names[-1] != name and names[-1] in model.children():
+                raise ArgumentError(f"model must have no layer {names[-1]!r}: that name is for the activation of {name!r}")
+            layers |= zip(names, adapted[inner], strict=True)
         else:
             layers[name] = _rebuilt(layer, inner, adapted) if isinstance(layer, Sequential) else layer
     return Sequential(layers, frozen=[name for name, layer in layers.items() if not has_adapters(layer)])

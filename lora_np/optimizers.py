@@ -150,12 +150,13 @@ class _Adam(Optimizer):
     @final
     def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
         """One step of the rule."""
-        here: Part = (slice(None),) * parameter.ndim if part is None else part
+        here = ... if part is None else part
         if name not in self._states:
             self._states[name] = _Moments.zeros_like(parameter)
         state = self._states[name]
         same_shape(f"gradient of {name}", gradient, state.first.shape)
-        state.count_along(here)
+        if part is not None:
+            state.count_along(part)
         m, v, steps, g = state.first[here], state.second[here], state.steps[here], gradient[here]
         steps += 1
         m += (1 - self.beta1) * (g - m)

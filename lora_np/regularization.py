@@ -40,8 +40,8 @@ class Regularization:
     l2: float = 0.0
 
     def __post_init__(self) -> None:
-        non_negative_float("l1", self.l1)
-        non_negative_float("l2", self.l2)
+        for name in ("l1", "l2"):  # as Python floats, which leave float32 arrays float32
+            object.__setattr__(self, name, non_negative_float(name, getattr(self, name)))
 
     def penalty(self, weight: Array) -> Any:
         """The value of the penalty: a scalar of the weight's dtype."""
@@ -54,7 +54,7 @@ class Regularization:
 
     def config(self) -> dict[str, float]:
         """What a file says of it."""
-        return {"l1": float(self.l1), "l2": float(self.l2)}
+        return {"l1": self.l1, "l2": self.l2}
 
     @classmethod
     def from_config(cls, config: dict[str, float]) -> Regularization:

@@ -165,7 +165,8 @@ def _analytic(layer: Layer, x: Array, dy: Array, training: bool) -> tuple[Gradie
     twin = _with_dtype(layer, np.dtype(float))
     _, cache = twin.apply(x, training=training)
     dx, gradients = twin.vjp(dy, cache)
-    assert dx is not None
+    if dx is None:
+        raise GradientError(f"{layer.layer_name} gives no gradient of its input")
     arrays = {"input": x} | twin.named_parameters()
     unknown = [name for name in gradients if name not in arrays]
     if unknown:
@@ -202,7 +203,12 @@ class _Numeric:
     def _of_input(self, x: Array) -> Any:
         # Every evaluation takes a copy where there are random draws, so that all of them draw the same.
         layer = copy.deepcopy(self.layer) if self.training else self.layer
-        y, _ = layer.apply(x, training=self.training)
+        try:
+            y, _ = layer.apply(x, training=self.training)
+        except TypeError as error:
+            if self.step == "central":
+                raise
+            raise _NotAnalyticError(f"its apply() takes no complex numbers: {error}") from error
         if self.step == "complex" and np.iscomplexobj(x) and not np.iscomplexobj(y):
             raise _NotAnalyticError("its apply() turns complex numbers into real ones")
         return (self.dy * y).sum() + layer.compute_auxiliary_loss()

@@ -133,9 +133,9 @@ def fit(
     inputs, targets = _checked_data(model, data)
     rows = len(inputs)
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
-    row_tasks = None if tasks is None else np.array(tuple(tasks), dtype=object)
-    if row_tasks is not None and row_tasks.shape != (rows,):
-        raise ArgumentError(f"tasks must have one entry for each of {rows} rows, got {len(row_tasks)}")
+    row_tasks = None if tasks is None else np.array(model.check_tasks(tasks, rows), dtype=object)
+    # All targets are checked before the first step, against predictions of which only the shape matters.
+    loss.check(np.broadcast_to(np.zeros((), model.dtype), (*inputs.shape[:-1], model.output_size)), targets)
     if not model.supports_training:
         raise InvalidOperationError(f"{model.layer_name} has nothing to train: all of its parameters are frozen")
     random = generator(rng)

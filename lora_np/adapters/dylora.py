@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, Self, final
 
@@ -12,6 +13,7 @@ from .._typing import RNG, Array
 from .._validation import (
     ascending_ranks,
     finite_float,
+    fraction,
     generator,
     integer,
     last_axis,
@@ -97,7 +99,9 @@ class DyLoRAAdapter(AdditiveAdapter):
         max_rank = rank_within(max_rank, self.input_size, self.output_size, "max_rank")
         self._active_ranks = ascending_ranks("active_ranks", active_ranks, max_rank)
         self.mode = one_of("mode", mode, ("full", "frozen"))
-        self._cumulative = _cumulative(rank_distribution, len(self._active_ranks))
+        self._distribution = _probabilities(rank_distribution, len(self._active_ranks))
+        sums = np.cumsum(self._distribution)
+        self._cumulative = sums / sums[-1]  # exactly 1 from the last rank on that has a probability
         self._rng = generator(rng)
         self._lora = LoRALayer(
             self.input_size, self.output_size, max_rank, alpha, scaling=scaling, dtype=self.dtype, rng=self._rng
@@ -114,7 +118,8 @@ class DyLoRAAdapter(AdditiveAdapter):
 
     def rank_at(self, quantile: float) -> int:
         """The active rank at a quantile, in [0, 1), of the rank distribution: a uniform draw gives a rank."""
-        return self._active_ranks[int(np.searchsorted(self._cumulative, quantile, side="right"))]
+        index = np.searchsorted(self._cumulative, fraction("quantile", quantile), side="right")
+        return self._active_ranks[int(index)]
 
     def _previous(self, rank: int) -> int:
         index = self._active_ranks.index(rank)
@@ -138,7 +143,7 @@ class DyLoRAAdapter(AdditiveAdapter):
     @property
     def rank_distribution(self) -> tuple[float, ...]:
         """The probability of each active rank in training."""
-        return tuple(float(p) for p in np.diff(self._cumulative, prepend=0.0))
+        return self._distribution
 
     @property
     def current_deployment_rank(self) -> int:
@@ -232,9 +237,8 @@ class DyLoRAAdapter(AdditiveAdapter):
         NonFiniteError
             The loss is infinite or NaN; the parameters are those with which it was last finite.
         """
-        not_none("inputs", inputs)
-        not_none("targets", targets)
-        if len(inputs) != len(targets) or not len(inputs):
+        inputs, targets = _sequence("inputs", inputs), _sequence("targets", targets)
+        if len(inputs) != len(targets) or not inputs:
             raise ArgumentError(f"inputs and targets must be as many, and some: got {len(inputs)} and {len(targets)}")
         epochs = positive_int("epochs", epochs)
         optimizer = SGD(finite_float("learning_rate", learning_rate))
@@ -243,7 +247,7 @@ class DyLoRAAdapter(AdditiveAdapter):
         for i, (x, target) in enumerate(zip(xs, targets, strict=True)):
             last_axis(f"inputs[{i}]", x, self.input_size)
             try:
-                loss(np.zeros((*x.shape[:-1], self.output_size), self.dtype), target)
+                loss.check(np.zeros((*x.shape[:-1], self.output_size), self.dtype), target)
             except ArgumentError as error:
                 raise ArgumentError(f"targets[{i}]: {error}") from error
         descent = Descent(self, loss, optimizer)
@@ -313,19 +317,28 @@ def geometric(ranks: Sequence[int], p: float = 0.15) -> tuple[float, ...]:
     p : float, default 0.15
         In (0, 1): the larger, the more often the small ranks train.
     """
-    ranks = ascending_ranks("ranks", ranks, max(ranks, default=1))
+    ranks = ascending_ranks("ranks", ranks, sys.maxsize)
     p = finite_float("p", p)
     if not 0 < p < 1:
         raise ArgumentError(f"p must lie between 0 and 1, got {p}")
-    weights = p * (1 - p) ** (np.array(ranks) - 1.0)
+    weights = (1 - p) ** (np.array(ranks) - float(ranks[0]))  # relative to the first, so that not all of them vanish
     return tuple(float(weight) for weight in weights / weights.sum())
 
 
-def _cumulative(distribution: Sequence[float] | None, count: int) -> Array:
-    """The cumulative probabilities of the active ranks, the last exactly 1."""
+def _probabilities(distribution: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """Probabilities of the active ranks that sum to one; those that do already stay as they are."""
     weights = np.ones(count) if distribution is None else real_array("rank_distribution", distribution, float)
     if weights.shape != (count,):
         raise ArgumentError(f"rank_distribution must have one probability for each of {count} ranks, got {weights.shape}")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
         raise ArgumentError(f"rank_distribution must be probabilities, got {distribution}")
-    return np.append(np.cumsum(weights / weights.sum())[:-1], 1.0)
+    total = float(weights.sum())
+    return tuple(float(weight) for weight in (weights if abs(total - 1) < 1e-12 else weights / total))
+
+
+def _sequence(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    not_none(name, values)
+    try:
+        return tuple(values)
+    except TypeError:
+        raise ArgumentError(f"{name} must be a sequence of arrays, got {values!r}") from None

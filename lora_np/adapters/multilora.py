@@ -163,7 +163,9 @@ class MultiLoRAAdapter(AdditiveAdapter):
             raise ArgumentError(f"{argument} must be a string that is not blank, got {name!r}")
         if name in self._tasks:
             raise ArgumentError(f"{argument} must be new, and there is a task {name!r} already")
-        self._tasks[name] = LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, rng=self._rng)
+        branch = LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, rng=self._rng)
+        branch.is_training = self.is_training
+        self._tasks[name] = branch
 
     def replace_task(self, task_name: str, branch: LoRALayer) -> None:
         """Put another branch of the same sizes and dtype, of any rank, in the place of a task's.

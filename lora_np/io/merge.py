@@ -69,10 +69,12 @@ def checkpoint_files(base: Path) -> dict[str, str]:
         if not names:
             raise FormatError(f"{path}: there is neither {INDEX} nor {SINGLE} in it")
         path = os.path.join(path, names[0])
-    if not path.endswith(".json"):
-        return {os.path.basename(path): path}
-    files = sorted(set(_index(path)["weight_map"].values()))
-    return {name: os.path.join(os.path.dirname(path), name) for name in files}
+    names = sorted(set(_index(path)["weight_map"].values())) if path.endswith(".json") else [os.path.basename(path)]
+    files = {name: os.path.join(os.path.dirname(path), name) for name in names}
+    for file in files.values():
+        if not os.path.isfile(file):
+            raise FormatError(f"{path}: there is no file {file}")
+    return files
 
 
 def merge_checkpoint(
@@ -119,10 +121,7 @@ def merge_checkpoint(
     NotSupportedError
         DoRA with weights stored as (in, out), or to be taken out.
     """
-    if adapter.magnitudes and (subtract or fan_in_fan_out):
-        raise NotSupportedError(
-            "a DoRA adapter cannot be taken out of a weight, nor merged into weights stored as (in, out)"
-        )
+    merge = _Merge(adapter, subtract, fan_in_fan_out)
     files = checkpoint_files(base)
     index = _index_path(base)
     target = os.fspath(output)
@@ -130,7 +129,8 @@ def merge_checkpoint(
     for name, file in files.items():
         if os.path.exists(outputs[name]) and os.path.samefile(file, outputs[name]):
             raise ArgumentError(f"output must be another place than the base, got {target}")
-    merge = _Merge(adapter, -1.0 if subtract else 1.0, fan_in_fan_out)
+    if not index and os.path.isdir(target):
+        raise ArgumentError(f"output must be a file, as the base is one, got the folder {target}")
     merged = _matched(files, merge, os.fspath(base))
     if index:
         os.makedirs(target, exist_ok=True)
@@ -167,8 +167,10 @@ def verify_checkpoint(
     FormatError
         A tensor is missing in the output, has another dtype or shape, or is not the base's where it should be.
     """
-    merge = _Merge(adapter, -1.0 if subtract else 1.0, fan_in_fan_out)
-    files, written = checkpoint_files(base), checkpoint_files(output)
+    merge = _Merge(adapter, subtract, fan_in_fan_out)
+    index = _index_path(base)
+    files = checkpoint_files(base)
+    written = checkpoint_files(os.path.join(output, os.path.basename(index)) if index else output)
     if len(files) == 1 == len(written):
         written = dict(zip(files, written.values(), strict=True))
     verified = []
@@ -187,6 +189,9 @@ def verify_checkpoint(
                     for start, stop in _windows(old.info(key).size, WINDOW)
                 ):
                     raise FormatError(f"{written[name]}: {key} is not the base's, and the adapter does not change it")
+            for key in new:
+                if key not in old:
+                    raise FormatError(f"{written[name]}: {key} is not in the base")
     return verified
 
 
@@ -195,8 +200,14 @@ class _Merge:
     """How to compute rows of merged weights."""
 
     adapter: AdapterWeights
-    sign: float
+    subtract: bool
     fan_in_fan_out: bool
+
+    def __post_init__(self) -> None:
+        if self.adapter.magnitudes and (self.subtract or self.fan_in_fan_out):
+            raise NotSupportedError(
+                "a DoRA adapter cannot be taken out of a weight, nor merged into weights stored as (in, out)"
+            )
 
     def path(self, key: str) -> str | None:
         """The path of the adapter's layer that changes a tensor."""
@@ -214,7 +225,8 @@ class _Merge:
         layer = self.adapter.layers[path]
         A, B = layer.matrix_a.astype(dtype), layer.matrix_b.astype(dtype)
         left, right = (A, B) if self.fan_in_fan_out else (B.T, A.T)
-        left, right = np.ascontiguousarray(self.sign * layer.scaling * left), np.ascontiguousarray(right)
+        scaling = -layer.scaling if self.subtract else layer.scaling
+        left, right = np.ascontiguousarray(scaling * left), np.ascontiguousarray(right)
         magnitude = self.adapter.magnitudes.get(path)
 
         def merged(old: Array, first: int) -> Array:
@@ -287,8 +299,10 @@ def _error(merge: _Merge, old: SafetensorsFile, new: SafetensorsFile, key: str) 
         pieces = [decoded(file.raw(key, start * columns, stop * columns), info.dtype) for file in (old, new)]
         before, after = (piece.reshape(-1, columns).astype(np.float64) for piece in pieces)
         expected = merged(before, start)
-        largest = max(largest, float(np.abs(expected).max(initial=0)))
-        difference = max(difference, float(np.abs(after - expected).max(initial=0)))
+        largest = max(largest, float(np.abs(expected[np.isfinite(expected)]).max(initial=0)))
+        wrong = ~((after == expected) | (np.isnan(after) & np.isnan(expected)))
+        gaps = np.abs(after[wrong] - expected[wrong])
+        difference = max(difference, float(np.where(np.isnan(gaps), np.inf, gaps).max(initial=0)))
     return difference / largest if largest else difference
 
 
@@ -335,7 +349,7 @@ def _index(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as text:
             index = json.load(text)
         names = index["weight_map"].values()
-        if not all(isinstance(name, str) and re.fullmatch(r"[^/\\]+\.safetensors", name) for name in names):
+        if not all(isinstance(name, str) and re.fullmatch(r"[^/\\:\0]+\.safetensors", name) for name in names):
             raise ValueError("weight_map must name safetensors files in the same folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{path}: it is not an index of safetensors files: {error!r}") from error

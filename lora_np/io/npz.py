@@ -9,7 +9,7 @@ from .. import _archive
 from ..activations import Activation
 from ..errors import ArgumentError, FormatError
 from ..layers.base import Layer
-from ..layers.serialization import restore
+from ..layers.serialization import CONFIG, TYPE, restore
 from ..regularization import Regularization
 
 
@@ -71,8 +71,8 @@ def _decode(value: Any, classes: dict[str, Any]) -> Any:
         return [_decode(item, classes) for item in value]
     if not isinstance(value, dict):
         return value
-    if value.keys() != {"type", "config"}:
+    if value.keys() != {TYPE, CONFIG}:
         return {name: _decode(item, classes) for name, item in value.items()}
-    if value["type"] not in classes:
-        raise FormatError(f"unknown class {value['type']!r}; import the module that defines it first")
-    return classes[value["type"]].from_config(_decode(value["config"], classes))
+    if value[TYPE] not in classes:
+        raise FormatError(f"unknown class {value[TYPE]!r}; import the module that defines it first")
+    return classes[value[TYPE]].from_config(_decode(value[CONFIG], classes))

@@ -7,7 +7,6 @@ where a factor is missing or a key is unknown; the functions here raise an error
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -35,8 +34,19 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
 KEY = re.compile(rf"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|{MAGNITUDE})")
-OTHER_FUNCTIONS = ("lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication")
+OTHER_FUNCTIONS = (
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "kasa_config",
+    "monteclora_config",
+    "arrow_config",
+)
+OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # init_lora_weights that change the base's weights as well
 DEFAULT = 8  # PEFT's own, of r and of lora_alpha
+NESTED = {"active_ranks", "alpha", "mode", "scaling", "rank_distribution", "current_deployment_rank"}
 
 Path = str | os.PathLike[str]
 
@@ -51,8 +61,11 @@ def peft_adapters(folder: Path) -> dict[str, str]:
     """
     root = os.fspath(folder)
     inner = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if os.path.isdir(root) else []
-    places = {"default": root} | {name: os.path.join(root, name) for name in inner}
-    found = {name: place for name, place in places.items() if os.path.isfile(os.path.join(place, CONFIG))}
+    places = [("default", root), *((name, os.path.join(root, name)) for name in inner)]
+    found: dict[str, str] = {}
+    for name, place in places:
+        if os.path.isfile(os.path.join(place, CONFIG)):
+            found.setdefault(name, place)
     if not found:
         raise FormatError(f"{root}: there is no {CONFIG} in it, nor in a folder inside it")
     return found
@@ -196,7 +209,7 @@ def _config(file: str) -> dict[str, Any]:
     for name in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config.get(name) or {}, dict):
             raise FormatError(f"{file}: {name} must map patterns to numbers")
-    patterns = [*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})]
+    patterns = [_anchored(key) for name in ("rank_pattern", "alpha_pattern") for key in config.get(name) or {}]
     try:
         for pattern in [*patterns, *([config["target_modules"]] if isinstance(config["target_modules"], str) else [])]:
             re.compile(pattern)
@@ -205,6 +218,12 @@ def _config(file: str) -> dict[str, Any]:
     for name in OTHER_FUNCTIONS:
         if config.get(name):
             raise NotSupportedError(f"{file}: {name} makes it another function than LoRA's, which is not supported")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(OTHER_BASES):
+        raise NotSupportedError(
+            f"{file}: init_lora_weights={start!r} has changed the base's weights, which are not in the folder; "
+            "PEFT's save_pretrained converts it with path_initial_model_for_weight_conversion"
+        )
     return config
 
 
@@ -224,9 +243,13 @@ def _layer(
 def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
     """What PEFT takes from rank_pattern and alpha_pattern: the first pattern that the end of the path matches."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if re.match(_anchored(pattern), path):
             return value
     return default
+
+
+def _anchored(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 def _targeted(path: str, targets: str | list[str]) -> bool:
@@ -239,7 +262,9 @@ def _nested(metadata: Mapping[str, str], file: str) -> dict[str, dict[str, Any]]
     """The settings of whole DyLoRA adapters, from the metadata of a file of ours."""
     try:
         nested = json.loads(metadata.get("lora_np", "{}")).get("nested", {})
-        return {path: dict(settings) for path, settings in nested.items()}
+        if any(settings.keys() != NESTED for settings in nested.values()):
+            raise ValueError(f"the settings of a DyLoRA adapter are {', '.join(sorted(NESTED))}")
+        return dict(nested)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{file}: its lora_np metadata is damaged: {error}") from error
 
@@ -253,14 +278,14 @@ def _write(folder: str, weights: AdapterWeights, extra: Mapping[str, Any]) -> No
         tensors[f"{PREFIX}{path}.lora_B.weight"] = layer.matrix_b.T
         if path in weights.magnitudes:
             tensors[f"{PREFIX}{path}.{MAGNITUDE}"] = weights.magnitudes[path]
-    config = _written_config(weights) | dict(extra)
+    config = json.dumps(_written_config(weights) | dict(extra), indent=2, sort_keys=True, ensure_ascii=False)
     metadata = {"format": "pt"}
     if weights.nested:
         metadata["lora_np"] = json.dumps({"nested": weights.nested}, sort_keys=True)
     os.makedirs(folder, exist_ok=True)
     save_safetensors(os.path.join(folder, WEIGHTS), tensors, metadata)
     with atomic_file(os.path.join(folder, CONFIG)) as file:
-        file.write(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        file.write(config.encode() + b"\n")
 
 
 def _written_config(weights: AdapterWeights) -> dict[str, Any]:
@@ -268,7 +293,8 @@ def _written_config(weights: AdapterWeights) -> dict[str, Any]:
     rslora = all(layer.scaling_rule == "rslora" for layer in weights.layers.values())
     ranks = {path: layer.rank for path, layer in weights.layers.items()}
     alphas = {
-        path: layer.scaling * (math.sqrt(layer.rank) if rslora else layer.rank) for path, layer in weights.layers.items()
+        path: layer.alpha if rslora or layer.scaling_rule != "rslora" else layer.scaling * layer.rank
+        for path, layer in weights.layers.items()
     }
     rank, alpha = _commonest(ranks), _commonest(alphas)
     return {

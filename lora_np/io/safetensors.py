@@ -292,7 +292,7 @@ def encoded(values: Array, dtype: str) -> Array:
         rounded &= np.uint32(1)
         rounded += np.uint32(0x7FFF)
         rounded += bits
-        stored = rounded.view("<u2")[1::2]  # the upper halves
+        stored = rounded.view("<u2")[1::2].copy()  # the upper halves
         nan = np.isnan(values)
         if nan.any():
             stored[nan.reshape(-1)] = 0x7FC0

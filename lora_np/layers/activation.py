@@ -33,7 +33,7 @@ class ActivationLayer(Layer):
 
     def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
         """``y = f(x)``."""
-        return self.activation.function(x), (x,)
+        return self.activation.apart(x), (x,)
 
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True

@@ -257,15 +257,40 @@ class Layer(ABC):
         ArgumentError
             Another length, an unknown task, or no layer inside has tasks; nothing is changed.
         """
-        x = self._checked_input(input, copy=True)
-        tasks = self._checked_tasks(x, tasks)
+        x = self._checked_rows(input, copy=True)
+        tasks = self.check_tasks(tasks, len(x))
         return self._forward(x, partial(self.apply_routed, tasks=tasks), tasks)
 
     def predict_routed(self, input: Any, tasks: Iterable[str | None]) -> Array:
         """`predict` of a mixed batch; see `forward_routed`."""
-        x = self._checked_input(input)
-        tasks = self._checked_tasks(x, tasks)
+        x = self._checked_rows(input)
+        tasks = self.check_tasks(tasks, len(x))
         return _owned(self.apply_routed(x, tasks)[0], x)
+
+    def check_tasks(self, tasks: Iterable[str | None], rows: int) -> Tasks:
+        """The tasks of a mixed batch in the form that `apply_routed` takes; an ArgumentError where they do not fit.
+
+        Parameters
+        ----------
+        tasks : sequence of str or None
+        rows : int
+            How many there must be.
+        """
+        if isinstance(tasks, str) or not isinstance(tasks, Iterable):
+            raise ArgumentError(f"tasks must be a sequence with a name or None for each row, got {tasks!r}")
+        names = tuple(tasks)
+        for name in names:
+            if not (name is None or isinstance(name, str)):
+                raise ArgumentError(f"tasks must hold names or None, got {name!r}")
+        if len(names) != rows:
+            raise ArgumentError(f"tasks must have one entry for each of {rows} rows of input, got {len(names)}")
+        branches = self.routing(names)
+        unknown = [name for name in branches if isinstance(name, str)]
+        if unknown:
+            raise ArgumentError(f"tasks must be known to {self.layer_name}, got {unknown[0]!r}")
+        if not branches and any(name is not None for name in names):
+            raise ArgumentError(f"tasks must be None for every row: no layer of {self.layer_name} has tasks")
+        return names
 
     def update_parameters(self, learning_rate: Any) -> None:
         """One step of gradient descent, ``p -= learning_rate · dp``, which uses the gradients up.
@@ -280,7 +305,7 @@ class Layer(ABC):
         InvalidOperationError
             No gradient is pending, or the task has changed since; nothing is changed.
         """
-        if np.ndim(learning_rate) == 1:
+        if isinstance(learning_rate, list | tuple) or (isinstance(learning_rate, np.ndarray) and learning_rate.ndim):
             self.set_parameters(learning_rate)
         else:
             rate = finite_float("learning_rate", learning_rate)
@@ -596,22 +621,11 @@ class Layer(ABC):
         last_axis("input", x, self.input_size)
         return x
 
-    def _checked_tasks(self, x: Array, tasks: Iterable[str | None]) -> Tasks:
-        if isinstance(tasks, str) or not isinstance(tasks, Iterable):
-            raise ArgumentError(f"tasks must be a sequence with a name or None for each row, got {tasks!r}")
-        names = tuple(tasks)
-        for name in names:
-            if not (name is None or isinstance(name, str)):
-                raise ArgumentError(f"tasks must hold names or None, got {name!r}")
-        if x.ndim < 2 or len(names) != x.shape[0]:
-            raise ArgumentError(f"tasks must have one entry for each row of input, shape {x.shape}; got {len(names)}")
-        branches = self.routing(names)
-        unknown = [name for name in branches if isinstance(name, str)]
-        if unknown:
-            raise ArgumentError(f"tasks must be known to {self.layer_name}, got {unknown[0]!r}")
-        if not branches and any(name is not None for name in names):
-            raise ArgumentError(f"tasks must be None for every row: no layer of {self.layer_name} has tasks")
-        return names
+    def _checked_rows(self, input: Any, *, copy: bool = False) -> Array:
+        x = self._checked_input(input, copy=copy)
+        if x.ndim < 2:
+            raise ArgumentError(f"input must have shape (rows, ..., {self.input_size}), got {x.shape}")
+        return x
 
     def _forward(self, x: Array, apply: Callable[..., tuple[Array, Cache]], tasks: Tasks | None) -> Array:
         y, cache = apply(x, training=self.is_training)
@@ -629,11 +643,13 @@ class Layer(ABC):
         return np.concatenate([np.empty(0, self.dtype), *(array.ravel() for array in arrays)])
 
     def _matched(self, values: Mapping[str, Array], arrays: Mapping[str, Array]) -> list[tuple[Array, Array]]:
-        for name, value in values.items():
+        for name in values:
             if name not in arrays:
                 raise ArgumentError(f"{self.layer_name} has no such trainable parameter: {name!r}")
+        fitting = {name: real_array(name, value) for name, value in values.items()}
+        for name, value in fitting.items():
             same_shape(name, value, arrays[name].shape)
-        return [(arrays[name], value) for name, value in values.items()]
+        return [(arrays[name], value) for name, value in fitting.items()]
 
     def _assign(self, values: Mapping[str, Array]) -> None:
         for array, value in self._matched(values, self.named_parameters(frozen=True)):

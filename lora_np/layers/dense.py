@@ -87,7 +87,7 @@ class AffineLayer(Layer):
         """``y = f(x W + b)``."""
         W, b = self.matrix, self.bias
         z = x @ W + b  # (..., in) @ (in, out) -> (..., out)
-        y = self.activation.function(z)
+        y = self.activation.apart(z)
         return y, (x, z)
 
     def vjp(

@@ -50,7 +50,8 @@ def _kept_bytes(layer: Layer, rows: int) -> int:
 
 def _collect(value: Any, arrays: dict[int, int]) -> None:
     if isinstance(value, np.ndarray):
-        arrays[id(value)] = value.nbytes
+        address = value.__array_interface__["data"][0]  # views of one array count once
+        arrays[address] = max(value.nbytes, arrays.get(address, 0))
     elif isinstance(value, tuple | list):
         for item in value:
             _collect(item, arrays)

@@ -47,10 +47,10 @@ class LowRankLayer(Layer):
     ) -> None:
         super().__init__(input_size, output_size, dtype)
         self.rank = positive_int("rank", rank)
-        self.alpha = resolved_alpha(alpha, self.rank)
-        self.scaling_rule = one_of("scaling", scaling, SCALINGS)
         array_shape("input_size, rank", self.input_size, self.rank)
         array_shape("rank, output_size", self.rank, self.output_size)
+        self.alpha = resolved_alpha(alpha, self.rank)
+        self.scaling_rule = one_of("scaling", scaling, SCALINGS)
 
     def scaling_at(self, rank: int) -> float:
         """The factor s in front of the product of the first `rank` components.
@@ -148,8 +148,8 @@ class LoRALayer(LowRankLayer):
         dtype: Any = np.float64,
         rng: RNG = None,
     ) -> None:
-        super().__init__(input_size, output_size, rank, alpha, scaling, dtype)
-        rank_within(self.rank, self.input_size, self.output_size)
+        sizes = positive_int("input_size", input_size), positive_int("output_size", output_size)
+        super().__init__(*sizes, rank_within(rank, *sizes), alpha, scaling, dtype)
         shape = (self.input_size, self.rank)
         self.matrix_a: Array = normal(shape, self.dtype, generator(rng), std=1 / math.sqrt(self.rank))
         self.matrix_b: Array = np.zeros((self.rank, self.output_size), self.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
 from .._typing import Array, Cache, Gradients, Parts, Tasks
@@ -46,6 +46,8 @@ class Sequential(Layer):
 
     def __init__(self, layers: Sequence[Layer] | Mapping[str, Layer], *, frozen: Sequence[str] = ()) -> None:
         not_none("layers", layers)
+        if isinstance(layers, Layer) or not isinstance(layers, Iterable):
+            raise ArgumentError(f"layers must be a sequence or a mapping of layers, got {layers!r}")
         named = dict(layers) if isinstance(layers, Mapping) else {str(i): layer for i, layer in enumerate(layers)}
         _check(named)
         self._layers = named
@@ -121,10 +123,10 @@ class Sequential(Layer):
         changed = self._layers | dict(layers)
         _check(changed)
         first, *_, last = [*changed.values()] * 2
-        if (first.input_size, last.output_size) != (self.input_size, self.output_size):
+        if (first.input_size, last.output_size, first.dtype) != (self.input_size, self.output_size, self.dtype):
             raise ArgumentError(
-                f"layers must keep the sizes {self.input_size} -> {self.output_size}, "
-                f"got {first.input_size} -> {last.output_size}"
+                f"layers must keep {self.input_size} -> {self.output_size} in {self.dtype}, "
+                f"got {first.input_size} -> {last.output_size} in {first.dtype}"
             )
         self._layers = changed
         self.reset_state()

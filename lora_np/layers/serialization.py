@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from .base import Layer
 
 
+# Keys with a dot, which no layer's name has.
+TYPE, CONFIG = "lora_np.type", "lora_np.config"
+
+
 def header(layer: Layer) -> dict[str, Any]:
     """The JSON header of a saved layer."""
     settings = {
@@ -27,7 +31,7 @@ def header(layer: Layer) -> dict[str, Any]:
 def encode(value: Any) -> Any:
     """A config value as JSON: objects with a `config` become their type's name and their own config."""
     if hasattr(value, "config"):
-        return {"type": type(value).__name__, "config": encode(value.config())}
+        return {TYPE: type(value).__name__, CONFIG: encode(value.config())}
     if isinstance(value, Mapping):
         return {name: encode(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
@@ -50,10 +54,13 @@ def _difference(path: str, theirs: Any, ours: Any) -> str | None:
     """The first place where two JSON values differ."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for name in [*ours, *(name for name in theirs if name not in ours)]:
-            inner = _difference(f"{path}.{name}" if path else name, theirs.get(name), ours.get(name))
+            word = name.removeprefix("lora_np.")
+            inner = _difference(f"{path}.{word}" if path else word, theirs.get(name), ours.get(name))
             if inner:
                 return inner
-        return None
+        return (
+            None if list(theirs) == list(ours) else f"{path} has the order {list(theirs)} in the file and {list(ours)} here"
+        )
     return None if theirs == ours else f"{path or 'layer'} is {theirs!r} in the file and {ours!r} here"
 
 
@@ -62,11 +69,12 @@ def restore(layer: Layer, header: Mapping[str, Any], arrays: Mapping[str, Array]
     layers = layer.walk()
     settings = header.get("settings")
     expected = {path: set(inner.settings) for path, inner in layers.items() if inner.settings}
-    if not isinstance(settings, dict) or {path: set(s) for path, s in settings.items()} != expected:
+    given = settings if isinstance(settings, dict) else {}
+    if {path: set(names) if isinstance(names, dict) else None for path, names in given.items()} != expected:
         raise FormatError(f"the file's settings do not fit {layer.layer_name}: it needs {expected}, got {settings}")
     kept = {path: {name: getattr(layers[path], name) for name in names} for path, names in expected.items()}
     try:
-        _set(layers, settings)
+        _set(layers, given)
         result = layer.load_weights(arrays, strict=True)
     except ArgumentError as error:
         _set(layers, kept)

@@ -95,7 +95,7 @@ def plan(
             result.skipped_count += 1
             continue
         try:
-            value = real_array(name, weight, arrays[target].dtype)
+            value = real_array(name, weight, arrays[target].dtype, copy=True)  # it may be one of the arrays to replace
             if value.shape != arrays[target].shape:
                 raise ArgumentError(f"expected shape {arrays[target].shape}, got {value.shape}")
             if target in values:
@@ -106,7 +106,7 @@ def plan(
             values[target] = value
     problems = [f"{target}: {reason}" for target, reason in result.failed_parameters]
     if strict:
-        found = validate(arrays, weights, mapping)
+        found = validate(arrays, list(weights), mapping)
         problems += [f"{name}: no such parameter" for name in found.unmatched_weights]
         problems += [f"{name}: no weight for it" for name in found.missing_parameters]
         if problems:

@@ -436,6 +436,48 @@ def test_a_switch_deep_inside_a_model_is_noticed():
         outer.backward(batch(3, 4))
 
 
+# ---------------------------------------------------------------- another branch for a task
+
+
+def test_a_task_can_get_another_branch_of_any_rank():
+    adapter = built()
+    branch = LoRALayer.from_factors(batch(5, 6), batch(6, 4))
+    adapter.replace_task("second", branch)
+    assert adapter.get_task_adapter("second") is branch
+    assert list(adapter.task_adapters) == list(TASKS)
+    assert_allclose(
+        adapter.predict_routed(batch(3, 5), ["second"] * 3),
+        adapter.base_layer.predict(batch(3, 5)) + branch.predict(batch(3, 5)),
+        rtol=1e-12,
+    )
+
+
+def test_trap_5_a_pass_does_not_go_back_through_another_branch():
+    adapter = built()
+    adapter.forward(batch(3, 5))
+    adapter.replace_task("first", randomised(LoRALayer(5, 4, 1)))
+    with pytest.raises(InvalidOperationError, match="the task has changed"):
+        adapter.backward(batch(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("task", "branch", "message"),
+    [
+        ("nobody", LoRALayer(5, 4, 1), "'nobody'"),
+        ("first", LoRALayer(4, 4, 1), "4 -> 4"),
+        ("first", LoRALayer(5, 3, 1), "5 -> 3"),
+        ("first", LoRALayer(5, 4, 1, dtype=np.float32), "dtype"),
+    ],
+    ids=["unknown-task", "input-size", "output-size", "dtype"],
+)
+def test_a_branch_that_does_not_fit_replaces_nothing(task, branch, message):
+    adapter = built()
+    before = snapshot(adapter)
+    with pytest.raises(ArgumentError, match=message):
+        adapter.replace_task(task, branch)
+    assert snapshot(adapter) == before
+
+
 # ---------------------------------------------------------------- mixed batches
 
 MIXED = ["third", None, "first", "third", "second", None, "first", "third"]
@@ -606,7 +648,7 @@ def test_removing_a_task_that_takes_no_part_does_not_matter():
 
 
 BAD_TASKS = {
-    "too-few": (["first"], r"each row of input, shape \(3, 5\); got 1"),
+    "too-few": (["first"], "one entry for each of 3 rows of input, got 1"),
     "too-many": (["first"] * 4, "got 4"),
     "unknown": (["first", "nobody", None], "'nobody'"),
     "empty-name": (["first", "", None], "''"),
@@ -630,9 +672,10 @@ def test_bad_tasks_are_refused(tasks, shown, wrap, method):
     assert_array_equal(layer.backward(batch(3, 4, seed=2)), dx)
 
 
-def test_one_row_without_an_axis_cannot_be_routed():
-    with pytest.raises(ArgumentError, match=r"^tasks must.*\(5,\)"):
-        built().forward_routed(batch(5), ["first"])
+@pytest.mark.parametrize("method", ["forward_routed", "predict_routed"])
+def test_one_row_without_an_axis_cannot_be_routed(method):
+    with pytest.raises(ArgumentError, match=r"^input must have shape \(rows, \.\.\., 5\), got \(5,\)"):
+        getattr(built(), method)(batch(5), ["first"])
 
 
 def test_a_layer_without_tasks_takes_rows_without_a_task_only():

@@ -1,0 +1,32 @@
+"""Make lora_np/data/digits.npz from scikit-learn's copy of the UCI handwritten digits.
+
+Needs scikit-learn, which lora_np does not depend on: the file is part of the repository, and this script says where it
+comes from. Two runs give the same bytes.
+
+    python -m pip install scikit-learn
+    python scripts/make_digits.py
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+TARGET = Path(__file__).parents[1] / "lora_np" / "data" / "digits.npz"
+
+
+def main() -> None:
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError:
+        sys.exit("This script needs scikit-learn: python -m pip install scikit-learn")
+    digits = load_digits()
+    images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
+    if not (np.array_equal(images, digits.images) and np.array_equal(labels, digits.target)):
+        sys.exit("The images or labels are not the whole numbers that fit into a byte")
+    np.savez_compressed(TARGET, images=images, labels=labels)
+    print(f"{TARGET.name}: {len(images)} images, {TARGET.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""What `Layer` gives to a layer of one's own, and what belongs to no kind in particular."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from lora_np import (
+    DenseLayer,
+    DyLoRAAdapter,
+    InvalidOperationError,
+    Layer,
+    LoRAAdapterBase,
+    LowRankLayer,
+    NotSupportedError,
+    Sequential,
+    StandardLoRAAdapter,
+    tanh,
+)
+from lora_np.testing import check_gradients
+from tests.kinds import batch, randomised
+
+
+class Scale(Layer):
+    """``y = factor · x``: the least that a layer must write."""
+
+    parameter_names = ("factor",)
+
+    def __init__(self, size):
+        super().__init__(size, size)
+        self.factor = np.full(size, 2.0)
+
+    def apply(self, x, *, training=False):
+        return self.factor * x, (x,)
+
+    def vjp(self, dy, cache, *, parameters=True, inputs=True):
+        (x,) = cache
+        gradients = {"factor": (dy * x).reshape(-1, self.input_size).sum(axis=0)} if parameters else {}
+        return (self.factor * dy if inputs else None), gradients
+
+    def estimate_flops(self):
+        return self.input_size
+
+
+class Views(Layer):
+    """A layer that gives views of its arguments."""
+
+    def __init__(self, size):
+        super().__init__(size, size)
+
+    def apply(self, x, *, training=False):
+        return x[:], (x,)
+
+    def vjp(self, dy, cache, *, parameters=True, inputs=True):
+        return dy[:], {}
+
+    def estimate_flops(self):
+        return 0
+
+
+def test_a_layer_of_ones_own_has_everything():
+    layer = Scale(3)
+    x, dy = batch(4, 3), batch(4, 3, seed=2)
+    check_gradients(layer, x, method="complex", rtol=1e-10)
+    assert_array_equal(layer.forward(x), 2 * x)
+    assert_array_equal(layer.backward(dy), 2 * dy)
+    layer.update_parameters(1.0)
+    assert_array_equal(layer.get_parameters(), 2 - (dy * x).sum(axis=0))
+    assert repr(layer) == "Scale(3 -> 3, 3 parameters)"
+    assert layer.clone().layer_name.startswith("Scale_")
+
+
+def test_it_can_be_adapted_frozen_and_routed():
+    adapter = randomised(StandardLoRAAdapter(Scale(3), 2, freeze_base_layer=False))
+    assert set(check_gradients(adapter, batch(4, 3), rtol=1e-10)) == {
+        "input",
+        "base.factor",
+        "lora.matrix_a",
+        "lora.matrix_b",
+    }
+    assert_array_equal(Scale(3).forward_routed(batch(2, 3), [None, None]), 2 * batch(2, 3))
+
+
+def test_without_a_config_it_cannot_be_saved(tmp_path):
+    for layer in (Scale(3), Sequential([Scale(3)])):
+        with pytest.raises(NotSupportedError, match="Scale cannot be saved"):
+            layer.serialize(tmp_path / "layer.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_views_never_leave_the_layer():
+    layer, x, dy = Views(3), batch(4, 3), batch(4, 3, seed=2)
+    y = layer.forward(x)
+    assert not np.shares_memory(y, x)
+    assert not np.shares_memory(layer.predict(x), x)
+    assert not np.shares_memory(layer.backward(dy), dy)
+
+
+@pytest.mark.parametrize("abstract", [Layer, LowRankLayer, LoRAAdapterBase])
+def test_abstract_classes_are_not_built(abstract):
+    with pytest.raises(TypeError, match="abstract"):
+        abstract(3, 2)
+
+
+# ---------------------------------------------------------------- structure
+
+
+def test_walking_through_a_model():
+    dense, base = DenseLayer(3, 3), DenseLayer(3, 2)
+    adapter = StandardLoRAAdapter(base, 1)
+    inner = Sequential({"a": adapter})
+    model = Sequential([dense, inner])
+    assert model.walk() == {
+        "": model,
+        "0": dense,
+        "1": inner,
+        "1.a": adapter,
+        "1.a.base": base,
+        "1.a.lora": adapter.lora_layer,
+    }
+    assert list(inner.walk("x")) == ["x", "x.a", "x.a.base", "x.a.lora"]
+    assert dense.walk() == {"": dense}
+
+
+def test_names_of_layers_are_numbered():
+    first, second = DenseLayer(3, 2), DenseLayer(3, 2)
+    numbers = [int(layer.layer_name.removeprefix("DenseLayer_")) for layer in (first, second)]
+    assert numbers[1] == numbers[0] + 1
+
+
+def test_arrays_by_name():
+    layer = randomised(DenseLayer(3, 2))
+    assert layer.get_parameter_names() == ("weight", "bias")
+    assert layer.named_parameter_count == 2
+    assert layer.get_parameter_shape("weight") == (3, 2)
+    assert layer.get_parameter_shape("nobody") is layer.try_get_parameter("nobody") is None
+    layer.try_get_parameter("weight")[...] = 0
+    assert layer.weight.all()
+    assert layer.set_parameter("nobody", [1.0]) is False
+    assert layer.set_parameter("bias", [1, 2]) is True
+    assert_array_equal(layer.bias, [1, 2])
+
+
+# ---------------------------------------------------------------- training_mode
+
+
+@pytest.fixture
+def model():
+    model = Sequential([DenseLayer(3, 3), DyLoRAAdapter(DenseLayer(3, 2), 2, [1, 2])])
+    model[1].eval()
+    return model
+
+
+def modes(model):
+    return [layer.is_training for layer in model.walk().values()]
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_block_in_a_mode(model, mode):
+    before = modes(model)
+    assert set(before) == {True, False}
+    with model.training_mode(mode):
+        assert set(modes(model)) == {mode}
+    assert modes(model) == before
+
+
+def test_a_block_gives_the_modes_back_after_an_error(model):
+    before = modes(model)
+    with pytest.raises(KeyError), model.training_mode(False):
+        raise KeyError
+    assert modes(model) == before
+
+
+def test_blocks_can_be_nested(model):
+    with model.training_mode(False):
+        with model.training_mode(True):
+            assert all(modes(model))
+        assert not any(modes(model))
+
+
+@pytest.mark.parametrize("mode", [1, "yes", np.True_])
+def test_a_mode_is_stored_as_a_bool(model, mode):
+    model.is_training = mode
+    assert model.is_training is True
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_an_error_in_a_pass_keeps_the_pass_before_it(monkeypatch):
+    layer = randomised(DenseLayer(3, 2, tanh))
+    layer.forward(batch(4, 3))
+    expected = layer.backward(batch(4, 2))
+    monkeypatch.setattr(layer, "apply", None)
+    with pytest.raises(TypeError):
+        layer.forward(batch(2, 3))
+    assert_array_equal(layer.backward(batch(4, 2)), expected)
+
+
+def test_an_error_in_backward_keeps_the_gradients_before_it(monkeypatch):
+    layer = randomised(DenseLayer(3, 2, tanh))
+    layer.forward(batch(4, 3))
+    layer.backward(batch(4, 2))
+    expected = layer.gradients["weight"].copy()
+    monkeypatch.setattr(layer, "vjp", None)
+    with pytest.raises(TypeError):
+        layer.backward(batch(4, 2))
+    assert_array_equal(layer.gradients["weight"], expected)
+
+
+def test_closing_lets_the_input_go(monkeypatch):
+    layer, inputs = DenseLayer(3, 2), []
+    original = layer.apply
+
+    def applied(x, *, training):
+        inputs.append(weakref.ref(x))
+        return original(x, training=training)
+
+    monkeypatch.setattr(layer, "apply", applied)
+    layer.forward(batch(4, 3))
+    assert inputs[0]() is not None
+    layer.close()
+    gc.collect()
+    assert inputs[0]() is None
+
+
+def test_a_context_is_closed_after_an_error():
+    def fails_inside(layer):
+        with layer:
+            layer.forward(batch(4, 3))
+            raise KeyError
+
+    layer = DenseLayer(3, 2)
+    with pytest.raises(KeyError):
+        fails_inside(layer)
+    with pytest.raises(InvalidOperationError):
+        layer.backward(batch(4, 2))
+
+
+def test_a_reset_reaches_the_layers_inside():
+    model = Sequential([DenseLayer(3, 3), DenseLayer(3, 2)])
+    model[1].forward(batch(4, 3))
+    model.reset_state()
+    with pytest.raises(InvalidOperationError):
+        model[1].backward(batch(4, 2))
+
+
+def test_the_view_of_the_gradients_cannot_be_written_to():
+    layer = DenseLayer(3, 2)
+    layer.forward(batch(4, 3))
+    layer.backward(batch(4, 2))
+    with pytest.raises(TypeError):
+        layer.gradients["weight"] = np.zeros((3, 2))
+
+
+def test_the_trained_parts_are_gone_with_the_gradients():
+    adapter = DyLoRAAdapter(DenseLayer(3, 2), 2, [1, 2])
+    assert adapter.pending_parts == {}
+    adapter.forward(batch(4, 3))
+    adapter.backward(batch(4, 2))
+    assert set(adapter.pending_parts) == {"lora.matrix_a", "lora.matrix_b"}
+    adapter.clear_gradients()
+    assert adapter.pending_parts == {}
+
+
+def test_an_update_may_be_given_the_layers_own_arrays():
+    layer = randomised(DenseLayer(3, 2))
+    before = layer.get_parameters()
+    layer.apply_updates(layer.named_parameters())
+    assert_array_equal(layer.get_parameters(), 2 * before)
+
+
+def test_arrays_can_be_exchanged_with_each_other():
+    layer = randomised(Sequential([DenseLayer(2, 2), DenseLayer(2, 2)]))
+    first, last = layer[0].weight.copy(), layer[1].weight.copy()
+    layer.load_weights({"0.weight": layer[1].weight, "1.weight": layer[0].weight})
+    assert_array_equal(layer[0].weight, last)
+    assert_array_equal(layer[1].weight, first)

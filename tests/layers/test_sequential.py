@@ -1,0 +1,326 @@
+"""Layers one after the other."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from lora_np import (
+    ActivationLayer,
+    ArgumentError,
+    ArgumentNullError,
+    DenseLayer,
+    FullyConnectedLayer,
+    InvalidOperationError,
+    MultiLoRAAdapter,
+    Regularization,
+    Sequential,
+    StandardLoRAAdapter,
+    relu,
+    tanh,
+)
+from lora_np.testing import check_gradients
+from tests.kinds import batch, bits, randomised, snapshot
+
+
+@pytest.fixture
+def model():
+    return randomised(
+        Sequential({"first": DenseLayer(4, 3, tanh), "middle": FullyConnectedLayer(3, 3, relu), "last": DenseLayer(3, 2)})
+    )
+
+
+def test_an_example_worked_by_hand():
+    first, last = DenseLayer(2, 3, relu), FullyConnectedLayer(3, 1)
+    model = Sequential([first, last])
+    model.set_parameters([1, 0, -1, 0, 1, 1, 0, 0, 1, 1, 2, 3, -4])
+    # z = (1, 2, 2), relu the same, y = 1 + 4 + 6 - 4
+    assert_array_equal(model.forward([1, 2]), [7])
+    # the last gives (1, 2, 3) back, relu lets all of it through
+    assert_array_equal(model.backward([1]), [-2, 5])
+    assert_array_equal(model.get_parameter_gradients(), [1, 2, 3, 2, 4, 6, 1, 2, 3, 1, 2, 2, 1])
+
+
+def test_it_is_the_composition_of_its_layers(model):
+    x = batch(5, 4)
+    y = x
+    for layer in model.layers:
+        y = layer.predict(y)
+    assert_array_equal(model.predict(x), y)
+    assert (model.input_size, model.output_size) == (4, 2)
+
+
+def test_backward_is_the_chain_of_the_layers(model):
+    x, dy = batch(5, 4), batch(5, 2)
+    model.forward(x)
+    dx = model.backward(dy)
+    for layer in model.layers:
+        x = layer.forward(x)
+    for name, layer in reversed(model.children().items()):
+        dy = layer.backward(dy)
+        for own, gradient in layer.gradients.items():
+            assert_array_equal(model.gradients[f"{name}.{own}"], gradient)
+    assert_array_equal(dx, dy)
+
+
+def test_the_layers_know_nothing_of_the_models_pass(model):
+    model.forward(batch(5, 4))
+    model.backward(batch(5, 2))
+    for layer in model.layers:
+        assert not layer.gradients
+        with pytest.raises(InvalidOperationError):
+            layer.backward(batch(5, layer.output_size))
+
+
+def test_parameters_are_in_the_order_of_the_layers(model):
+    assert list(model.named_parameters()) == [
+        f"{name}.{array}" for name in ("first", "middle", "last") for array in ("weight", "bias")
+    ]
+    assert_array_equal(model.get_parameters(), np.concatenate([layer.get_parameters() for layer in model.layers]))
+
+
+def test_the_input_gradient_of_the_first_layer_is_computed_only_when_it_is_wanted(model, monkeypatch):
+    wanted = []
+    for layer in model.layers:
+
+        def recording(dy, cache, *, parameters=True, inputs=True, original=layer.vjp):
+            wanted.append(inputs)
+            return original(dy, cache, parameters=parameters, inputs=inputs)
+
+        monkeypatch.setattr(layer, "vjp", recording)
+    _, cache = model.apply(batch(5, 4))
+    dx, gradients = model.vjp(batch(5, 2), cache, inputs=False)
+    assert dx is None
+    assert len(gradients) == 6
+    assert wanted == [True, True, False]
+
+
+# ---------------------------------------------------------------- frozen layers
+
+
+def test_frozen_layers_do_not_train_and_let_gradients_through(model):
+    free = model.clone()
+    model.freeze("first", "last")
+    results = []
+    for each in (model, free):
+        results.append((each.forward(batch(5, 4)).tobytes(), each.backward(batch(5, 2)).tobytes()))
+    assert results[0] == results[1]
+    assert set(model.gradients) == set(model.named_parameters()) == {"middle.weight", "middle.bias"}
+    before = bits(model.named_parameters(frozen=True))
+    model.update_parameters(0.5)
+    after = bits(model.named_parameters(frozen=True))
+    assert {name for name in after if after[name] != before[name]} == {"middle.weight", "middle.bias"}
+
+
+def test_freezing_replaces_what_was_frozen(model):
+    model.freeze("first")
+    model.freeze("last")
+    assert "first.weight" in model.named_parameters()
+    assert "last.weight" not in model.named_parameters()
+    model.freeze()
+    assert model.parameter_count == 12 + 3 + 9 + 3 + 6 + 2
+
+
+def test_freezing_drops_pending_gradients(model):
+    model.forward(batch(5, 4))
+    model.backward(batch(5, 2))
+    model.freeze("first")
+    with pytest.raises(InvalidOperationError):
+        model.update_parameters(0.1)
+
+
+def test_an_unknown_layer_cannot_be_frozen(model):
+    before = snapshot(model), list(model.named_parameters())
+    with pytest.raises(ArgumentError, match="first, middle, last, got 'nobody'"):
+        model.freeze("first", "nobody")
+    assert (snapshot(model), list(model.named_parameters())) == before
+
+
+def test_a_wholly_frozen_model_has_nothing_to_train(model):
+    model.freeze("first", "middle", "last")
+    assert not model.supports_training
+    model.forward(batch(5, 4))
+    model.backward(batch(5, 2))
+    model.update_parameters(0.1)
+
+
+def test_penalties_of_trainable_layers_are_summed():
+    layers = [randomised(DenseLayer(3, 3, regularization=Regularization(l2=0.5)), seed) for seed in range(3)]
+    model = Sequential(layers, frozen=["1"])
+    assert model.compute_auxiliary_loss() == layers[0].compute_auxiliary_loss() + layers[2].compute_auxiliary_loss()
+    check_gradients(model, batch(4, 3), method="complex", rtol=1e-10)
+
+
+def test_gradients_through_adapters_and_nested_models():
+    inner = Sequential([StandardLoRAAdapter(DenseLayer(3, 4), 2), ActivationLayer(4, tanh)])
+    model = randomised(Sequential({"in": DenseLayer(5, 3, tanh), "inner": inner, "out": DenseLayer(4, 2)}, frozen=["in"]))
+    errors = check_gradients(model, batch(4, 5), method="complex", rtol=1e-10)
+    assert set(errors) == {"input", "inner.0.lora.matrix_a", "inner.0.lora.matrix_b", "out.weight", "out.bias"}
+
+
+# ---------------------------------------------------------------- access
+
+
+def test_layers_by_name_and_by_position(model):
+    assert len(model) == 3
+    assert model["middle"] is model[1] is model.layers[1] is model.children()["middle"]
+    assert model[-1] is model["last"]
+
+
+def test_layers_of_a_sequence_are_named_by_position():
+    model = Sequential([DenseLayer(4, 3), DenseLayer(3, 2)])
+    assert list(model.children()) == ["0", "1"]
+    assert model["1"] is model[1]
+
+
+def test_the_layers_are_not_copied():
+    layer = DenseLayer(4, 3)
+    assert Sequential([layer])[0] is layer
+
+
+def test_the_mapping_given_may_change_afterwards():
+    layers = {"only": DenseLayer(4, 3)}
+    model = Sequential(layers)
+    layers.clear()
+    assert len(model) == 1
+
+
+def test_repr_shows_every_layer():
+    inner = Sequential([DenseLayer(3, 2)])
+    lines = repr(Sequential({"first": DenseLayer(4, 3, tanh), "inner": inner})).splitlines()
+    assert lines == [
+        "Sequential(4 -> 2, 23 parameters)",
+        "  first: DenseLayer(4 -> 3, activation=tanh, 15 parameters)",
+        "  inner: Sequential(3 -> 2, 8 parameters)",
+        "    0: DenseLayer(3 -> 2, 8 parameters)",
+    ]
+
+
+def test_flops_and_activations_are_those_of_the_layers(model):
+    assert model.estimate_flops() == sum(layer.estimate_flops() for layer in model.layers)
+    assert model.get_activation_types() == ("tanh", "relu", "identity")
+
+
+# ---------------------------------------------------------------- replacing
+
+
+def test_replacing_layers(model):
+    new = randomised(DenseLayer(3, 3), seed=5)
+    first, _, last = model.layers
+    model.replace({"middle": new})
+    assert model.layers == (first, new, last)
+    assert_array_equal(model.predict(batch(5, 4)), last.predict(new.predict(first.predict(batch(5, 4)))))
+
+
+def test_replacing_several_may_change_the_sizes_between_them(model):
+    model.replace({"first": DenseLayer(4, 7), "middle": DenseLayer(7, 3)})
+    assert model.forward(batch(5, 4)).shape == (5, 2)
+
+
+def test_replacing_drops_the_pending_pass(model):
+    model.forward(batch(5, 4))
+    model.replace({"middle": DenseLayer(3, 3)})
+    with pytest.raises(InvalidOperationError):
+        model.backward(batch(5, 2))
+
+
+BAD_REPLACEMENTS = {
+    "unknown": (lambda: {"nobody": DenseLayer(3, 3)}, "'nobody'"),
+    "does-not-fit-inside": (lambda: {"middle": DenseLayer(3, 5)}, "'middle' gives 5 values, 'last' takes 3"),
+    "another-input-size": (lambda: {"first": DenseLayer(6, 3)}, "4 -> 2, got 6 -> 2"),
+    "another-output-size": (lambda: {"last": DenseLayer(3, 3)}, "4 -> 2, got 4 -> 3"),
+    "another-dtype": (lambda: {"middle": DenseLayer(3, 3, dtype=np.float32)}, "float32"),
+    "not-a-layer": (lambda: {"middle": np.tanh}, "'middle'"),
+    "another-dtype-throughout": (
+        lambda: {
+            "first": DenseLayer(4, 3, dtype=np.float32),
+            "middle": DenseLayer(3, 3, dtype=np.float32),
+            "last": DenseLayer(3, 2, dtype=np.float32),
+        },
+        "float32",
+    ),
+}
+
+
+@pytest.mark.parametrize(("layers", "message"), BAD_REPLACEMENTS.values(), ids=BAD_REPLACEMENTS)
+def test_layers_that_do_not_fit_replace_nothing(model, layers, message):
+    before = model.layers
+    model.forward(batch(5, 4))
+    with pytest.raises(ArgumentError, match=message):
+        model.replace(layers())
+    assert model.layers == before
+    model.backward(batch(5, 2))
+
+
+def test_a_layer_cannot_take_two_places(model):
+    with pytest.raises(ArgumentError, match="occurs twice"):
+        model.replace({"middle": model["last"]})
+
+
+# ---------------------------------------------------------------- construction
+
+SHARED = DenseLayer(3, 3)
+BAD_LAYERS = {
+    "empty-sequence": ([], "at least one"),
+    "empty-mapping": ({}, "at least one"),
+    "not-a-layer": ([DenseLayer(4, 3), np.tanh], "as '1'"),
+    "sizes": ([DenseLayer(4, 3), DenseLayer(2, 3)], "'0' gives 3 values, '1' takes 2"),
+    "dtypes": ([DenseLayer(4, 3), DenseLayer(3, 2, dtype=np.float32)], "float64.*float32"),
+    "a-layer-twice": ([SHARED, SHARED], "occurs twice"),
+    "dot-in-a-name": ({"a.b": DenseLayer(4, 3)}, "'a.b'"),
+    "empty-name": ({"": DenseLayer(4, 3)}, "''"),
+    "number-as-a-name": ({1: DenseLayer(4, 3)}, "got 1"),
+    "a-number": (5, "layers"),
+    "a-layer": (DenseLayer(4, 3), "layers"),
+}
+
+
+@pytest.mark.parametrize(("layers", "message"), BAD_LAYERS.values(), ids=BAD_LAYERS)
+def test_bad_layers_are_refused(layers, message):
+    with pytest.raises(ArgumentError, match=message):
+        Sequential(layers)
+
+
+def test_missing_layers_are_refused():
+    with pytest.raises(ArgumentNullError, match="layers"):
+        Sequential(None)
+
+
+def test_an_unknown_frozen_name_is_refused():
+    with pytest.raises(ArgumentError, match="'1'"):
+        Sequential([DenseLayer(4, 3)], frozen=["1"])
+
+
+# ---------------------------------------------------------------- modes and tasks inside
+
+
+def test_the_model_hands_its_own_mode_down(model, monkeypatch):
+    seen = []
+    for layer in model.layers:
+
+        def recording(x, *, training=False, original=layer.apply):
+            seen.append(training)
+            return original(x, training=training)
+
+        monkeypatch.setattr(layer, "apply", recording)
+    model.train().forward(batch(5, 4))
+    model.eval().forward(batch(5, 4))
+    model.train().predict(batch(5, 4))
+    assert seen == [True] * 3 + [False] * 6
+
+
+def test_a_pass_is_bound_to_the_tasks_of_every_adapter_inside():
+    adapters = [MultiLoRAAdapter(DenseLayer(3, 3, rng=0), "a", 1, rng=0) for _ in range(2)]
+    for adapter in adapters:
+        adapter.add_task("b", 1)
+    model = Sequential([adapters[0], Sequential([adapters[1]])])
+    for adapter in adapters:
+        model.forward(batch(2, 3))
+        adapter.current_task = "b"
+        with pytest.raises(InvalidOperationError, match="the task has changed"):
+            model.backward(batch(2, 3))
+
+
+def test_deep_models():
+    model = randomised(Sequential([DenseLayer(2, 2, tanh) for _ in range(40)]))
+    assert len(model.walk()) == 41
+    assert_allclose(model.predict(batch(3, 2)), model.clone().predict(batch(3, 2)))

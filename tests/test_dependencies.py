@@ -1,0 +1,90 @@
+"""NumPy is the only dependency at run time, and no global random state is touched."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from lora_np import (
+    Adam,
+    DenseLayer,
+    DyLoRAAdapter,
+    MeanSquaredError,
+    MultiLoRAAdapter,
+    Sequential,
+    StandardLoRAAdapter,
+    VeRAAdapter,
+    fit,
+    relu,
+)
+
+ROOT = Path(__file__).parents[1]
+
+EXTRAS = ["matplotlib", "tqdm", "sklearn", "scipy", "torch", "pandas", "safetensors", "mpmath"]
+
+# numpy.random brings the run time of its compiler along, under names of its own.
+LOADED = """
+import sys, numpy, numpy.random
+before = set(sys.modules)
+import lora_np
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(new - sys.stdlib_module_names))
+"""
+
+WITHOUT_EXTRAS = f"""
+import sys
+sys.modules.update(dict.fromkeys({EXTRAS}))  # importing one of these now fails
+import io
+import numpy as np
+import lora_np
+model = lora_np.Sequential([lora_np.DenseLayer(3, 4, lora_np.relu, rng=0), lora_np.DenseLayer(4, 2, rng=1)])
+adapted = lora_np.apply_lora(model, lambda layer: lora_np.StandardLoRAAdapter(layer, 1, rng=0))
+lora_np.fit(adapted, (np.ones((4, 3)), np.ones((4, 2))), lora_np.MeanSquaredError(), lora_np.SGD(0.1), 2, 2, rng=0)
+file = io.BytesIO()
+lora_np.save_layer(adapted, file)
+file.seek(0)
+np.testing.assert_array_equal(lora_np.load_layer(file).predict(np.ones(3)), adapted.predict(np.ones(3)))
+print("fine")
+"""
+
+
+def run(code):
+    """What a fresh interpreter prints."""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_importing_loads_numpy_and_the_standard_library_alone():
+    assert set(run(LOADED)) <= {"lora_np", "numpy"}
+
+
+def test_models_are_built_trained_and_saved_without_any_extra():
+    assert run(WITHOUT_EXTRAS) == ["fine"]
+
+
+def numpy_state():
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002  what must not change
+    return name, keys.tobytes(), *rest
+
+
+def test_no_global_random_state_is_used():
+    before = numpy_state(), random.getstate()
+    layers = [
+        StandardLoRAAdapter(DenseLayer(3, 4, relu), 2),
+        DyLoRAAdapter(DenseLayer(4, 4), 2, [1, 2]),
+        MultiLoRAAdapter(DenseLayer(4, 4), "task", 2),
+        VeRAAdapter(DenseLayer(4, 2), 2),
+    ]
+    fit(Sequential(layers), (np.ones((6, 3)), np.ones((6, 2))), MeanSquaredError(), Adam(), epochs=2, batch_size=2)
+    assert (numpy_state(), random.getstate()) == before
+
+
+def test_a_global_seed_does_not_make_two_layers_equal():
+    weights = []
+    for _ in range(2):
+        np.random.seed(0)  # noqa: NPY002  what must not matter
+        weights.append(DenseLayer(3, 2).weight)
+    assert (weights[0] != weights[1]).any()

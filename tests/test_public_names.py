@@ -1,0 +1,192 @@
+"""What the package exports: which names, that each is described, and that concrete classes are final."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import types
+
+import pytest
+
+import lora_np
+from lora_np import Activation, Layer, Loss, Optimizer, errors
+from lora_np.activations import ACTIVATIONS
+
+NAMES = {
+    "Activation",
+    "ActivationLayer",
+    "Adam",
+    "AdamW",
+    "AdditiveAdapter",
+    "AffineLayer",
+    "ArgumentError",
+    "ArgumentNullError",
+    "ArgumentOutOfRangeError",
+    "BinaryCrossEntropy",
+    "DenseLayer",
+    "DoRAAdapter",
+    "DyLoRAAdapter",
+    "FormatError",
+    "FullyConnectedLayer",
+    "FunctionLoss",
+    "GradientError",
+    "Huber",
+    "InvalidOperationError",
+    "Layer",
+    "LoRAAdapterBase",
+    "LoRALayer",
+    "Loss",
+    "LowRankLayer",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "Momentum",
+    "MultiLoRAAdapter",
+    "NonFiniteError",
+    "NotSupportedError",
+    "Optimizer",
+    "Regularization",
+    "SGD",
+    "Selection",
+    "Sequential",
+    "SoftmaxCrossEntropy",
+    "StandardLoRAAdapter",
+    "VeRAAdapter",
+    "VeRALayer",
+    "WeightLoadResult",
+    "WeightLoadValidation",
+    "apply_lora",
+    "elu",
+    "fit",
+    "gelu",
+    "gelu_exact",
+    "geometric",
+    "has_adapters",
+    "has_multi_lora_adapters",
+    "identity",
+    "leaky_relu",
+    "load_layer",
+    "merge_in_place",
+    "relu",
+    "save_layer",
+    "select_task",
+    "selu",
+    "sigmoid",
+    "softmax",
+    "softplus",
+    "softsign",
+    "swish",
+    "tanh",
+    "trainable_parameters",
+}
+
+ERRORS = {
+    "ArgumentError": (ValueError,),
+    "ArgumentNullError": (errors.ArgumentError, TypeError, ValueError),
+    "ArgumentOutOfRangeError": (errors.ArgumentError, ValueError),
+    "InvalidOperationError": (RuntimeError,),
+    "NotSupportedError": (NotImplementedError,),
+    "FormatError": (errors.ArgumentError, ValueError),
+    "NonFiniteError": (ArithmeticError,),
+    "GradientError": (AssertionError,),
+}
+
+
+def exported():
+    public = {name: value for name, value in vars(lora_np).items() if not name.startswith("_")}
+    return {name: value for name, value in public.items() if not isinstance(value, types.ModuleType)}
+
+
+def described(name):
+    """An exported class or function, and every public member of the class."""
+    value = exported()[name]
+    if inspect.isclass(value) or inspect.isfunction(value):
+        yield name, value
+    if inspect.isclass(value):
+        for member, attribute in inspect.getmembers(value):
+            own = getattr(inspect.unwrap(attribute), "__module__", "") or ""
+            if not member.startswith("_") and (isinstance(attribute, property) or own.startswith("lora_np")):
+                yield f"{name}.{member}", attribute
+
+
+def descendants(base):
+    for subclass in base.__subclasses__():
+        yield subclass
+        yield from descendants(subclass)
+
+
+def shipped(base):
+    """The public subclasses inside the package, all layers and adapters imported."""
+    for package in (lora_np.layers, lora_np.adapters):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    return {
+        subclass
+        for subclass in descendants(base)
+        if subclass.__module__.startswith("lora_np") and not subclass.__name__.startswith("_")
+    }
+
+
+def test_exported_names():
+    assert set(exported()) == NAMES
+
+
+def test_every_name_keeps_its_own_name():
+    assert [name for name, value in exported().items() if getattr(value, "__name__", name) != name] == []
+
+
+def test_everything_exported_comes_from_the_package():
+    assert [name for name, value in exported().items() if not type(value).__module__.startswith("lora_np")] == [
+        name for name, value in exported().items() if inspect.isclass(value) or inspect.isfunction(value)
+    ]
+
+
+def test_every_activation_is_exported():
+    assert {value for value in exported().values() if isinstance(value, Activation)} == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_it_is_described_in_a_first_line(name):
+    undescribed = [path for path, value in described(name) if not (inspect.getdoc(value) or "").strip().partition("\n")[0]]
+    assert undescribed == []
+
+
+@pytest.mark.parametrize("name", sorted(name for name, value in exported().items() if inspect.isfunction(value)))
+def test_functions_have_annotated_arguments_and_results(name):
+    signature = inspect.signature(exported()[name])
+    assert signature.return_annotation is not inspect.Signature.empty
+    assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values())
+
+
+@pytest.mark.parametrize("base", [Layer, Loss, Optimizer], ids=lambda base: base.__name__)
+def test_concrete_classes_are_final_and_the_others_abstract(base):
+    classes = shipped(base)
+    assert len(classes) >= 4
+    assert {c.__name__ for c in classes if getattr(c, "__final__", False) == inspect.isabstract(c)} == set()
+
+
+@pytest.mark.parametrize("base", [Layer, Loss, Optimizer], ids=lambda base: base.__name__)
+def test_nothing_is_derived_from_a_final_class(base):
+    finals = [c for c in shipped(base) if "__final__" in vars(c)]
+    assert finals
+    assert [c for c in finals for d in c.__subclasses__() if d.__module__.startswith("lora_np")] == []
+
+
+@pytest.mark.parametrize("base", [Layer, Loss, Optimizer], ids=lambda base: base.__name__)
+def test_abstract_classes_cannot_be_built(base):
+    with pytest.raises(TypeError, match="abstract"):
+        base()
+
+
+@pytest.mark.parametrize(("name", "bases"), ERRORS.items(), ids=ERRORS.keys())
+def test_each_error_is_also_the_built_in_that_a_reader_expects(name, bases):
+    assert issubclass(getattr(lora_np, name), bases)
+    assert all(issubclass(getattr(lora_np, name), base) for base in bases)
+
+
+def test_every_error_is_exported():
+    defined = {n for n, v in vars(errors).items() if inspect.isclass(v) and issubclass(v, Exception)}
+    assert defined == set(ERRORS)
+
+
+def test_the_version_is_three_numbers():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", lora_np.__version__)
