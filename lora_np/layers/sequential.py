@@ -123,11 +123,13 @@ class Sequential(Layer):
         changed = self._layers | dict(layers)
         _check(changed)
         first, *_, last = [*changed.values()] * 2
-        if (first.input_size, last.output_size, first.dtype) != (self.input_size, self.output_size, self.dtype):
+        if (first.input_size, last.output_size) != (self.input_size, self.output_size):
             raise ArgumentError(
-                f"layers must keep {self.input_size} -> {self.output_size} in {self.dtype}, "
-                f"got {first.input_size} -> {last.output_size} in {first.dtype}"
+                f"layers must keep the sizes {self.input_size} -> {self.output_size}, "
+                f"got {first.input_size} -> {last.output_size}"
             )
+        if first.dtype != self.dtype:
+            raise ArgumentError(f"layers must keep the dtype {self.dtype}, got {first.dtype}")
         self._layers = changed
         self.reset_state()
 

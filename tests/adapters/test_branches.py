@@ -17,10 +17,6 @@ def doubled(branch):
     return LoRALayer.from_factors(2 * branch.matrix_a, branch.matrix_b, branch.alpha, scaling=branch.scaling_rule)
 
 
-def at_rank(rank):
-    return lambda branch: LoRALayer.from_factors(np.ones((IN, rank)), np.ones((rank, OUT)), scaling=branch.scaling_rule)
-
-
 def test_every_branch_is_changed_in_a_copy(adapter):
     before = snapshot(adapter)
     twin = adapter.with_branches(doubled)
@@ -45,6 +41,11 @@ def test_the_copy_starts_without_a_pending_pass(adapter, x, dy):
     with pytest.raises(InvalidOperationError):
         twin.backward(dy)
     adapter.backward(dy)
+
+
+def test_the_copy_is_in_the_same_mode(adapter):
+    assert adapter.with_branches(doubled).is_training
+    assert not adapter.eval().with_branches(doubled).is_training
 
 
 @pytest.mark.parametrize(
@@ -83,16 +84,11 @@ def dylora(active_ranks, weights):
         (3, (1, 2, 3), (0.125, 0.25, 0.625)),
         (2, (1, 2), (0.125, 0.875)),
         (1, (1,), (1.0,)),
-        (9, (1, 2, 4), (0.125, 0.25, 0.625)),
     ],
 )
 def test_active_ranks_above_a_new_rank_give_way_to_it(rank, active_ranks, distribution):
     adapter = dylora([1, 2, 4], [1, 2, 5])
     branch = LoRALayer.from_factors(batch(IN, rank), batch(rank, 4))
-    if rank > 4:
-        with pytest.raises(ArgumentError, match="max_rank"):
-            adapter.with_branches(lambda _: branch)
-        return
     twin = adapter.with_branches(lambda _: branch)
     assert (twin.max_rank, twin.active_ranks, twin.rank_distribution) == (rank, active_ranks, distribution)
     assert twin.current_deployment_rank == active_ranks[-1]
@@ -101,6 +97,12 @@ def test_active_ranks_above_a_new_rank_give_way_to_it(rank, active_ranks, distri
     twin.forward(batch(3, IN))
     twin.backward(batch(3, 4))
     assert adapter.active_ranks == (1, 2, 4)
+
+
+def test_a_branch_of_a_rank_beyond_the_sizes_is_refused():
+    branch = LoRALayer.from_factors(batch(IN, 9), batch(9, 4))
+    with pytest.raises(ArgumentError, match=r"max_rank must be at most .* = 4, got 9"):
+        dylora([1, 2, 4], None).with_branches(lambda _: branch)
 
 
 def test_a_deployment_rank_that_is_left_stays():
