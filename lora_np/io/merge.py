@@ -23,7 +23,7 @@ from .safetensors import SafetensorsFile, decoded, encoded, stream_safetensors
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-9, "F16": 2.0**-11}
+PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-8, "F16": 2.0**-11}
 WINDOW = 1 << 21  # elements mapped, and written, at a time
 PIECE = 1 << 15  # elements computed at a time: few enough to stay in the cache from the first operation to the last
 SMALL_PRODUCT = 1_000_000  # multiplications below which a product is not worth a second thread of the BLAS
