@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from ._typing import Array
+from ._validation import integer
 from .adapters.base import LoRAAdapterBase
 from .adapters.dora import DoRAAdapter
 from .adapters.dylora import DyLoRAAdapter
@@ -103,7 +104,7 @@ def extract(model: Layer, *, task: str | None = None, rank: int | None = None) -
 
 def at_rank(adapter: DyLoRAAdapter, rank: int) -> LoRALayer:
     """A DyLoRA branch at one of its active ranks as a plain layer, ``alpha = scaling_at(rank) · rank``."""
-    if rank not in adapter.active_ranks:
+    if integer("rank", rank) not in adapter.active_ranks:
         raise ArgumentError(f"rank must be one of the active ranks {adapter.active_ranks}, got {rank!r}")
     lora = adapter.lora_layer
     A, B = lora.matrix_a[:, :rank], lora.matrix_b[:rank]

@@ -133,11 +133,11 @@ def fit(
     inputs, targets = _checked_data(model, data)
     rows = len(inputs)
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
+    if not model.supports_training:
+        raise InvalidOperationError(f"{model.layer_name} has nothing to train: all of its parameters are frozen")
     row_tasks = None if tasks is None else np.array(model.check_tasks(tasks, rows), dtype=object)
     # All targets are checked before the first step, against predictions of which only the shape matters.
     loss.check(np.broadcast_to(np.zeros((), model.dtype), (*inputs.shape[:-1], model.output_size)), targets)
-    if not model.supports_training:
-        raise InvalidOperationError(f"{model.layer_name} has nothing to train: all of its parameters are frozen")
     random = generator(rng)
     adapters = [layer for layer in model.walk().values() if isinstance(layer, DyLoRAAdapter)]
     callbacks = tuple(callbacks)

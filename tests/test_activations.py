@@ -281,6 +281,20 @@ def test_integers_are_accepted(activation):
     np.testing.assert_array_equal(activation([-1, 0, 2]), activation(np.array([-1.0, 0.0, 2.0])))
 
 
+@each
+def test_apart_is_the_value(activation):
+    z = np.linspace(-3, 3, 12).reshape(4, 3)
+    np.testing.assert_array_equal(activation.apart(z), activation(z))
+
+
+@pytest.mark.parametrize("function", [lambda z: z, lambda z: z[:]], ids=["itself", "a view"])
+def test_apart_shares_nothing_with_what_a_vjp_needs(function):
+    z = np.ones(3)
+    custom = Activation("straight_through", function, lambda dy, z: dy * (np.abs(z) <= 1))
+    assert not np.may_share_memory(custom.apart(z), z)
+    assert activations.identity.apart(z) is z  # whose vjp does not look at z
+
+
 # ---------------------------------------------------------------- the object
 
 

@@ -36,6 +36,7 @@ from lora_np import (
     softmax,
     tanh,
 )
+from lora_np.layers.serialization import CONFIG, TYPE
 
 ODD_NAMES = ["größe ☃ 数", "a.b", "a/b", "../up", "two words", "file", "type", "matrix_a", "lora_np.json", ".", "n" * 2000]
 
@@ -265,7 +266,7 @@ def test_a_task_name_that_no_file_can_hold_is_refused_in_time(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("names", [("type", "config"), ("config", "type")], ids=str)
+@pytest.mark.parametrize("names", [("type", "config"), ("config", "type"), ("settings", "layer")], ids=str)
 def test_layers_may_be_called_like_the_keys_of_a_file(names):
     layer = filled(lambda: Sequential({name: DenseLayer(3, 3) for name in names}))
     twin = load_layer(saved(layer))
@@ -401,15 +402,19 @@ def test_settings_go_back_where_arrays_do_not_fit():
 
 @pytest.mark.parametrize("kind", ["Unheard", "Layer", "list", "", None, 3, ["DenseLayer"]], ids=repr)
 def test_an_unknown_class_is_refused(kind):
-    file = changed(DENSE, lambda header, arrays: header["layer"].update(type=kind))
+    file = changed(DENSE, lambda header, arrays: header["layer"].update({TYPE: kind}))
     with pytest.raises(FormatError, match=r"unknown class|damaged"):
         load_layer(file)
 
 
 def test_the_message_about_an_unknown_class_says_what_to_do():
-    file = changed(DENSE, lambda header, arrays: header["layer"].update(type="Unheard"))
+    file = changed(DENSE, lambda header, arrays: header["layer"].update({TYPE: "Unheard"}))
     with pytest.raises(FormatError, match="unknown class 'Unheard'; import the module that defines it first"):
         load_layer(file)
+
+
+def described(kind, config):
+    return {TYPE: kind, CONFIG: config}
 
 
 @pytest.mark.parametrize(
@@ -419,22 +424,25 @@ def test_the_message_about_an_unknown_class_says_what_to_do():
         5,
         [],
         {},
-        {"type": "DenseLayer"},
-        {"type": "AffineLayer", "config": {"input_size": 3, "output_size": 2}},
-        {"type": "Activation", "config": {"name": "relu"}},
-        {"type": "Regularization", "config": {}},
-        {"type": "DenseLayer", "config": [3, 2]},
-        {"type": "DenseLayer", "config": {"input_size": 3}},
-        {"type": "DenseLayer", "config": {"input_size": 3, "output_size": 2, "other": 1}},
-        {"type": "DenseLayer", "config": {"input_size": 3, "output_size": 0}},
-        {"type": "DenseLayer", "config": {"input_size": 10**12, "output_size": 10**12}},
-        {"type": "DenseLayer", "config": {"input_size": 3, "output_size": 2, "activation": "relu"}},
-        {"type": "Sequential", "config": {"layers": []}},
-        {"type": "Sequential", "config": {"layers": {"a": 3}}},
-        {"type": "MultiLoRAAdapter", "config": {"base_layer": None, "tasks": []}},
-        {"type": "DyLoRAAdapter", "config": {}},
+        {TYPE: "DenseLayer"},
+        {"type": "DenseLayer", "config": {"input_size": 3, "output_size": 2}},
+        described("AffineLayer", {"input_size": 3, "output_size": 2}),
+        described("Activation", {"name": "relu"}),
+        described("Regularization", {}),
+        described("DenseLayer", [3, 2]),
+        described("DenseLayer", {"input_size": 3}),
+        described("DenseLayer", {"input_size": 3, "output_size": 2, "other": 1}),
+        described("DenseLayer", {"input_size": 3, "output_size": 0}),
+        described("DenseLayer", {"input_size": 10**12, "output_size": 10**12}),
+        described("DenseLayer", {"input_size": 3, "output_size": 2, "activation": "relu"}),
+        described("Sequential", {"layers": []}),
+        described("Sequential", {"layers": {"a": 3}}),
+        described("MultiLoRAAdapter", {"base_layer": None, "tasks": []}),
+        described("StandardLoRAAdapter", {"base_layer": 3, "lora_layer": 3, "freeze_base_layer": True}),
+        described("DyLoRAAdapter", {}),
+        described("LoRALayer", {"input_size": 10**400, "output_size": 2, "rank": 1}),
     ],
-    ids=lambda value: json.dumps(value)[:60],
+    ids=lambda value: json.dumps(value)[:70],
 )
 def test_a_damaged_description_is_refused(layer):
     file = changed(DENSE, lambda header, arrays: header.update(layer=layer))
@@ -463,13 +471,13 @@ scalars = (
     | st.booleans()
     | st.integers(-3, 9)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.sampled_from([2**62, 10**400, "", "a", "0", "relu", "float32", "DenseLayer", "Sequential", "type", "config"])
+    | st.sampled_from([2**62, 10**400, "", "z", "0", "relu", "float32", "DenseLayer", "Sequential", TYPE, CONFIG])
 )
 json_values = st.recursive(
     scalars,
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["", "0", "a", "type", "config", "current_task"]), inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["", "0", "a", TYPE, CONFIG, "current_task"]), inner, max_size=2)
     ),
     max_leaves=4,
 )

@@ -250,6 +250,15 @@ def test_integer_predictions_are_taken_as_floats(loss):
 
 
 @each
+def test_check_refuses_what_does_not_fit_and_gives_what_compute_takes(loss):
+    predictions, targets = loss.check([[2, -1]], [[0, 1]])
+    assert predictions.dtype == targets.dtype == np.float64
+    assert loss.compute(predictions, targets)[0] == loss([[2, -1]], [[0, 1]])
+    with pytest.raises(ArgumentError, match="targets must"):
+        loss.check(np.zeros((1, 2)), np.zeros((2, 2)))
+
+
+@each
 def test_arguments_are_not_written_to(loss):
     predictions, targets = drawn(loss, (3, 4))
     predictions.flags.writeable = targets.flags.writeable = False

@@ -65,7 +65,7 @@ RULES = {
     "nesterov": (lambda: Momentum(0.1, 0.8, nesterov=True), lambda p, gs: momentum(p, gs, 0.1, 0.8, nesterov=True)),
     "adam": (lambda: Adam(0.1, 0.8, 0.95, 1e-3), lambda p, gs: adam(p, gs, 0.1, 0.8, 0.95, 1e-3)),
     "adam defaults": (lambda: Adam(), lambda p, gs: adam(p, gs, 1e-3, 0.9, 0.999, 1e-8)),
-    "adam without memory": (lambda: Adam(0.1, 0.0, 0.0), lambda p, gs: adam(p, gs, 0.1, 0.0, 0.0, 1e-8)),
+    "adam of the last gradient": (lambda: Adam(0.1, 0.0, 0.5), lambda p, gs: adam(p, gs, 0.1, 0.0, 0.5, 1e-8)),
     "adamw": (lambda: AdamW(0.1, 0.8, 0.95, 1e-3, 0.2), lambda p, gs: adam(p, gs, 0.1, 0.8, 0.95, 1e-3, 0.2)),
     "adamw defaults": (lambda: AdamW(), lambda p, gs: adam(p, gs, 1e-3, 0.9, 0.999, 1e-8, 0.01)),
 }

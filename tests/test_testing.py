@@ -212,6 +212,17 @@ def test_the_complex_step_refuses_layers_that_are_not_analytic(function, slope):
         check_gradients(Custom(function, slope), X, method="complex")
 
 
+@pytest.mark.parametrize("method", ["auto", "central"])
+def test_a_type_error_of_the_layer_itself_is_not_hidden(method):
+    def function(x):
+        if not np.array_equal(x, X):
+            raise TypeError("only this input")
+        return x
+
+    with pytest.raises(TypeError, match="only this input"):
+        check_gradients(Custom(function, np.ones_like), X, method=method)
+
+
 def test_a_real_output_for_a_complex_input_is_named():
     class Magnitude(Tampered):
         def apply(self, x, *, training=False):

@@ -457,7 +457,7 @@ BAD = {
     "no batch": ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     "a batch of text": ({"batch_size": "4"}, "batch_size must be an integer"),
     "bad seed": ({"rng": "seed"}, "rng must be a seed"),
-    "too few tasks": ({"tasks": ["a"] * 9}, "tasks must have one entry for each of 10 rows, got 9"),
+    "too few tasks": ({"tasks": ["a"] * 9}, "tasks must have one entry for each of 10 rows of input, got 9"),
     "tasks in rows": ({"tasks": [["a"]] * 10}, "tasks"),
     "an unknown task": ({"tasks": ["z"] * 10}, "'z'"),
     "an unknown task at the end": ({"tasks": ["a"] * 9 + ["z"]}, "'z'"),
@@ -506,12 +506,12 @@ def test_missing_data_is_a_null_error():
 
 @pytest.mark.parametrize(
     "model",
-    [ActivationLayer(3, relu), Sequential([DenseLayer(3, 2, rng=0)], frozen=["0"])],
+    [ActivationLayer(3, relu), Sequential([DenseLayer(3, 3, rng=0)], frozen=["0"])],
     ids=["no parameters", "all frozen"],
 )
 def test_there_must_be_something_to_train(model):
     with pytest.raises(InvalidOperationError, match=f"{re.escape(model.layer_name)} has nothing to train"):
-        train(model)
+        train(model, (X, X))
 
 
 # ---------------------------------------------------------------- numbers that are not finite

@@ -150,6 +150,8 @@ def save_peft(
         An adapter that PEFT's LoRA does not have.
     """
     extra = {} if config is None else dict(config)
+    if rank is not None and not isinstance(adapters, Layer):
+        raise ArgumentError(f"rank needs a model with DyLoRA adapters, got {type(adapters).__name__}")
     if isinstance(adapters, Layer) and has_multi_lora_adapters(adapters):
         tasks = _tasks(adapters)
         sets = {task: extract(adapters, task=task, rank=rank) for task in tasks}
@@ -270,6 +272,10 @@ def _nested(metadata: Mapping[str, str], file: str) -> dict[str, dict[str, Any]]
 
 
 def _write(folder: str, weights: AdapterWeights, extra: Mapping[str, Any]) -> None:
+    if not weights.layers:
+        raise ArgumentError("adapters must hold at least one layer, got none")
+    if weights.magnitudes and len(weights.magnitudes) < len(weights.layers):
+        raise NotSupportedError("a PEFT adapter is DoRA on all of its layers or on none")
     tensors: dict[str, Array] = {}
     for path, layer in weights.layers.items():
         if not path:
@@ -278,14 +284,14 @@ def _write(folder: str, weights: AdapterWeights, extra: Mapping[str, Any]) -> No
         tensors[f"{PREFIX}{path}.lora_B.weight"] = layer.matrix_b.T
         if path in weights.magnitudes:
             tensors[f"{PREFIX}{path}.{MAGNITUDE}"] = weights.magnitudes[path]
-    config = json.dumps(_written_config(weights) | dict(extra), indent=2, sort_keys=True, ensure_ascii=False)
+    config = json.dumps(_written_config(weights) | dict(extra), indent=2, sort_keys=True, ensure_ascii=False).encode()
     metadata = {"format": "pt"}
     if weights.nested:
         metadata["lora_np"] = json.dumps({"nested": weights.nested}, sort_keys=True)
     os.makedirs(folder, exist_ok=True)
     save_safetensors(os.path.join(folder, WEIGHTS), tensors, metadata)
     with atomic_file(os.path.join(folder, CONFIG)) as file:
-        file.write(config.encode() + b"\n")
+        file.write(config + b"\n")
 
 
 def _written_config(weights: AdapterWeights) -> dict[str, Any]:

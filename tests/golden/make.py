@@ -5,6 +5,9 @@ in decimal numbers of 60 digits. No gradient is derived: each is a central diffe
 """
 
 import json
+import math
+import re
+from functools import partial
 from pathlib import Path
 
 from mpmath import mp, mpf, sqrt
@@ -15,13 +18,13 @@ DIGITS = 60
 STEP = mpf(10) ** -20
 LEARNING_RATE = mpf(1) / 16
 STEPS = 10
-ROWS, IN, OUT, RANK, ALPHA = 3, 4, 2, 2, 3
+ROWS, IN, OUT, RANK, ALPHA = 3, 4, 3, 2, 3
 
 
 def numbers(seed, *shape):
     """Eighths between -1 and 1, which binary and decimal fractions both hold exactly, from a small random generator."""
     values = []
-    for _ in range(mp.fprod(shape).__int__()):
+    for _ in range(math.prod(shape)):
         seed = (seed * 1103515245 + 12345) % 2**31
         values.append(mpf((seed >> 16) % 17 - 8) / 8)
     return shaped(values, shape)
@@ -115,6 +118,19 @@ def one_pass(function, p, names, **options):
     return {"y": outputs(function, p, **options)} | {f"d{name}": gradient(objective, p, name) for name in names}
 
 
+def mean_squared_error(function, p, options):
+    pairs = zip(outputs(function, p, **options), p["t"], strict=True)
+    return sum((a - b) ** 2 for row, other in pairs for a, b in zip(row, other, strict=True)) / (ROWS * OUT)
+
+
+def descend(array, slopes):
+    for i, item in enumerate(array):
+        if isinstance(item, list):
+            descend(item, slopes[i])
+        else:
+            array[i] = item - LEARNING_RATE * slopes[i]
+
+
 def training(function, p, names, schedule, trained=None):
     """Ten steps of gradient descent on the mean squared error: the losses, and the arrays afterwards.
 
@@ -122,20 +138,15 @@ def training(function, p, names, schedule, trained=None):
     """
     losses = []
     for step in range(STEPS):
-
-        def loss(options=schedule(step)):
-            y = outputs(function, p, **options)
-            pairs = zip(y, p["t"], strict=True)
-            return sum((a - b) ** 2 for row, other in pairs for a, b in zip(row, other, strict=True)) / (ROWS * OUT)
-
+        loss = partial(mean_squared_error, function, p, schedule(step))
         losses.append(loss())
         slopes = {name: gradient(loss, p, name) for name in names}
+        if trained:
+            block = trained(step)
+            slopes["A"] = [[slope if k in block else 0 for k, slope in enumerate(row)] for row in slopes["A"]]
+            slopes["B"] = [row if k in block else [0] * OUT for k, row in enumerate(slopes["B"])]
         for name in names:
-            block = trained(step) if trained else range(RANK)
-            for i, row in enumerate(p[name]):
-                for j in range(len(row)):
-                    if not name.endswith(("A", "B")) or (j if name.endswith("A") else i) in block:
-                        row[j] -= LEARNING_RATE * slopes[name][i][j]
+            descend(p[name], slopes[name])
     return {"losses": losses, "after": {name: p[name] for name in names}}
 
 
@@ -189,7 +200,7 @@ def golden():
         cases["vera"] = one_pass(vera, arrays(), ["x", "W", "b", "d", "v"])
         curves = {
             "lora": training(lora, arrays(), BRANCH, lambda step: dylora_case("max", 2)),
-            "lora-trained-base": training(lora, arrays(), ["W", *BRANCH], lambda step: dylora_case("max", 2)),
+            "lora-trained-base": training(lora, arrays(), ["W", "b", *BRANCH], lambda step: dylora_case("max", 2)),
             "dylora-full": training(
                 lora, arrays(), BRANCH, lambda step: dylora_case("paper", RANKS[step]), lambda step: range(RANKS[step])
             ),
@@ -211,16 +222,9 @@ def floats(value):
 
 
 def text():
-    """What stands in the file: one line for each array."""
-    lines = json.dumps(golden(), indent=1, ensure_ascii=False)
-    return joined(lines) + "\n"
-
-
-def joined(lines):
-    """JSON in which a list of numbers stands on one line."""
-    import re
-
-    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r",\s+", ", ", match[1]) + "]", lines)
+    """What stands in the file: JSON, each row of numbers on one line."""
+    lines = json.dumps(golden(), indent=1)
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r",\s+", ", ", match[1]) + "]", lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,815 @@
+"""Plant bugs, one at a time, and see that the tests catch each.
+
+    python tests/mutants.py [--list] [-k NAME] [--jobs N]
+
+Each mutant is one textual change of the library. The library and its tests are copied to a temporary folder, the change is
+made there, and a few of the tests run until the first one fails. The exit code is 1 where a bug survives, and where the text
+to change is no longer found exactly once.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CONTRACT = "tests/layers/test_contract.py"
+BASE = "tests/layers/test_base.py"
+DENSE = "tests/layers/test_dense.py"
+LORA = "tests/layers/test_lora.py"
+SEQUENTIAL = "tests/layers/test_sequential.py"
+ACTIVATION = "tests/layers/test_activation.py"
+ADAPTERS = "tests/adapters/test_contract.py"
+STANDARD = "tests/adapters/test_standard.py"
+DYLORA = "tests/adapters/test_dylora.py"
+MULTILORA = "tests/adapters/test_multilora.py"
+DORA = "tests/adapters/test_dora.py"
+VERA = "tests/adapters/test_vera.py"
+LOSSES = "tests/test_losses.py"
+
+
+class Mutant(NamedTuple):
+    """A bug: its name, the file under lora_np, the exact text and what takes its place, the tests that must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = [
+    # ---------------------------------------------------------------- trap 1: the orientation of the factors
+    Mutant(
+        "trap 1: dA formed from the transposed product",
+        "layers/lora.py",
+        "dA[:, first:r] = sum_outer(x, dh[..., first:])",
+        "dA[:, first:r] = sum_outer(dh[..., first:], x).reshape(-1, r - first)",
+        (LORA, STANDARD),
+    ),
+    Mutant(
+        "trap 1: dB formed from the transposed product",
+        "layers/lora.py",
+        "dB[first:r] = sum_outer(h[..., first:], dy)",
+        "dB[first:r] = sum_outer(dy, h[..., first:]).reshape(r - first, -1)",
+        (LORA, STANDARD),
+    ),
+    Mutant(
+        "trap 1: dX of the branch with A read row by row",
+        "layers/lora.py",
+        "dx = dh @ A.T if inputs",
+        "dx = dh @ A.reshape(r, -1) if inputs",
+        (LORA, STANDARD),
+    ),
+    Mutant(
+        "trap 1: dW of a fully connected layer in the other layout",
+        "layers/dense.py",
+        "dW = self.in_layout(sum_outer(x, dz))",
+        "dW = sum_outer(x, dz).reshape(self.weight.shape)",
+        (DENSE,),
+    ),
+    # ---------------------------------------------------------------- trap 2: merging
+    Mutant(
+        "trap 2: the merged weight in the other layout",
+        "layers/dense.py",
+        'twin.set_parameter("weight", self.in_layout(matrix))',
+        'twin.set_parameter("weight", matrix.reshape(self.weight.shape))',
+        (ADAPTERS, DENSE),
+    ),
+    Mutant(
+        "trap 2: merging into a shallow copy",
+        "layers/dense.py",
+        "twin = self.clone()",
+        'twin = __import__("copy").copy(self)',
+        (DENSE, ADAPTERS),
+    ),
+    Mutant(
+        "trap 2: merging subtracts",
+        "adapters/base.py",
+        "base.with_matrix(base.matrix + chosen",
+        "base.with_matrix(base.matrix - chosen",
+        (STANDARD,),
+    ),
+    Mutant(
+        "merging without the scaling",
+        "layers/lora.py",
+        "return s * (A @ B)  #",
+        "return A @ B  #",
+        (LORA, STANDARD),
+    ),
+    Mutant(
+        "merging at the full rank whatever the deployment rank",
+        "adapters/base.py",
+        "merge_weights(rank=chosen.rank)",
+        "merge_weights()",
+        (DYLORA,),
+    ),
+    Mutant(
+        "merging at a drawn rank",
+        "adapters/base.py",
+        "base, chosen = self.mergeable_base(), self.select(training=False)",
+        "base, chosen = self.mergeable_base(), self.select(training=self.is_training)",
+        (DYLORA,),
+    ),
+    Mutant(
+        "merging a base with an activation",
+        "adapters/base.py",
+        "if base.activation != identity:",
+        "if False:",
+        (ADAPTERS,),
+    ),
+    Mutant(
+        "merging the current task instead of the named one",
+        "adapters/multilora.py",
+        "base.with_matrix(base.matrix + branch.merge_weights())",
+        "base.with_matrix(base.matrix + self.lora_layer.merge_weights())",
+        (MULTILORA,),
+    ),
+    # ---------------------------------------------------------------- trap 3: the training helper
+    Mutant(
+        "trap 3: the training helper ignores its loss",
+        "adapters/dylora.py",
+        "descent = Descent(self, loss, optimizer)",
+        'descent = Descent(self, __import__("lora_np").MeanSquaredError(), optimizer)',
+        (DYLORA,),
+    ),
+    Mutant("trap 3: training without backward", "descent.py", "layer.backward(dy)", "pass", (DYLORA,)),
+    Mutant(
+        "the training helper keeps its mode",
+        "adapters/dylora.py",
+        "with self.training_mode(True):",
+        "self.train()\n        if True:",
+        (DYLORA,),
+    ),
+    Mutant(
+        "the parameters of a loss that is not finite are kept",
+        "descent.py",
+        "self._go_back()\n",
+        "pass\n",
+        (DYLORA, "tests/test_descent.py"),
+    ),
+    # ---------------------------------------------------------------- trap 4: modes
+    Mutant(
+        "trap 4: evaluation draws ranks", "adapters/dylora.py", "        if training:\n", "        if True:\n", (DYLORA,)
+    ),
+    Mutant(
+        "trap 4: forward always trains",
+        "layers/base.py",
+        "y, cache = apply(x, training=self.is_training)",
+        "y, cache = apply(x, training=True)",
+        (CONTRACT, DYLORA),
+    ),
+    Mutant(
+        "trap 4: predict in the layer's mode",
+        "layers/base.py",
+        "return _owned(self.apply(x)[0], x)",
+        "return _owned(self.apply(x, training=self.is_training)[0], x)",
+        (CONTRACT, DYLORA),
+    ),
+    Mutant(
+        "trap 4: the mode does not reach the layers inside",
+        "layers/base.py",
+        "for layer in self.walk().values():\n            layer._is_training = bool(is_training)",
+        "self._is_training = bool(is_training)",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "trap 4: a model does not hand its mode down",
+        "layers/sequential.py",
+        "layer.apply(x, training=training)",
+        "layer.apply(x)",
+        (SEQUENTIAL,),
+    ),
+    Mutant(
+        "trap 4: an adapter does not hand its mode to its base",
+        "adapters/base.py",
+        "base = self.base_layer.apply(x, training=training)",
+        "base = self.base_layer.apply(x)",
+        (ADAPTERS,),
+    ),
+    Mutant(
+        "a mode is not given back after an error",
+        "layers/base.py",
+        "try:\n            yield\n        finally:\n            for layer, mode in kept:\n                layer",
+        "yield\n        for layer, mode in kept:\n            layer",
+        (BASE,),
+    ),
+    # ---------------------------------------------------------------- trap 5: tasks
+    Mutant(
+        "trap 5: backward after a switch of the task",
+        "layers/base.py",
+        'self._check_routing("backward", tasks, branches)',
+        "pass",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "trap 5: a step after a switch of the task",
+        "layers/base.py",
+        'self._check_routing("a step", self._pending.tasks, self._pending.branches)',
+        "pass",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "trap 5: a switch inside a model goes unnoticed",
+        "layers/base.py",
+        "return tuple(branch for child in self.children().values() for branch in child.routing(tasks))",
+        "return ()",
+        (MULTILORA, SEQUENTIAL),
+    ),
+    Mutant(
+        "trap 5: a task that was removed and added again counts as the same",
+        "adapters/multilora.py",
+        "tuple(self._tasks.get(name, name) for name in names)",
+        "tuple((name,) if name in self._tasks else name for name in names)",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "adding a task makes it current",
+        "adapters/multilora.py",
+        "self._tasks[name] = branch",
+        "self._tasks[name] = branch\n        self._current_task = name",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "removing the current task makes the last current",
+        "adapters/multilora.py",
+        "self._current_task = next(iter(self._tasks))",
+        "self._current_task = list(self._tasks)[-1]",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "the last task can be removed",
+        "adapters/multilora.py",
+        "if len(self._tasks) == 1:",
+        "if not self._tasks:",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "a blank name is a task",
+        "adapters/multilora.py",
+        "not isinstance(name, str) or not name.strip()",
+        "not isinstance(name, str) or not name",
+        (MULTILORA,),
+    ),
+    # ---------------------------------------------------------------- routing
+    Mutant(
+        "routing gives the groups to the wrong tasks",
+        "adapters/multilora.py",
+        "zip(present, groups, strict=True)",
+        "zip(present, groups[::-1], strict=True)",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "routing does not restore the order of the rows",
+        "adapters/base.py",
+        "total[rows] += part",
+        "total[: len(part)] += part",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "routing in an order that is not stable",
+        "adapters/multilora.py",
+        'order = np.argsort(numbers, kind="stable")',
+        "order = np.argsort(numbers[::-1])[::-1]",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "rows without a task go to the current one",
+        "adapters/multilora.py",
+        "present = dict.fromkeys(task for task in tasks if task is not None)\n        number",
+        "tasks = [task or self._current_task for task in tasks]\n        present = dict.fromkeys(tasks)\n        number",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "routed gradients from other rows",
+        "adapters/base.py",
+        "layer.vjp(dy[rows],",
+        "layer.vjp(dy if rows is ALL_ROWS else dy[rows[::-1]],",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "routed gradients under the name of the current task",
+        "adapters/multilora.py",
+        'Selection(f"tasks.{task}", self._tasks[task])',
+        'Selection(f"tasks.{self._current_task}", self._tasks[task])',
+        (MULTILORA,),
+    ),
+    Mutant(
+        "a mixed batch does not reach the base's own tasks",
+        "adapters/base.py",
+        "base = self.base_layer.apply_routed(x, tasks, training=training)",
+        "base = self.base_layer.apply(x, training=training)",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "an unknown task in a mixed batch",
+        "layers/base.py",
+        "if unknown:",
+        "if False:",
+        (MULTILORA,),
+    ),
+    # ---------------------------------------------------------------- trap 6: the flat vector
+    Mutant(
+        "trap 6: the flat vector is kept",
+        "layers/base.py",
+        "return self._flat(self.named_parameters().values())",
+        'return self.__dict__.setdefault("flat", self._flat(self.named_parameters().values())).copy()',
+        (CONTRACT,),
+    ),
+    Mutant(
+        "the flat vector column by column",
+        "layers/base.py",
+        "*(array.ravel() for array in arrays)",
+        '*(array.ravel("F") for array in arrays)',
+        (CONTRACT,),
+    ),
+    Mutant(
+        "the flat gradient in another order than the parameters",
+        "layers/base.py",
+        "gradients.get(name, np.zeros_like(array)) for name, array in arrays.items())",
+        "gradients.get(name, np.zeros_like(array)) for name, array in sorted(arrays.items(), key=lambda item: item[0]))",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "a flat vector that goes in shifted",
+        "layers/base.py",
+        "            start += array.size\n        self._assign(values)",
+        "            start += len(array)\n        self._assign(values)",
+        (CONTRACT,),
+    ),
+    # ---------------------------------------------------------------- trap 7: the border
+    Mutant(
+        "trap 7: the feature size is not checked",
+        "layers/base.py",
+        'last_axis("input", x, self.input_size)',
+        "pass",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "the shape of the output gradient is not checked",
+        "layers/base.py",
+        'same_shape("output_gradient", dy, output_shape)',
+        "pass",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "a deployment rank that is not active",
+        "adapters/dylora.py",
+        'self._deployment_rank = self._active("rank", rank)',
+        "self._deployment_rank = rank",
+        (DYLORA,),
+    ),
+    Mutant(
+        "alpha zero taken for the default",
+        "_validation.py",
+        "return float(rank) if number < 0 else number",
+        "return float(rank) if number <= 0 else number",
+        (LORA,),
+    ),
+    Mutant(
+        "float32 grows to float64",
+        "layers/base.py",
+        'x = real_array("input", input, self.dtype, copy=copy)',
+        'x = real_array("input", input, float, copy=copy)',
+        (CONTRACT,),
+    ),
+    # ---------------------------------------------------------------- trap 8: activations
+    Mutant(
+        "trap 8: the derivative at the post-activation",
+        "layers/dense.py",
+        "return y, (x, z)",
+        "return y, (x, y)",
+        (DENSE,),
+    ),
+    Mutant(
+        "the derivative of tanh without the square",
+        "activations.py",
+        "return dy * (1 - np.tanh(z) ** 2)",
+        "return dy * (1 - np.tanh(z))",
+        (ACTIVATION,),
+    ),
+    Mutant(
+        "softmax with the diagonal of its Jacobian alone",
+        "activations.py",
+        "return y * (dy - (dy * y).sum(axis=-1, keepdims=True))",
+        "return y * (1 - y) * dy",
+        (ACTIVATION,),
+    ),
+    # ---------------------------------------------------------------- trap 9: losses
+    Mutant(
+        "trap 9: a loss whose gradient is half of it",
+        "losses.py",
+        "return (difference * difference).sum() / n, difference * (2 / n)",
+        "return (difference * difference).sum() / n, difference * (1 / n)",
+        (LOSSES,),
+    ),
+    # ---------------------------------------------------------------- scaling and ranks
+    Mutant("forward without the scaling", "layers/lora.py", "h = s * (x @ A)", "h = x @ A", (LORA,)),
+    Mutant("backward without the scaling", "layers/lora.py", "dh = s * (dy @ B.T)", "dh = dy @ B.T", (LORA,)),
+    Mutant(
+        "the paper's scaling by the full rank",
+        "layers/lora.py",
+        '(rank if self.scaling_rule == "paper"',
+        '(self.rank if self.scaling_rule == "paper"',
+        (LORA,),
+    ),
+    Mutant("rslora without the root", "layers/lora.py", "else math.sqrt(rank))", "else rank)", (LORA,)),
+    Mutant(
+        "one component too many",
+        "layers/lora.py",
+        "r = self.rank if rank is None else rank\n",
+        "r = self.rank if rank is None else min(rank + 1, self.rank)\n",
+        (LORA, DYLORA),
+    ),
+    Mutant(
+        "gradients beyond the rank are not zero",
+        "layers/lora.py",
+        "dA, dB = np.zeros_like(self.matrix_a), np.zeros_like(self.matrix_b)",
+        "dA, dB = 1e-9 * np.ones_like(self.matrix_a), 1e-9 * np.ones_like(self.matrix_b)",
+        (DYLORA,),
+    ),
+    Mutant(
+        "frozen mode trains one component instead of the block",
+        "adapters/dylora.py",
+        "return self._active_ranks[index - 1] if index else 0",
+        "return rank - 1",
+        (DYLORA,),
+    ),
+    Mutant(
+        "frozen mode trains all components up to the rank",
+        "adapters/dylora.py",
+        'self._previous(rank) if self.mode == "frozen" else 0',
+        "0",
+        (DYLORA,),
+    ),
+    Mutant(
+        "frozen mode leaves a part of the input gradient out",
+        "layers/lora.py",
+        "dx = dh @ A.T if inputs",
+        "dx = dh[..., first:] @ A[:, first:].T if inputs",
+        (DYLORA,),
+    ),
+    Mutant(
+        "the outputs of all ranks with one scaling",
+        "adapters/dylora.py",
+        "base + self._lora.scaling_at(rank) * branch",
+        "base + self._lora.scaling * branch",
+        (DYLORA,),
+    ),
+    Mutant(
+        "the rank distribution is ignored",
+        "adapters/dylora.py",
+        "_probabilities(rank_distribution, len",
+        "_probabilities(None, len",
+        (DYLORA,),
+    ),
+    Mutant("a draw on the edge of two ranks", "adapters/dylora.py", 'side="right"', 'side="left"', (DYLORA,)),
+    Mutant(
+        "A begins with a standard deviation of one",
+        "layers/lora.py",
+        "generator(rng), std=1 / math.sqrt(self.rank))",
+        "generator(rng), std=1.0)",
+        (LORA,),
+    ),
+    Mutant(
+        "B does not begin at zero",
+        "layers/lora.py",
+        "self.matrix_b: Array = np.zeros((self.rank, self.output_size), self.dtype)",
+        "self.matrix_b: Array = np.full((self.rank, self.output_size), 1e-3, self.dtype)",
+        (ADAPTERS,),
+    ),
+    # ---------------------------------------------------------------- adapters
+    Mutant(
+        "the input gradient of the branch is dropped",
+        "adapters/base.py",
+        "branch_dxs.append((rows, branch_dx))",
+        "pass",
+        (STANDARD,),
+    ),
+    Mutant(
+        "the input gradient of the base is dropped",
+        "adapters/base.py",
+        "_plus(base_dx, branch_dxs)",
+        "_plus(0 * base_dx, branch_dxs)",
+        (STANDARD,),
+    ),
+    Mutant(
+        "a frozen base trains",
+        "adapters/base.py",
+        'frozenset({"base"} if freeze_base_layer else ())',
+        "frozenset()",
+        (ADAPTERS,),
+    ),
+    Mutant(
+        "the weight gradient of a frozen base is computed",
+        "adapters/base.py",
+        'prefixed("base", base_gradients)\n        branch_dxs',
+        'prefixed("base", base_gradients)\n        self.base_layer.vjp(dy, base_cache, parameters=True)\n        branch_dxs',
+        (ADAPTERS,),
+    ),
+    Mutant(
+        "a frozen layer of a model trains",
+        "layers/sequential.py",
+        "trains = parameters and name not in self.frozen_children",
+        "trains = parameters",
+        (SEQUENTIAL,),
+    ),
+    Mutant(
+        "the penalty of a frozen base counts",
+        "layers/base.py",
+        "for name, child in self.children().items() if name not in self.frozen_children\n",
+        "for name, child in self.children().items()\n",
+        (ADAPTERS,),
+    ),
+    Mutant(
+        "the penalty does not reach the gradient",
+        "layers/dense.py",
+        "if self.regularization != NO_REGULARIZATION:\n                dW",
+        "if False:\n                dW",
+        (DENSE,),
+    ),
+    Mutant(
+        "gradients are means over rows",
+        "layers/dense.py",
+        '"bias": sum_rows(dz)}',
+        '"bias": sum_rows(dz) / max(dz.size // self.output_size, 1)}',
+        (DENSE,),
+    ),
+    Mutant(
+        "rows are summed over the first axis alone",
+        "kernels.py",
+        "return dy.reshape(-1, dy.shape[-1]).sum(axis=0)",
+        "return dy.sum(axis=0)",
+        (CONTRACT,),
+    ),
+    # ---------------------------------------------------------------- memory
+    Mutant(
+        "a second backward adds",
+        "layers/base.py",
+        "self._pending = _Pending(gradients,",
+        "gradients = {name: g + self.gradients.get(name, 0) for name, g in gradients.items()}\n"
+        "        self._pending = _Pending(gradients,",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "gradients are used twice",
+        "layers/base.py",
+        "array += update\n        self.clear_gradients()",
+        "array += update",
+        (CONTRACT,),
+    ),
+    Mutant("a step uphill", "layers/base.py", "gradient * -rate", "gradient * rate", (CONTRACT,)),
+    Mutant(
+        "an update that is half done when it is refused",
+        "layers/base.py",
+        "for array, update in self._matched(updates, self.named_parameters()):\n            array += update",
+        "for name in updates:\n"
+        "            [(array, update)] = self._matched({name: updates[name]}, self.named_parameters())\n"
+        "            array += update",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "the cache holds the caller's buffer",
+        "layers/base.py",
+        "self._forward(self._checked_input(input, copy=True), self.apply, None)",
+        "self._forward(self._checked_input(input), self.apply, None)",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "the cache of a mixed batch holds the caller's buffer",
+        "layers/base.py",
+        "x = self._checked_rows(input, copy=True)",
+        "x = self._checked_rows(input)",
+        (MULTILORA,),
+    ),
+    Mutant(
+        "results are views of arguments",
+        "layers/base.py",
+        "return result.copy() if np.may_share_memory(result, argument) else result",
+        "return result",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "the output is the cache's own array",
+        "activations.py",
+        "return z.copy() if",
+        "return z if",
+        (DENSE,),
+    ),
+    Mutant(
+        "a reset does not reach the layers inside",
+        "layers/base.py",
+        "for layer in self.walk().values():\n            layer._forget()",
+        "self._forget()",
+        (BASE,),
+    ),
+    Mutant(
+        "copies keep the pending pass",
+        "layers/base.py",
+        'return self.__dict__ | {"_pass": None, "_pending": None}',
+        "return dict(self.__dict__)",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "clones share their name",
+        "layers/base.py",
+        'twin.layer_name = f"{type(self).__name__}_{next(_numbers)}"',
+        "pass",
+        (CONTRACT,),
+    ),
+    Mutant(
+        "files without the settings",
+        "layers/serialization.py",
+        "_set(layers, given)",
+        "pass",
+        (DYLORA, MULTILORA),
+    ),
+    # ---------------------------------------------------------------- DoRA and VeRA
+    Mutant(
+        "the gradient of DoRA's norm with the wrong sign",
+        "adapters/dora.py",
+        "dV = V * (-dc * c",
+        "dV = V * (dc * c",
+        (DORA,),
+    ),
+    Mutant(
+        "DoRA always differentiates the norm",
+        "adapters/dora.py",
+        "if self.norm_gradient else",
+        "if True else",
+        (DORA,),
+    ),
+    Mutant(
+        "the gradient of DoRA's magnitude without the norm",
+        "adapters/dora.py",
+        'gradients["magnitude"] = dc / n',
+        'gradients["magnitude"] = dc',
+        (DORA,),
+    ),
+    Mutant("DoRA scales the bias", "adapters/dora.py", "u = z - b + branch", "u = z + branch", (DORA,)),
+    Mutant(
+        "DoRA's bias gradient is scaled",
+        "adapters/dora.py",
+        'base_gradients["bias"] = sum_rows(dy)',
+        "pass",
+        (DORA,),
+    ),
+    Mutant(
+        "DoRA divides by a zero norm",
+        "adapters/dora.py",
+        "return np.where(norms == 0, 1, norms)",
+        "return norms",
+        (DORA,),
+    ),
+    Mutant(
+        "DoRA's weight gradient in the other layout",
+        "adapters/dora.py",
+        "+ self._base.in_layout(dV)",
+        '+ dV.reshape(base_gradients["weight"].shape)',
+        (DORA,),
+    ),
+    Mutant("VeRA's backward without b", "adapters/vera.py", "(dy * b) @ B.T", "dy @ B.T", (VERA,)),
+    Mutant("VeRA's forward without b", "adapters/vera.py", "return t * b, (h, t", "return t, (h, t", (VERA,)),
+    Mutant("VeRA's input gradient without d", "adapters/vera.py", "dx = (dq * d) @ A.T", "dx = dq @ A.T", (VERA,)),
+    Mutant("VeRA's merge without b", "adapters/vera.py", "(A * d) @ (B * b)", "(A * d) @ B", (VERA,)),
+    # ---------------------------------------------------------------- optimizers
+    Mutant(
+        "Adam moves components without a gradient",
+        "optimizers.py",
+        "here: Part = (slice(None),) * parameter.ndim if part is None else part",
+        "here: Part = (slice(None),) * parameter.ndim",
+        (DYLORA,),
+    ),
+    Mutant(
+        "Adam counts the steps of all components together",
+        "optimizers.py",
+        "        steps += 1\n",
+        "        state.steps += 1\n",
+        (DYLORA,),
+    ),
+    Mutant(
+        "weight decay moves components without a gradient",
+        "optimizers.py",
+        "update = np.zeros_like(parameter)\n        update[here]",
+        "update = -self.learning_rate * self.weight_decay * parameter\n        update[here]",
+        (DYLORA,),
+    ),
+    Mutant(
+        "momentum of components without a gradient fades",
+        "optimizers.py",
+        "v *= self.momentum",
+        "velocity *= self.momentum",
+        (DYLORA,),
+    ),
+    Mutant(
+        "the trained part does not reach the optimizer",
+        "optimizers.py",
+        "parts.get(name))",
+        "None)",
+        (DYLORA,),
+    ),
+    Mutant(
+        "the trained parts of layers inside a model are lost",
+        "layers/sequential.py",
+        "parts |= prefixed(name, layer.active_parts(own))",
+        "pass",
+        (DYLORA,),
+    ),
+]
+
+
+def copied(folder):
+    """The library and its tests in a folder."""
+    ignore = shutil.ignore_patterns("__pycache__", ".hypothesis")
+    for name in ("lora_np", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def outcome(folder, tests):
+    """The exit code of pytest in a folder, and what it printed."""
+    environment = os.environ | {
+        "HYPOTHESIS_PROFILE": "mutants",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=line", *tests],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+def judged(mutant):
+    """What became of a mutant: a word, whether it is the right one, the seconds it took, the test that caught it."""
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copied(folder)
+        file = folder / "lora_np" / mutant.file
+        source = file.read_text(encoding="utf-8")
+        if source.count(mutant.old) != 1:
+            return f"found {source.count(mutant.old)} times", False, 0.0, mutant.file
+        file.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+        code, output = outcome(folder, mutant.tests)
+    word = {0: "SURVIVED", 1: "caught"}.get(code, "BROKEN")
+    failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    by = failed[0].split("::")[-1].partition(" - ")[0] if failed else output[-300:] if code > 1 else ""
+    return word, code == 1, time.monotonic() - begin, by
+
+
+def unchanged(mutants):
+    """Whether the tests pass on a copy as it is, and are tests of that copy."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copied(folder)
+        where = subprocess.run(
+            [sys.executable, "-c", "import lora_np; print(lora_np.__file__)"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        if not Path(where.stdout.strip()).resolve().is_relative_to(folder.resolve()):
+            return f"the copy's tests would import {where.stdout.strip()}"
+        code, output = outcome(folder, sorted({test for mutant in mutants for test in mutant.tests}))
+    return "" if code == 0 else f"the tests do not pass without a bug:\n{output[-3000:]}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--list", action="store_true", help="show the bugs and end")
+    parser.add_argument("-k", default="", metavar="NAME", help="only bugs with this in their names")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="how many to run at a time (default: 2)")
+    options = parser.parse_args()
+    mutants = [mutant for mutant in MUTANTS if options.k in mutant.name]
+    if options.list or not mutants:
+        print("\n".join(f"{mutant.file:28} {mutant.name}" for mutant in mutants) or "no such bug")
+        return int(not mutants)
+    begin = time.monotonic()
+    right = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        problem = pool.submit(unchanged, mutants)
+        for mutant, (word, good, seconds, by) in zip(mutants, pool.map(judged, mutants), strict=True):
+            right += good
+            print(f"{word:16} {seconds:5.1f} s  {mutant.name:70} {by}", flush=True)
+    if problem.result():
+        print(problem.result())
+    print(f"{right} of {len(mutants)} caught, {time.monotonic() - begin:.0f} s")
+    return int(right < len(mutants) or bool(problem.result()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Adapters without their base: what is taken out of a model is what the model adds."""
+
+import numpy as np
+import pytest
+
+from lora_np import (
+    ArgumentError,
+    DenseLayer,
+    DoRAAdapter,
+    DyLoRAAdapter,
+    LoRALayer,
+    NotSupportedError,
+    StandardLoRAAdapter,
+    VeRAAdapter,
+)
+from lora_np.adapter_weights import AdapterWeights, at_rank, extract
+from tests.io.networks import FACTORIES, X, adapted, assert_close, dylora, multilora, network
+from tests.kinds import bits, randomised
+
+PATHS = ["body.up", "head"]
+
+
+def layer():
+    return randomised(LoRALayer(4, 3, 2, 5.0))
+
+
+@pytest.mark.parametrize("kind", ["standard", "alpha-0", "rslora", "dora"])
+def test_the_layers_are_those_of_the_model(kind):
+    model = adapted(FACTORIES[kind])
+    weights = extract(model)
+    assert list(weights.layers) == PATHS
+    for path in PATHS:
+        branch = model.walk()[path].lora_layer
+        assert bits(weights.layers[path].named_parameters()) == bits(branch.named_parameters())
+        assert weights.layers[path].scaling == branch.scaling
+
+
+def test_arrays_are_copies():
+    model = adapted(FACTORIES["dora"])
+    before = bits(model.named_parameters(frozen=True))
+    weights = extract(model)
+    for path in PATHS:
+        weights.layers[path].matrix_a[...] = 0
+        weights.magnitudes[path][...] = 0
+    assert bits(model.named_parameters(frozen=True)) == before
+
+
+def test_one_adapter_has_the_empty_path():
+    assert list(extract(StandardLoRAAdapter(DenseLayer(4, 3), 2)).layers) == [""]
+
+
+def test_only_dora_has_magnitudes():
+    assert not extract(adapted(FACTORIES["standard"])).magnitudes
+    weights = extract(adapted(FACTORIES["dora"], FACTORIES["standard"]))
+    assert list(weights.magnitudes) == ["head"]
+
+
+def test_a_magnitude_is_that_of_the_adapter():
+    adapter = randomised(DoRAAdapter(DenseLayer(4, 3), 2))
+    assert np.array_equal(extract(adapter).magnitudes[""], adapter.magnitude)
+
+
+# ---------------------------------------------------------------- DyLoRA and MultiLoRA
+
+
+def test_a_whole_dylora_comes_with_its_settings():
+    weights = extract(adapted(lambda linear: dylora(linear, mode="frozen", scaling="paper")))
+    assert weights.layers["head"].rank == 4
+    assert weights.nested["head"] == {
+        "active_ranks": [1, 2, 4],
+        "alpha": 3.0,
+        "mode": "frozen",
+        "scaling": "paper",
+        "rank_distribution": [0.5, 0.2, 0.3],
+        "current_deployment_rank": 2,
+    }
+
+
+@pytest.mark.parametrize("scaling", ["max", "paper", "rslora"])
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_dylora_at_a_rank_is_a_plain_layer_of_the_same_function(scaling, rank):
+    model = adapted(lambda linear: dylora(linear, scaling=scaling))
+    weights = extract(model, rank=rank)
+    assert not weights.nested
+    for path in PATHS:
+        assert weights.layers[path].rank == rank
+        assert_close(weights.delta(path), model.walk()[path].lora_layer.merge_weights(rank=rank), 1e-15)
+
+
+@pytest.mark.parametrize("rank", [0, 3, 5, -1, 1.0, True, "1", None])
+def test_a_rank_that_is_not_active_is_refused(rank):
+    with pytest.raises(ArgumentError, match="rank must be"):
+        at_rank(DyLoRAAdapter(DenseLayer(6, 5), 4, [1, 2, 4]), rank)
+
+
+@pytest.mark.parametrize(("task", "rank"), [("german", 3), ("french", 2), (None, 2)])
+def test_a_task_of_a_multilora(task, rank):
+    model = adapted(multilora)
+    weights = extract(model, task=task)
+    for path in PATHS:
+        assert weights.layers[path].rank == rank
+        branch = model.walk()[path].get_task_adapter(task or "french")
+        assert np.array_equal(weights.delta(path), branch.merge_weights())
+
+
+@pytest.mark.parametrize("task", ["latin", ""])
+def test_an_unknown_task_is_refused(task):
+    with pytest.raises(ArgumentError, match="task_name must be one of 'french', 'german'"):
+        extract(adapted(multilora), task=task)
+
+
+# ---------------------------------------------------------------- what they say of themselves
+
+
+@pytest.mark.parametrize("kind", ["standard", "alpha-0", "rslora", "dylora"])
+def test_delta_is_what_merging_adds(kind):
+    model = adapted(FACTORIES[kind])
+    for path in PATHS:
+        adapter = model.walk()[path]
+        if kind == "dylora":
+            adapter.current_deployment_rank = 4
+        added = adapter.merge_to_original_layer().matrix - adapter.base_layer.matrix
+        assert np.allclose(extract(model).delta(path), added, rtol=0, atol=1e-14)
+
+
+def test_dora_has_no_delta():
+    with pytest.raises(NotSupportedError, match="'head' is adapted by DoRA"):
+        extract(adapted(FACTORIES["dora"])).delta("head")
+
+
+@pytest.mark.parametrize("kind", FACTORIES)
+def test_parameters_are_those_that_train(kind):
+    model = adapted(FACTORIES[kind])
+    assert extract(model).parameter_count == model.parameter_count
+
+
+@pytest.mark.parametrize("kind", ["magnitudes", "nested"])
+def test_what_belongs_to_no_layer_is_refused(kind):
+    with pytest.raises(ArgumentError, match=f"{kind} must belong to layers, got 'tail'"):
+        AdapterWeights({"head": layer()}, **{kind: {"head": {}, "tail": {}}})
+
+
+def test_a_model_without_adapters_is_refused():
+    with pytest.raises(ArgumentError, match="model must have an adapter"):
+        extract(network())
+
+
+def test_vera_is_refused():
+    with pytest.raises(NotSupportedError, match=r"'': the branch of a VeRAAdapter is not a pair of trained factors"):
+        extract(VeRAAdapter(DenseLayer(4, 3), 2))
+
+
+def test_extracting_changes_nothing():
+    model = adapted(FACTORIES["dylora"])
+    before = model.predict(X)
+    extract(model, rank=1)
+    assert np.array_equal(model.predict(X), before)
