@@ -183,6 +183,18 @@ def test_the_old_file_is_there_until_the_new_one_is_complete(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "file"
+    with _archive.atomic_file(path) as slow:
+        slow.write(b"slow, ")
+        with _archive.atomic_file(path) as quick:
+            quick.write(b"quick")
+        assert path.read_bytes() == b"quick"
+        slow.write(b"and whole")
+    assert path.read_bytes() == b"slow, and whole"
+    assert os.listdir(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_interruption_leaves_the_old_file(tmp_path, error):
     path = tmp_path / "file"

@@ -139,6 +139,13 @@ def test_a_broken_regular_expression_is_an_error_that_names_the_argument(argumen
         apply_lora(network(), standard, **{argument: names})
 
 
+@pytest.mark.parametrize("names", [3, [3], [None], b"0", [["head"]]], ids=str)
+@pytest.mark.parametrize("argument", ["targets", "exclude"])
+def test_names_must_be_strings_or_patterns(argument, names):
+    with pytest.raises(ArgumentError, match=argument):
+        apply_lora(network(), standard, **{argument: names})
+
+
 @pytest.mark.parametrize("result", [None, 3, DenseLayer(6, 6)], ids=["none", "number", "layer"])
 @pytest.mark.parametrize("model", [network(), DenseLayer(6, 6)], ids=["network", "single"])
 def test_a_factory_must_return_an_adapter(model, result):

@@ -354,6 +354,18 @@ def test_repr_shows_the_arguments_and_not_the_state(optimizer, words):
     assert "secret" not in repr(optimizer)
 
 
+def test_repr_takes_attributes_of_any_kind():
+    class Scheduled(Optimizer):
+        def __init__(self, learning_rate, schedule):
+            super().__init__(learning_rate)
+            self.schedule = schedule
+
+        def update(self, name, gradient, parameter, part=None):
+            return -self.learning_rate * gradient
+
+    assert repr(Scheduled(0.1, "cosine")) == "Scheduled(learning_rate=0.1, schedule='cosine')"
+
+
 def test_a_rule_without_update_cannot_be_built():
     with pytest.raises(TypeError, match="update"):
         Optimizer(0.1)

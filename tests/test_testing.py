@@ -509,8 +509,11 @@ def test_the_seed_decides_the_random_numbers():
         ({"method": "forward"}, ArgumentError, "method must be one of 'auto', 'complex', 'central', got 'forward'"),
         ({"method": None}, ArgumentError, "method must be one of"),
         ({"rng": "seed"}, ArgumentError, "rng must be a seed"),
+        ({"rtol": np.nan}, ArgumentError, "rtol must be finite, got nan"),
+        ({"rtol": -1e-9}, ArgumentError, "rtol must be at least 0"),
+        ({"rtol": "1e-6"}, ArgumentError, "rtol must be a real number"),
     ],
-    ids=["none", "size", "complex", "shape", "text", "method", "no method", "rng"],
+    ids=["none", "size", "complex", "shape", "text", "method", "no method", "rng", "nan", "negative", "text for rtol"],
 )
 def test_bad_arguments_are_refused(arguments, error, words):
     with pytest.raises(error, match=words):

@@ -1,6 +1,7 @@
 """`fit`: it learns, it can be repeated, it gives everything back, and it stops before it does harm."""
 
 import itertools
+import math
 import re
 
 import numpy as np
@@ -14,6 +15,7 @@ from lora_np import (
     ArgumentNullError,
     DenseLayer,
     DyLoRAAdapter,
+    FunctionLoss,
     InvalidOperationError,
     Loss,
     MeanSquaredError,
@@ -140,6 +142,15 @@ def test_one_step_is_one_step_by_hand():
     expected.update_parameters(0.05)
     train(found, data, epochs=1, shuffle=False)
     np.testing.assert_array_equal(found.get_parameters(), expected.get_parameters())
+
+
+def test_a_plain_function_need_not_be_defined_where_no_prediction_is():
+    model = DenseLayer(1, 1, rng=0)
+    model.set_parameters([1.0, 1.0])
+    loss = FunctionLoss(lambda predictions, targets: -math.log(predictions.mean()))
+    history = train(model, (np.ones((4, 1)), np.ones((4, 1))), loss=loss)
+    assert history.step_losses[0] == pytest.approx(-math.log(2))
+    assert history.epoch_losses[1] < history.epoch_losses[0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -456,6 +467,9 @@ BAD = {
     "half an epoch": ({"epochs": 0.5}, "epochs must be an integer, got 0.5"),
     "no batch": ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     "a batch of text": ({"batch_size": "4"}, "batch_size must be an integer"),
+    "no callbacks": ({"callbacks": [repr, 3]}, "callbacks must .*3"),
+    "no loss": ({"loss": SGD(0.1)}, "loss must be a Loss"),
+    "no optimizer": ({"optimizer": MeanSquaredError()}, "optimizer must be an Optimizer"),
     "bad seed": ({"rng": "seed"}, "rng must be a seed"),
     "too few tasks": ({"tasks": ["a"] * 9}, "tasks must have one entry for each of 10 rows of input, got 9"),
     "tasks in rows": ({"tasks": [["a"]] * 10}, "tasks"),
@@ -470,7 +484,7 @@ def test_bad_input_is_refused_before_the_first_step(arguments, message):
     model = multilora()
     parameters = Parameters(model)
     with pytest.raises(ArgumentError, match=message):
-        train(model, callbacks=[parameters], shuffle=False, **arguments)
+        train(model, **({"callbacks": [parameters], "shuffle": False} | arguments))
     assert len(parameters.seen) == 1
     np.testing.assert_array_equal(model.get_parameters(), parameters.seen[0])
 

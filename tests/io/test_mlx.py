@@ -1,0 +1,113 @@
+"""Adapters of mlx-lm, made by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lora_np import FormatError, NotSupportedError
+from lora_np.io.mlx import CONFIG, WEIGHTS, load_mlx
+from lora_np.io.safetensors import save_safetensors
+from tests.kinds import batch
+
+PATH = "model.layers.0.self_attn.q_proj"
+A, B = batch(5, 2), batch(2, 4, seed=2)
+FACTORS = {f"{PATH}.lora_a": A, f"{PATH}.lora_b": B}
+SETTINGS = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 2, "scale": 20.0, "dropout": 0.0}}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """What is read from a folder with these tensors and this configuration, None leaving something out."""
+
+    def loaded(changes, settings=SETTINGS, **options):
+        if settings is not None:
+            (tmp_path / CONFIG).write_text(settings if isinstance(settings, str) else json.dumps(settings))
+        tensors = {key: array for key, array in (FACTORS | changes).items() if array is not None}
+        save_safetensors(tmp_path / WEIGHTS, tensors)
+        return load_mlx(tmp_path, **options)
+
+    return loaded
+
+
+def test_factors_are_stored_as_they_are_here(load):
+    layer = load({}).layers[PATH]
+    assert np.array_equal(layer.matrix_a, A)
+    assert np.array_equal(layer.matrix_b, B)
+
+
+def test_scale_is_the_factor_itself(load):
+    weights = load({})
+    assert weights.layers[PATH].scaling == 20
+    assert np.array_equal(weights.delta(PATH), 20 * (A @ B))
+
+
+@pytest.mark.parametrize("scale", [0, 0.1, 20])
+def test_layers_of_other_ranks_have_the_same_scale(load, scale):
+    more = {"head.lora_a": batch(4, 3), "head.lora_b": batch(3, 6)}
+    layers = load(more, {"lora_parameters": {"scale": scale}}).layers
+    assert {path: layer.rank for path, layer in layers.items()} == {PATH: 2, "head": 3}
+    for layer in layers.values():
+        assert layer.scaling == pytest.approx(scale, rel=1e-15)
+
+
+def test_m_is_the_magnitude_of_dora(load):
+    assert not load({}).magnitudes
+    assert np.array_equal(load({f"{PATH}.m": np.arange(4.0)}).magnitudes[PATH], np.arange(4))
+
+
+TENSORS = {
+    "no A": ({f"{PATH}.lora_a": None}, FormatError, r"lora_a is missing"),
+    "no B": ({f"{PATH}.lora_b": None}, FormatError, r"lora_b is missing"),
+    "m alone": ({"head.m": np.ones(4)}, FormatError, r"head\.lora_a is missing"),
+    "other ranks": ({f"{PATH}.lora_b": np.ones((3, 4))}, FormatError, r"q_proj: matrix_a and matrix_b must be"),
+    "another magnitude": ({f"{PATH}.m": np.ones(5)}, FormatError, r"q_proj\.m must have shape \(4,\), got \(5,\)"),
+    "experts": (
+        {f"{PATH}.lora_a": np.ones((8, 5, 2))},
+        NotSupportedError,
+        r"q_proj\.lora_a must be a matrix, got shape \(8, 5",
+    ),
+    "a stray key": ({"head.bias": np.ones(4)}, FormatError, r"the key 'head\.bias' is no LoRA factor"),
+}
+
+
+@pytest.mark.parametrize("damage", TENSORS)
+def test_damaged_weights_are_refused(load, damage):
+    changes, error, message = TENSORS[damage]
+    with pytest.raises(error, match=rf"adapters\.safetensors: .*{message}"):
+        load(changes)
+
+
+CONFIGS = {
+    "none": None,
+    "no JSON": "{",
+    "too deep": "[" * 200_000,
+    "a list": [],
+    "no parameters": {},
+    "no scale": {"lora_parameters": {}},
+    "parameters in a list": {"lora_parameters": [20.0]},
+    "scale in words": {"lora_parameters": {"scale": "large"}},
+    "an empty scale": {"lora_parameters": {"scale": None}},
+}
+
+
+@pytest.mark.parametrize("damage", CONFIGS)
+def test_a_damaged_configuration_is_refused(load, damage):
+    with pytest.raises(FormatError, match=r"adapter_config\.json: it must be JSON that holds lora_parameters\.scale"):
+        load({}, CONFIGS[damage])
+
+
+@pytest.mark.parametrize("scale", [-1, float("nan"), float("inf")])
+def test_a_scale_that_makes_no_sense_is_refused(load, scale):
+    with pytest.raises(FormatError, match=r"q_proj: alpha must be"):
+        load({}, {"lora_parameters": {"scale": scale}})
+
+
+def test_a_stray_key_may_be_left_out(load):
+    assert set(load({"head.bias": np.ones(4)}, strict=False).layers) == {PATH}
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    (tmp_path / CONFIG).write_text(json.dumps(SETTINGS))
+    with pytest.raises(FormatError, match=r"there is no adapters\.safetensors in it"):
+        load_mlx(tmp_path)
