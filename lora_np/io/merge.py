@@ -19,7 +19,7 @@ from .._archive import atomic_file
 from .._typing import Array
 from ..adapter_weights import AdapterWeights
 from ..errors import ArgumentError, FormatError, NotSupportedError
-from .safetensors import SafetensorsFile, decoded, encoded, stream_safetensors
+from .safetensors import SafetensorsFile, Stored, decoded, encoded, stream_safetensors
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -242,10 +242,10 @@ class _Merge:
 
 def _content(
     merge: _Merge, tensors: SafetensorsFile, progress: Callable[[str, int], None] | None, key: str
-) -> Iterator[Array]:
+) -> Iterator[Array | Stored]:
     """The stored elements of an output tensor, window by window."""
     info, path = tensors.info(key), merge.path(key)
-    windows = _copied(tensors, key) if path is None else _changed(merge, tensors, key, path)
+    windows: Iterator[Array | Stored] = _copied(tensors, key) if path is None else _changed(merge, tensors, key, path)
     for window in windows:
         yield window
         if progress:
@@ -254,9 +254,9 @@ def _content(
         progress(key, 0)
 
 
-def _copied(tensors: SafetensorsFile, key: str) -> Iterator[Array]:
+def _copied(tensors: SafetensorsFile, key: str) -> Iterator[Stored]:
     for start, stop in _windows(tensors.info(key).size, WINDOW):
-        yield tensors.raw(key, start, stop)
+        yield Stored(tensors, key, start, stop)
 
 
 def _changed(merge: _Merge, tensors: SafetensorsFile, key: str, path: str) -> Iterator[Array]:

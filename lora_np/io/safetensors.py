@@ -22,6 +22,7 @@ from .._typing import Array
 from ..errors import ArgumentError, FormatError
 
 MAX_HEADER = 100_000_000
+COPY_WINDOW = 1 << 23  # bytes
 MAX_DIMENSIONS = 64  # what a NumPy array can have
 
 # In the order in which a file holds them: by descending alignment.
@@ -135,6 +136,23 @@ class SafetensorsFile(Mapping[str, Array]):
         pages = mmap.mmap(self._file.fileno(), length, offset=page, access=mmap.ACCESS_READ)
         return np.frombuffer(pages, dtype, stop - start, begin - page)
 
+    def copy_to(self, file: BinaryIO, name: str, start: int, stop: int) -> None:
+        """Append stored elements of a tensor to another file; where the system can, without passing through memory."""
+        itemsize = DTYPES[self._infos[name].dtype].itemsize
+        offset, end = (self._offsets[name] + element * itemsize for element in (start, stop))
+        file.flush()
+        try:
+            while offset < end:
+                copied = os.copy_file_range(self._file.fileno(), file.fileno(), end - offset, offset)
+                if not copied:
+                    break
+                offset += copied
+        except (AttributeError, OSError):
+            pass  # not on this system, or not between these files
+        for window in range(offset, end, COPY_WINDOW):
+            self._file.seek(window)
+            file.write(self._file.read(min(COPY_WINDOW, end - window)))
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -152,7 +170,23 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Array]:
         return {name: np.array(array) for name, array in file.items()}
 
 
-Content: TypeAlias = Array | Iterable[Array]
+@final
+@dataclass(frozen=True)
+class Stored:
+    """Elements of a tensor in another file, from `start` to `stop` in row-major order, to be copied as they are."""
+
+    file: SafetensorsFile
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes."""
+        return (self.stop - self.start) * DTYPES[self.file.info(self.name).dtype].itemsize
+
+
+Content: TypeAlias = Array | Iterable[Array | Stored]
 """The values of a tensor: an array, or consecutive pieces of it in row-major order."""
 
 
@@ -227,6 +261,10 @@ def stream_safetensors(
 def _write_tensor(file: BinaryIO, name: str, info: TensorInfo, content: Content) -> None:
     written = 0
     for piece in [content] if isinstance(content, np.ndarray) else content:
+        if isinstance(piece, Stored):
+            piece.file.copy_to(file, piece.name, piece.start, piece.stop)
+            written += piece.stop - piece.start
+            continue
         if not np.can_cast(piece.dtype, np.float64, "same_kind"):
             raise ArgumentError(f"tensor {name!r} must hold real numbers or booleans, got {piece.dtype}")
         stored = encoded(piece, info.dtype)
