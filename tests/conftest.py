@@ -1,4 +1,4 @@
-"""Profiles: "dev" is quick and random; "ci" is thorough and gives the same examples each time; "mutants" stops at a failure."""
+"""Hypothesis: "dev" is quick and random, "ci" thorough and the same each time; "mutants" ends at the first failure."""
 
 import os
 

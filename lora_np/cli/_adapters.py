@@ -151,7 +151,9 @@ def at_rank(weights: AdapterWeights, rank: int | None, path: str) -> AdapterWeig
     for name, settings in weights.nested.items():
         chosen = settings["current_deployment_rank"] if rank is None else rank
         if chosen not in settings["active_ranks"]:
-            raise ArgumentError(f"{path}: {name}: rank must be one of its active ranks {settings['active_ranks']}, got {rank}")
+            raise ArgumentError(
+                f"{path}: {name}: rank must be one of its active ranks {settings['active_ranks']}, got {rank}"
+            )
         layers[name] = first_components(layers[name], chosen)
     return replace(weights, layers=layers, nested={})
 
@@ -176,7 +178,9 @@ def _chosen(found: Adapters, task: str | None) -> str:
     if task is not None:
         if task not in found.names or not task:
             named = ", ".join(filter(None, found.names))
-            raise ArgumentError(f"{found.path}: it has no adapter {task!r}; {f'it has {named}' if named else 'it has one'}")
+            raise ArgumentError(
+                f"{found.path}: it has no adapter {task!r}, {f'but {named}' if named else 'but one without a name'}"
+            )
         return task
     if len(found.names) > 1 and DEFAULT not in found.names:
         raise ArgumentError(f"{found.path}: it holds the adapters {', '.join(found.names)}; choose one with --task")
@@ -226,7 +230,7 @@ def _check_nested(settings: Mapping[str, Any], layer: LoRALayer, path: str) -> N
     """Refuse DyLoRA settings that do not fit their layer: in a PEFT folder they are free text."""
     try:
         ranks = ascending_ranks("active_ranks", settings["active_ranks"], layer.rank)
-    except (ArgumentError, TypeError) as error:
+    except ArgumentError as error:
         raise FormatError(f"{path}: its DyLoRA settings are damaged: {error}") from error
     if settings["current_deployment_rank"] not in ranks:
         raise FormatError(f"{path}: its DyLoRA settings are damaged: the deployment rank must be one of {list(ranks)}")

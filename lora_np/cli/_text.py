@@ -37,4 +37,4 @@ def plain(value: Any) -> Any:
 
 def natural(name: str) -> list[tuple[int, str]]:
     """A key to sort names by that puts ``layers.2`` before ``layers.10``."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+    return [(len(part.lstrip("0")) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]

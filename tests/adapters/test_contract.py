@@ -152,6 +152,20 @@ def test_the_bases_own_pass_is_left_alone(adapter, base, x, dy):
     assert_array_equal(base.backward(dy), expected[0])
 
 
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
+def test_the_mode_of_a_pass_reaches_base_and_branch(adapter, x, monkeypatch, mode):
+    seen = []
+    for layer in (adapter.base_layer, adapter.lora_layer):
+
+        def recording(x, *, training=False, original=layer.apply, **options):
+            seen.append(training)
+            return original(x, training=training, **options)
+
+        monkeypatch.setattr(layer, "apply", recording)
+    adapter.train(mode).forward(x)
+    assert seen == [mode, mode]
+
+
 # ---------------------------------------------------------------- freezing
 
 

@@ -65,7 +65,7 @@ class Settings:
     """Of the comparison, ascending; the last is the full rank."""
     rank_epochs: int = 50
     task_rank: int = 4
-    task_epochs: int = 30
+    task_epochs: int = 20
     learning_rate: float = 0.02
     """Of adapters."""
     batch_size: int = 16
@@ -246,9 +246,19 @@ class RankResult:
         return self.dylora.scores[0].accuracy - self.cut.scores[0].accuracy
 
     @property
+    def gain_over_best_cut(self) -> float:
+        """The same over its best cut."""
+        return self.dylora.scores[0].accuracy - self.best_cut.scores[0].accuracy
+
+    @property
     def loss(self) -> float:
         """The accuracy that DyLoRA lacks against the dedicated LoRA at the full rank."""
         return self.dedicated.scores[-1].accuracy - self.dylora.scores[-1].accuracy
+
+    @property
+    def within_margin(self) -> bool:
+        """Whether that is little."""
+        return self.loss <= self.margin
 
 
 def compare_ranks(base: Layer, digits: Digits, settings: Settings, listen: Listener = silent) -> tuple[RankResult, Layer]:
@@ -314,7 +324,7 @@ class Samples:
     """A model, whether it sees the shifted digits, and the labels that it gives."""
 
 
-def sample(base: Layer, dynamic: Layer, digits: Digits, settings: Settings) -> Samples:
+def sample(base: Layer, dynamic: Layer, digits: Digits) -> Samples:
     """The first test image of each digit."""
     plain, moved = digits.testing(upright), digits.testing(shifted)
     _, first = np.unique(plain.labels, return_index=True)

@@ -1,0 +1,201 @@
+"""PEFT itself, where it is installed: what either writes the other reads, with the same outputs, gradients and merges.
+
+`scripts/test_peft` installs it and runs these tests.
+"""
+
+import numpy as np
+import pytest
+
+from lora_np import DoRAAdapter, merge_in_place, select_task
+from lora_np.io.merge import merge_checkpoint
+from lora_np.io.peft import WEIGHTS, apply_peft, load_peft, save_peft
+from lora_np.io.safetensors import load_safetensors, save_safetensors
+from tests.io.networks import BASE, DY, FACTORIES, X, adapted, assert_close, multilora, network
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+pytestmark = pytest.mark.oracle
+
+CONFIGS = {
+    "lora": {"r": 2, "lora_alpha": 3},
+    "defaults": {},
+    "rslora": {"r": 2, "lora_alpha": 3, "use_rslora": True},
+    "patterns": {"r": 2, "lora_alpha": 3, "rank_pattern": {"up": 3}, "alpha_pattern": {"^head": 5}},
+    "rslora with patterns": {
+        "r": 2,
+        "rank_pattern": {"body.up": 4, ".*": 1},
+        "alpha_pattern": {".*": 5},
+        "use_rslora": True,
+    },
+    "dora": {"r": 2, "lora_alpha": 3, "use_dora": True},
+    "dora with rslora": {"r": 3, "lora_alpha": 1, "use_dora": True, "use_rslora": True},
+    "a rank above the sizes": {"r": 9, "lora_alpha": 3},
+    "one layer": {"r": 2, "target_modules": ["head"]},
+    "a pattern of targets": {"r": 2, "target_modules": r"body\..*"},
+}
+SEEDS = range(3)
+
+
+def theirs():
+    """The base network in torch, with the weights of `network`."""
+    linear = torch.nn.Linear
+    body = torch.nn.Sequential()
+    body.add_module("up", linear(6, 5))
+    body.add_module("tanh", torch.nn.Tanh())
+    net = torch.nn.Sequential()
+    net.add_module("body", body)
+    net.add_module("head", linear(5, 4))
+    net.load_state_dict({name: torch.from_numpy(array) for name, array in load_safetensors(BASE).items()})
+    return net
+
+
+def ours():
+    return network(dtype=np.float32)
+
+
+def randomise(model, seed):
+    """Values for the adapters of PEFT, which are zero at first."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "magnitude" in name:
+                parameter.mul_(torch.rand(parameter.shape, generator=generator) + 0.5)
+            elif "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+
+
+def written_by_peft(folder, config, seed):
+    """A model of PEFT's, saved to a folder."""
+    arguments = {"target_modules": ["up", "head"]} | CONFIGS[config]
+    model = peft.get_peft_model(theirs(), peft.LoraConfig(**arguments))
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    return model
+
+
+def read_by_peft(folder, name="default"):
+    return peft.PeftModel.from_pretrained(theirs(), folder, adapter_name=name, is_trainable=True)
+
+
+def assert_same_output(model, their_model):
+    with torch.no_grad():
+        assert_close(model.predict(X), their_model(torch.from_numpy(X)).numpy())
+
+
+def assert_same_gradients(model, their_model):
+    for adapter in model.walk().values():
+        if isinstance(adapter, DoRAAdapter):
+            adapter.norm_gradient = False  # as PEFT has it
+    model.forward(X)
+    their_x = torch.from_numpy(X).clone().requires_grad_()
+    their_model(their_x).backward(torch.from_numpy(DY))
+    assert_close(model.backward(DY), their_x.grad.numpy())
+    names = {"lora_A": "lora.matrix_a", "lora_B": "lora.matrix_b", "lora_magnitude_vector": "magnitude"}
+    gradients = {}
+    for name, parameter in their_model.named_parameters():
+        if parameter.requires_grad:
+            path, kind = name.removeprefix("base_model.model.").split(".lora_", 1)
+            gradients[f"{path}.{names['lora_' + kind.split('.')[0]]}"] = parameter.grad.numpy().T
+    assert set(gradients) == set(model.gradients)
+    for name, gradient in gradients.items():
+        assert_close(model.gradients[name], gradient)
+
+
+def assert_same_merge(model, their_model, folder):
+    """Models merged layer by layer, and a checkpoint merged tensor by tensor."""
+    merged = {name: tensor.numpy() for name, tensor in their_model.merge_and_unload().state_dict().items()}
+    merge_checkpoint(BASE, load_peft(folder), folder / "merged.safetensors")
+    checkpoint = load_safetensors(folder / "merged.safetensors")
+    merge_in_place(model)
+    arrays = model.named_parameters(frozen=True)
+    assert set(checkpoint) == set(merged) == set(arrays)
+    for name, array in merged.items():
+        assert_close(checkpoint[name], array)
+        assert_close(arrays[name], array)
+
+
+def assert_same(folder, model, their_model):
+    assert_same_output(model, their_model)
+    assert_same_gradients(model, their_model)
+    assert_same_merge(model, their_model, folder)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_peft_writes(tmp_path, config, seed):
+    their_model = written_by_peft(tmp_path, config, seed)
+    assert_same(tmp_path, apply_peft(ours(), tmp_path), their_model)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", [kind for kind in FACTORIES if not kind.startswith("dylora")])
+def test_what_peft_reads(tmp_path, kind, seed):
+    model = adapted(FACTORIES[kind], dtype=np.float32, seed=seed)
+    save_peft(tmp_path, model)
+    assert_same(tmp_path, model, read_by_peft(tmp_path))
+
+
+def test_peft_reads_layers_of_different_ranks_and_alphas(tmp_path):
+    model = adapted(FACTORIES["standard"], FACTORIES["rslora"], dtype=np.float32)
+    save_peft(tmp_path, model)
+    assert_same(tmp_path, model, read_by_peft(tmp_path))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4, None])
+@pytest.mark.parametrize("kind", [kind for kind in FACTORIES if kind.startswith("dylora")])
+def test_peft_reads_dylora_at_a_rank_or_whole(tmp_path, kind, rank):
+    model = adapted(FACTORIES[kind], dtype=np.float32)
+    for path in ("body.up", "head"):
+        model.walk()[path].current_deployment_rank = rank or 4
+    save_peft(tmp_path, model, rank=rank)
+    their_model = read_by_peft(tmp_path)
+    assert_same_output(model, their_model)
+    assert_same_merge(model, their_model, tmp_path)
+
+
+def test_what_peft_reads_it_writes_again(tmp_path):
+    save_peft(tmp_path / "ours", adapted(FACTORIES["dora"], dtype=np.float32))
+    read_by_peft(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    first, second = (load_safetensors(tmp_path / name / WEIGHTS) for name in ("ours", "theirs"))
+    assert set(first) == set(second)
+    for name, array in first.items():
+        assert np.array_equal(second[name], array)
+
+
+def test_tasks_that_peft_writes(tmp_path):
+    their_model = peft.get_peft_model(theirs(), peft.LoraConfig(r=2, target_modules=["up", "head"]), adapter_name="french")
+    their_model.add_adapter("german", peft.LoraConfig(r=1, lora_alpha=5, target_modules=["head"]))
+    randomise(their_model, 0)
+    their_model.save_pretrained(tmp_path)
+    assert_same_tasks(apply_peft(ours(), tmp_path), their_model)
+
+
+def test_tasks_that_peft_reads(tmp_path):
+    model = adapted(multilora, dtype=np.float32)
+    save_peft(tmp_path, model)
+    their_model = read_by_peft(tmp_path / "french", "french")
+    their_model.load_adapter(tmp_path / "german", "german")
+    assert_same_tasks(model, their_model)
+
+
+def assert_same_tasks(model, their_model):
+    for task in ("french", "german"):
+        select_task(model, task)
+        their_model.set_adapter(task)
+        assert_same_output(model, their_model)
+
+
+def test_a_merge_into_weights_stored_as_in_out(tmp_path):
+    layers = pytest.importorskip("transformers.pytorch_utils")
+    net = torch.nn.Sequential(layers.Conv1D(4, 6))
+    save_safetensors(tmp_path / "base.safetensors", {name: tensor.numpy() for name, tensor in net.state_dict().items()})
+    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["0"], fan_in_fan_out=True)
+    their_model = peft.get_peft_model(net, config)
+    randomise(their_model, 0)
+    their_model.save_pretrained(tmp_path)
+    output = tmp_path / "merged.safetensors"
+    merge_checkpoint(tmp_path / "base.safetensors", load_peft(tmp_path), output, fan_in_fan_out=True)
+    merged = their_model.merge_and_unload().state_dict()
+    for name, array in load_safetensors(output).items():
+        assert_close(array, merged[name].numpy())
