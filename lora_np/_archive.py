@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import zipfile
 
 HEADER = "lora_np.json"
+_numbers = itertools.count(1)
+
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time of day, so that equal contents give equal bytes
 
 
@@ -33,7 +36,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path : path
         An existing file of this name is replaced at the end, or left as it is when an error occurs.
     """
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    temporary = f"{os.fspath(path)}.{os.getpid()}-{next(_numbers)}.tmp"
     try:
         with open(temporary, "wb") as file:
             yield file

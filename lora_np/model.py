@@ -114,7 +114,14 @@ def _dense_paths(model: Layer, path: str = "") -> Iterator[str]:
 
 def _matching(argument: str, names: Names, paths: list[str]) -> set[str]:
     found: set[str] = set()
-    patterns = [names] if isinstance(names, str | re.Pattern) else [rf"(.*\.)?{re.escape(name)}" for name in names or ()]
+    patterns: list[str | re.Pattern[str]]
+    if isinstance(names, str | re.Pattern):
+        patterns = [names]
+    else:
+        listed = list(names) if isinstance(names, Iterable) else [names]
+        if not all(isinstance(name, str) for name in listed):
+            raise ArgumentError(f"{argument} must be names, or a regular expression, got {names!r}")
+        patterns = [rf"(.*\.)?{re.escape(str(name))}" for name in listed]
     for pattern in patterns:
         try:
             matched = {path for path in paths if re.fullmatch(pattern, path)}

@@ -74,7 +74,8 @@ class Optimizer(ABC):
 
     def __repr__(self) -> str:
         values = {name.lstrip("_"): value for name, value in vars(self).items() if name != "_states"}
-        return f"{type(self).__name__}({', '.join(f'{name}={value:g}' for name, value in values.items())})"
+        shown = {name: f"{value:g}" if isinstance(value, float) else repr(value) for name, value in values.items()}
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
 
 @final

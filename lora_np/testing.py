@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ._typing import RNG, Array, Generator, Gradients, Parts
-from ._validation import generator, last_axis, one_of, real_array, same_shape
+from ._validation import generator, last_axis, non_negative_float, one_of, real_array, same_shape
 from .errors import ArgumentError, GradientError
 from .layers.base import Layer
 from .numerical import numerical_gradient
@@ -89,7 +89,7 @@ def check_gradients(
         names all such arrays.
     """
     errors, used = _measure(layer, input, output_gradient, training, method, directions, active_only, rng)
-    limit = TOLERANCES[used] if rtol is None else rtol
+    limit = TOLERANCES[used] if rtol is None else non_negative_float("rtol", rtol)
     # Not "error > limit": a NaN is no pass.
     wrong = [f"{name} is off by {error:.2g}" for name, error in errors.items() if not error <= limit]
     if wrong:

@@ -130,6 +130,10 @@ def fit(
     >>> history.epoch_losses[-1] < 1e-3
     True
     """
+    if not isinstance(loss, Loss):
+        raise ArgumentError(f"loss must be a Loss such as lora_np.MeanSquaredError(), got {loss!r}")
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentError(f"optimizer must be an Optimizer such as lora_np.Adam(), got {optimizer!r}")
     inputs, targets = _checked_data(model, data)
     rows = len(inputs)
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
@@ -141,6 +145,9 @@ def fit(
     random = generator(rng)
     adapters = [layer for layer in model.walk().values() if isinstance(layer, DyLoRAAdapter)]
     callbacks = tuple(callbacks)
+    for callback in callbacks:
+        if not callable(callback):
+            raise ArgumentError(f"callbacks must be callable, got {callback!r}")
     descent = Descent(model, loss, optimizer)
     history = History()
     steps = epochs * -(-rows // batch_size)

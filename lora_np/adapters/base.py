@@ -116,6 +116,7 @@ class LoRAAdapterBase(Layer):
         new = change(branch)
         if (new.input_size, new.output_size, new.dtype) != (self.input_size, self.output_size, self.dtype):
             raise ArgumentError(f"change must keep sizes and dtype of {branch!r}, got {new!r}")
+        new.is_training = self.is_training
         return new
 
     def children(self) -> Mapping[str, Layer]:

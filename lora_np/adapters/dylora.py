@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -97,17 +98,20 @@ class DyLoRAAdapter(AdditiveAdapter):
     ) -> None:
         super().__init__(base_layer, freeze_base_layer)
         max_rank = rank_within(max_rank, self.input_size, self.output_size, "max_rank")
-        self._active_ranks = ascending_ranks("active_ranks", active_ranks, max_rank)
+        self._set_ranks(ascending_ranks("active_ranks", active_ranks, max_rank), rank_distribution)
         self.mode = one_of("mode", mode, ("full", "frozen"))
-        self._distribution = _probabilities(rank_distribution, len(self._active_ranks))
-        sums = np.cumsum(self._distribution)
-        self._cumulative = sums / sums[-1]  # exactly 1 from the last rank on that has a probability
         self._rng = generator(rng)
         self._lora = LoRALayer(
             self.input_size, self.output_size, max_rank, alpha, scaling=scaling, dtype=self.dtype, rng=self._rng
         )
         self._deployment_rank = self._active_ranks[-1]
         self._training_rank: int | None = None
+
+    def _set_ranks(self, ranks: tuple[int, ...], distribution: Sequence[float] | None) -> None:
+        self._active_ranks = ranks
+        self._distribution = _probabilities(distribution, len(ranks))
+        sums = np.cumsum(self._distribution)
+        self._cumulative = sums / sums[-1]  # exactly 1 from the last rank on that has a probability
 
     def select(self, *, training: bool) -> Selection:
         """A drawn rank in training, the deployment rank otherwise."""
@@ -247,9 +251,11 @@ class DyLoRAAdapter(AdditiveAdapter):
         for i, (x, target) in enumerate(zip(xs, targets, strict=True)):
             last_axis(f"inputs[{i}]", x, self.input_size)
             try:
-                loss.check(np.zeros((*x.shape[:-1], self.output_size), self.dtype), target)
+                loss.check(np.broadcast_to(np.zeros((), self.dtype), (*x.shape[:-1], self.output_size)), target)
             except ArgumentError as error:
                 raise ArgumentError(f"targets[{i}]: {error}") from error
+        with np.errstate(all="ignore"):
+            loss(self.predict(xs[0]), targets[0])  # a plain function may be no loss at all
         descent = Descent(self, loss, optimizer)
         means = []
         with self.training_mode(True):
@@ -286,10 +292,9 @@ class DyLoRAAdapter(AdditiveAdapter):
         ranks = kept + [branch.rank] * (bool(lost) and branch.rank not in kept)
         weights = list(self.rank_distribution[: len(kept)]) + [0.0] * (len(ranks) - len(kept))
         weights[-1] += sum(self.rank_distribution[len(kept) :])
-        twin = type(self).from_config(
-            self.config() | {"max_rank": branch.rank, "active_ranks": ranks, "rank_distribution": weights}
-        )
-        twin._lora = branch
+        twin = copy.copy(self)
+        twin._lora, twin._rng, twin._training_rank = branch, copy.deepcopy(self._rng), None
+        twin._set_ranks(tuple(ranks), weights)
         twin.current_deployment_rank = min(self._deployment_rank, ranks[-1])
         return twin
 

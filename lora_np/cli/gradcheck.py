@@ -182,23 +182,24 @@ def check(cases: Iterable[Case], rng: np.random.Generator) -> list[Row]:
     Returns
     -------
     list of Row
-        In the order of the cases.
+        By kind, in the order of the cases.
     """
-    errors: dict[tuple[str, str], list[float]] = {}
+    errors: dict[str, dict[str, list[float]]] = {}
     for case in cases:
         # Where B is zero, as in a new adapter, the gradient of A is zero, and a check of it sees nothing.
-        for array in case.layer.named_parameters(frozen=True).values():
-            array[...] = rng.standard_normal(array.shape)
+        for values in case.layer.named_parameters(frozen=True).values():
+            values[...] = rng.standard_normal(values.shape)
         x = rng.standard_normal((*case.leading, case.layer.input_size))
         found = gradient_errors(
             case.layer, x, training=case.training, active_only=case.active_only, method="complex", rng=rng
         )
-        for name, error in found.items():
-            errors.setdefault((case.kind, name), []).append(error)
+        for array, error in found.items():
+            errors.setdefault(case.kind, {}).setdefault(array, []).append(error)
     return [
-        # np.max and not max, and "all below" and not "none above": a NaN is no pass.
+        # np.max and not max, and "all are below" and not "none is above": a NaN is no pass.
         Row(kind, array, len(of_array), float(np.max(of_array)), all(error <= LIMIT for error in of_array))
-        for (kind, array), of_array in errors.items()
+        for kind, of_kind in errors.items()
+        for array, of_array in of_kind.items()
     ]
 
 
@@ -222,7 +223,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(table(header, cells, left=2))
         total = sum(row.cases for row in rows)
         verdict = f"wrong: {', '.join(wrong)}" if wrong else f"all are right to a relative error of {LIMIT:g}"
-        print(f"\n{total} gradients checked by the complex step: {verdict}")
+        print(f"\n{total:,} gradients checked by the complex step: {verdict}")
     return 1 if wrong else 0
 
 

@@ -30,4 +30,4 @@ def load_digits() -> tuple[Array, Array]:
     ((1797, 8, 8), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
     with (files(__name__) / "digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return archive["images"] / 16.0, archive["labels"].astype(np.int64)
+        return archive["images"].astype(np.float64) / 16, archive["labels"].astype(np.int64)

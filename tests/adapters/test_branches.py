@@ -99,6 +99,18 @@ def test_active_ranks_above_a_new_rank_give_way_to_it(rank, active_ranks, distri
     assert adapter.active_ranks == (1, 2, 4)
 
 
+def test_the_copy_of_a_seeded_adapter_draws_the_same_ranks_each_time():
+    def drawn():
+        twin, ranks = dylora([1, 2, 4], None).with_branches(doubled), []
+        for _ in range(30):
+            twin.forward(batch(3, IN))
+            twin.backward(batch(3, 4))
+            ranks.append(twin.pending_parts["lora.matrix_b"][0].stop)
+        return ranks
+
+    assert drawn() == drawn()
+
+
 def test_a_branch_of_a_rank_beyond_the_sizes_is_refused():
     branch = LoRALayer.from_factors(batch(IN, 9), batch(9, 4))
     with pytest.raises(ArgumentError, match=r"max_rank must be at most .* = 4, got 9"):

@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from lora_np import (
     geometric,
     load_layer,
 )
-from lora_np.testing import check_gradients, gradient_errors
+from lora_np.testing import check_gradients, gradient_errors, numerical_gradient
 from tests.kinds import BASES, batch, bits, randomised, snapshot
 from tests.strategies import dylora_adapters, passes
 
@@ -507,6 +508,16 @@ def test_outputs_at_ranks_keep_float32_and_refuse_bad_input():
         adapter.outputs_at_ranks(np.ones((2, 6)))
 
 
+def test_predictions_do_not_notice_training_passes_in_other_threads():
+    adapter, inputs = built((1, 2, 3)), [batch(3, 5, seed=seed) for seed in range(40)]
+    expected = [adapter.predict(x).tobytes() for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        training = [pool.submit(adapter.forward, x) for x in inputs]
+        found = [y.tobytes() for y in pool.map(adapter.predict, inputs)]
+    assert all(future.result().shape == (3, 4) for future in training)
+    assert found == expected
+
+
 def test_merging_takes_the_deployment_rank_whatever_the_mode(base):
     adapter = built((1, 3), base=base)
     adapter.training_rank, adapter.current_deployment_rank = 3, 1
@@ -684,6 +695,24 @@ def test_trap_3_training_lowers_the_loss_that_it_is_given_at_every_rank(name):
     assert len(history) == 30
     assert history[-1] < history[0]
     assert all(after < earlier for after, earlier in zip(at_every_rank(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_trap_9_the_gradient_of_training_is_that_of_the_loss(name):
+    loss, target = LOSSES[name]
+    loss = loss if isinstance(loss, Loss) else FunctionLoss(loss)
+    x = batch(6, 5)
+    adapter = built().eval()
+    _, dy = loss.value_and_gradient(adapter.forward(x), target(x))
+    adapter.backward(dy)
+    twin = adapter.clone()
+
+    def value(vector):
+        twin.set_parameters(vector)
+        return loss(twin.predict(x), target(x))
+
+    expected = numerical_gradient(value, adapter.get_parameters(), method="central")
+    assert_allclose(adapter.get_parameter_gradients(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_plain_function_trains_like_the_loss_that_it_computes():

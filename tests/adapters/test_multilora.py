@@ -1,6 +1,7 @@
 """MultiLoRA: tasks, what a switch may not do, and mixed batches."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -721,6 +722,15 @@ def test_the_caller_may_overwrite_the_buffers_of_a_mixed_pass(spoilt):
     assert_array_equal(buffers["dx"], expected_dx)
     buffers[spoilt][...] = np.nan
     assert bits(adapter.gradients) == expected
+
+
+def test_mixed_predictions_are_safe_from_many_threads():
+    adapter = built()
+    cases = [(batch(8, 5, seed=seed), MIXED[seed % 8 :] + MIXED[: seed % 8]) for seed in range(40)]
+    serial = [adapter.predict_routed(x, tasks).tobytes() for x, tasks in cases]
+    with ThreadPoolExecutor(8) as pool:
+        parallel = [y.tobytes() for y in pool.map(lambda case: adapter.predict_routed(*case), cases)]
+    assert parallel == serial
 
 
 def test_numpy_arrays_of_names_will_do():

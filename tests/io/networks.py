@@ -76,12 +76,10 @@ def adapted(head, up=None, dtype=np.float64, seed=1):
         base = adapter.base_layer.clone()
         randomised(adapter, seed)
         adapter.base_layer.load_weights(base.named_parameters())
+        for name, array in adapter.named_parameters().items():
+            if "matrix" in name:
+                array *= 0.3  # larger ones leave the tanh nothing but rounding errors to differentiate
     return model
-
-
-def adapter_arrays(model):
-    """Every array of a model, frozen ones too."""
-    return model.named_parameters(frozen=True)
 
 
 def assert_close(actual, wanted, tolerance=1e-6):

@@ -22,17 +22,13 @@ CONFIGS = {
     "defaults": {},
     "rslora": {"r": 2, "lora_alpha": 3, "use_rslora": True},
     "patterns": {"r": 2, "lora_alpha": 3, "rank_pattern": {"up": 3}, "alpha_pattern": {"^head": 5}},
-    "rslora with patterns": {
-        "r": 2,
-        "rank_pattern": {"body.up": 4, ".*": 1},
-        "alpha_pattern": {".*": 5},
-        "use_rslora": True,
-    },
+    "the first pattern of two": {"r": 2, "rank_pattern": {"body.*": 4, "up": 1}, "alpha_pattern": {".*": 5, "up": 1}},
+    "rslora with patterns": {"r": 2, "rank_pattern": {"up": 4}, "alpha_pattern": {"up": 5}, "use_rslora": True},
     "dora": {"r": 2, "lora_alpha": 3, "use_dora": True},
     "dora with rslora": {"r": 3, "lora_alpha": 1, "use_dora": True, "use_rslora": True},
     "a rank above the sizes": {"r": 9, "lora_alpha": 3},
     "one layer": {"r": 2, "target_modules": ["head"]},
-    "a pattern of targets": {"r": 2, "target_modules": r"body\..*"},
+    "a pattern of targets": {"r": 2, "target_modules": r"bo.*\.up"},
 }
 SEEDS = range(3)
 
@@ -62,7 +58,7 @@ def randomise(model, seed):
             if "magnitude" in name:
                 parameter.mul_(torch.rand(parameter.shape, generator=generator) + 0.5)
             elif "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
 
 
 def written_by_peft(folder, config, seed):

@@ -104,6 +104,19 @@ def test_abstract_classes_are_not_built(abstract):
         abstract(3, 2)
 
 
+class Named(Scale):
+    """The same, with its cache by name."""
+
+    def apply(self, x, *, training=False):
+        y = self.factor * x
+        return y, {"x": x, "again": [x[:], y], "rows": len(x)}
+
+
+def test_memory_counts_the_arrays_of_any_cache_once():
+    # x and y of 3 elements each; a view of x is x
+    assert Scale(3).estimate_activation_memory() == Named(3).estimate_activation_memory() == 8 * 6
+
+
 # ---------------------------------------------------------------- structure
 
 

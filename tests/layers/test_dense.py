@@ -111,9 +111,10 @@ def straight_through_vjp(dy, z):
     return dy * (np.abs(z.real) < 1)
 
 
-def test_an_activation_may_return_its_argument(base_class):
+@pytest.mark.parametrize("function", [lambda z: z, lambda z: z[...]], ids=["itself", "view"])
+def test_an_activation_may_return_its_argument(base_class, function):
     """The straight-through estimator: its output is z itself, and its vjp needs z."""
-    layer = randomised(base_class(3, 2, Activation("straight_through", lambda z: z, straight_through_vjp)))
+    layer = randomised(base_class(3, 2, Activation("straight_through", function, straight_through_vjp)))
     layer.forward(X)
     layer.backward(G)
     expected = bits(layer.gradients)

@@ -69,7 +69,7 @@ class Settings:
     learning_rate: float = 0.02
     """Of adapters."""
     batch_size: int = 16
-    """Small batches keep the products below the size from which BLAS starts threads, which cost more than they gain here."""
+    """Small: larger products make BLAS start threads, which costs more time here than it saves."""
     margin: float = 0.02
     """How much accuracy one DyLoRA at the full rank may lack against a LoRA trained for that rank alone."""
 
@@ -445,9 +445,8 @@ def _all_tasks(digits: Digits) -> tuple[Rows, list[str]]:
 
 def _mixed_difference(model: Layer, base: Layer, digits: Digits, settings: Settings) -> tuple[int, float]:
     """A batch of all tasks, and of rows for the base alone: one pass against a pass for each task."""
-    views: dict[str | None, View] = {None: upright, **VIEWS}
-    names = list(views)
-    tests = [digits.testing(view).inputs for view in views.values()]
+    names = [None, *VIEWS]
+    tests = [digits.testing(view).inputs for view in (upright, *VIEWS.values())]
     picked = settings.generator(MIXED_BATCH).integers(len(names), size=len(tests[0]))
     inputs = np.choose(picked[:, np.newaxis], tests)
     mixed = model.forward_routed(inputs, [names[i] for i in picked])

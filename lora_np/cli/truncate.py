@@ -1,0 +1,73 @@
+"""``lora-np truncate``: an adapter of a lower rank."""
+
+import argparse
+from typing import Any
+
+from ..io.peft import save_peft
+from ..surgery import retained_energy, truncate
+from ._adapters import add_choice, kept_config, load_adapter, naming
+from ._options import fraction, positive
+from ._output import add_output, new_output
+from ._spectra import finite_spectra, in_dtypes_of, in_float64
+from ._text import counted, printable, share
+from .table import table
+from .verb import Verb, add_json, print_json
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "adapter",
+        metavar="ADAPTER",
+        help="what `lora-np inspect` lists the layers of; DyLoRA layers are taken at their full rank, and become plain ones",
+    )
+    add_output(parser, "the PEFT folder to write")
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--rank", type=positive, metavar="R", help="the new rank; layers of a lower one keep theirs")
+    goal.add_argument(
+        "--energy",
+        type=fraction,
+        metavar="E",
+        help="the share of the squared Frobenius norm to keep, above 0 and at most 1; each layer gets the least rank for it",
+    )
+    add_choice(parser)
+    add_json(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    weights = load_adapter(arguments.adapter, task=arguments.task, strict=not arguments.lenient)
+    spectra = finite_spectra(weights, arguments.adapter)
+    with naming(arguments.adapter):
+        exact = truncate(in_float64(weights), rank=arguments.rank, energy=arguments.energy)
+    smaller = in_dtypes_of(exact, weights)
+    with new_output(arguments.output, folder=True, force=arguments.force) as place, naming(place):
+        save_peft(place, smaller, config=kept_config(weights))
+    layers: list[dict[str, Any]] = [
+        {
+            "path": path,
+            "rank_before": weights.layers[path].rank,
+            "rank": layer.rank,
+            "retained_energy": retained_energy(spectra[path], layer.rank),
+        }
+        for path, layer in smaller.layers.items()
+    ]
+    counts = weights.parameter_count, smaller.parameter_count
+    if arguments.json:
+        values = {"adapter": arguments.adapter, "output": arguments.output, "layers": layers}
+        print_json(values | {"parameters_before": counts[0], "parameters": counts[1]})
+        return 0
+    rows = [
+        [printable(layer["path"]), str(layer["rank_before"]), str(layer["rank"]), share(layer["retained_energy"])]
+        for layer in layers
+    ]
+    print(table(["layer", "rank before", "rank after", "energy kept"], rows))
+    print(f"\n{printable(arguments.output)}: {counted(len(rows), 'layer')}, {counts[0]:,} -> {counts[1]:,} parameters")
+    return 0
+
+
+TRUNCATE = Verb(
+    name="truncate",
+    summary="write the best approximation of an adapter at a lower rank, as a PEFT folder",
+    example="lora-np truncate my-adapter -o smaller --rank 4\nlora-np truncate my-adapter -o smaller --energy 0.99",
+    add_arguments=_add_arguments,
+    run=_run,
+)
