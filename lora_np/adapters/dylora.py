@@ -287,6 +287,7 @@ class DyLoRAAdapter(AdditiveAdapter):
         A lower rank takes the place of the active ranks above it; a higher one leaves them as they are.
         """
         branch = self.changed(self._lora, change)
+        rank_within(branch.rank, self.input_size, self.output_size, "max_rank")
         kept = [rank for rank in self._active_ranks if rank <= branch.rank]
         lost = self._active_ranks[len(kept) :]
         ranks = kept + [branch.rank] * (bool(lost) and branch.rank not in kept)
