@@ -289,6 +289,14 @@ def test_a_merge_is_what_peft_and_the_adapters_give(output, case):
         assert_close(array, theirs[f"merged.{key}"])
 
 
+def test_a_row_of_zeros_stays_zero_under_dora(tmp_path, output):
+    layer = LoRALayer(7, 5, 2, rng=0)
+    base = save(tmp_path / "base" / SINGLE, {"a.weight": np.diag([1.0, 2, 3, 4, 0]) @ batch(5, 7)})
+    merge_checkpoint(base, AdapterWeights({"a": layer}, {"a": np.ones(5)}), output)
+    norms = np.linalg.norm(values(output)["a.weight"], axis=1)
+    assert norms == pytest.approx([1, 1, 1, 1, 0], rel=1e-14)
+
+
 def test_equal_merges_give_equal_bytes(tmp_path):
     base = single(tmp_path)
     for name in ("one", "two"):

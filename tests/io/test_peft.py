@@ -315,7 +315,7 @@ def test_targets_that_name_every_layer(folder, targets):
     assert list(load_peft(folder).layers) == ["body.up", "head"]
 
 
-@pytest.mark.parametrize("targets", [["head"], ["p", "head"], ["body", "head"], "head", "up|head"])
+@pytest.mark.parametrize("targets", [["head"], ["p", "head"], ["body", "head"], "head", "up|head", "body|head"])
 def test_a_layer_that_is_not_targeted_is_refused(folder, targets):
     edit_config(folder, target_modules=targets)
     with pytest.raises(FormatError, match=r"adapter_model\.safetensors: base_model\.model\.body\.up: target_modules"):
@@ -477,6 +477,15 @@ def test_folders_inside_do_not_hide_an_adapter(folder, name):
 def test_a_stray_key_may_be_left_out(folder):
     edit_weights(folder, {"head.bias": np.ones(4), "head.lora_A.bias": np.ones(2)})
     assert_same_weights(load_peft(folder, strict=False), load_peft(DATA / "lora"))
+
+
+@pytest.mark.parametrize("place", ["", "task"])
+def test_applying_may_leave_out_a_stray_key_too(tmp_path, place):
+    shutil.copytree(DATA / "lora", tmp_path / "model" / place)
+    edit_weights(tmp_path / "model" / place, {"head.bias": np.ones(4)})
+    with pytest.raises(FormatError, match="is no LoRA factor"):
+        apply_peft(network(), tmp_path / "model")
+    assert_close(apply_peft(network(), tmp_path / "model", strict=False).predict(X), expected("lora")["output"])
 
 
 @pytest.mark.parametrize("strict", [True, False])

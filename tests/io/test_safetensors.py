@@ -22,6 +22,7 @@ from lora_np.io import safetensors
 from lora_np.io.safetensors import (
     DTYPES,
     SafetensorsFile,
+    Stored,
     TensorInfo,
     decoded,
     encoded,
@@ -946,3 +947,37 @@ def test_pieces_are_never_together_in_memory(path):
     peak = peak_memory(lambda: stream_safetensors(path, {"t": TensorInfo("F32", (16, size))}, content))
     assert peak < 4 * 4 * size
     np.testing.assert_array_equal(load_safetensors(path)["t"], np.repeat(np.arange(16.0), size).reshape(16, size))
+
+
+# ---------------------------------------------------------------- pieces of other files
+
+
+def nothing_copied(*arguments):
+    return 0
+
+
+def not_between_these_files(*arguments):
+    raise OSError("cross-device link")
+
+
+@pytest.mark.parametrize("copy_range", [None, nothing_copied, not_between_these_files], ids=["there", "nothing", "refused"])
+@pytest.mark.parametrize("window", [5, 1 << 20])
+def test_stored_pieces_are_copied_as_they_are(tmp_path, monkeypatch, copy_range, window):
+    tensors = {"a": np.arange(12.0).reshape(3, 4), "b": np.arange(7, dtype=np.int16)}
+    save_safetensors(tmp_path / "source", tensors)
+    monkeypatch.setattr(safetensors, "COPY_WINDOW", window)
+    if copy_range is not None:
+        monkeypatch.setattr(os, "copy_file_range", copy_range, raising=False)
+    with SafetensorsFile(tmp_path / "source") as source:
+        pieces = {"a": [Stored(source, "a", 0, 5), Stored(source, "a", 5, 12)], "b": [Stored(source, "b", 0, 7)]}
+        assert [piece.nbytes for piece in pieces["a"]] == [40, 56]
+        stream_safetensors(tmp_path / "copy", {name: source.info(name) for name in source}, pieces.__getitem__)
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "source").read_bytes()
+
+
+def test_stored_pieces_are_copied_where_the_system_has_no_call_for_it(tmp_path, monkeypatch):
+    save_safetensors(tmp_path / "source", {"a": np.arange(12.0)})
+    monkeypatch.delattr(os, "copy_file_range", raising=False)
+    with SafetensorsFile(tmp_path / "source") as source:
+        stream_safetensors(tmp_path / "copy", {"a": source.info("a")}, lambda name: [Stored(source, name, 0, 12)])
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "source").read_bytes()
