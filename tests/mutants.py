@@ -477,8 +477,8 @@ MUTANTS = [
     Mutant(
         "the rank distribution is ignored",
         "adapters/dylora.py",
-        "_probabilities(rank_distribution, len",
-        "_probabilities(None, len",
+        "max_rank), rank_distribution)",
+        "max_rank), None)",
         (f"{DYLORA}::test_ranks_are_drawn_as_the_distribution_says",),
     ),
     Mutant(

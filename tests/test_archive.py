@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_np import FormatError, _archive
+from lora_np import ArgumentError, FormatError, _archive
 
 HEADER = {"format": "lora_np", "version": 1, "layer": {"name": "größe"}}
 ARRAYS = {"a": np.arange(3.0), "b.c": np.array([[1.5], [-2.0]], np.float32)}
@@ -97,9 +97,26 @@ def test_arrays_come_back_to_the_bit_and_in_order(values):
     assert_equal_arrays(read(content(values=values))[1], values)
 
 
-@pytest.mark.parametrize("name", ["x", "a.npy", "file", "lora_np.json", "a/b", "../a", "a\\b", " ", "", "ü", "n" * 5000])
+@pytest.mark.parametrize(
+    "name",
+    ["x", "a.npy", "file", "lora_np.json", "a/b", "../a", "a\\b", " ", "", "ü", "n" * 60_000],
+    ids=lambda name: name[:20],
+)
 def test_odd_names_come_back(name):
     assert_equal_arrays(read(content(values={name: np.ones(2)}))[1], {name: np.ones(2)})
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b", "\ud800", "n" * 70_000, "ü" * 33_000], ids=["zero", "half", "long", "long in UTF-8"]
+)
+@pytest.mark.parametrize("old", [None, b"older"], ids=["no file", "older file"])
+def test_a_name_that_no_file_can_hold_is_refused_before_anything_is_written(tmp_path, name, old):
+    path = tmp_path / "layer.npz"
+    if old is not None:
+        path.write_bytes(old)
+    with pytest.raises(ArgumentError, match="a file cannot hold an array of this name: '"):
+        _archive.write(path, HEADER, {"a": np.ones(2), name: np.ones(2)})
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
 def test_special_numbers_come_back():

@@ -7,8 +7,10 @@ from lora_np import (
     SGD,
     Adam,
     DenseLayer,
+    InvalidOperationError,
     Loss,
     MeanSquaredError,
+    Momentum,
     NonFiniteError,
     Regularization,
     Sequential,
@@ -127,3 +129,34 @@ def test_a_step_after_a_failure_goes_on():
     with pytest.raises(NonFiniteError):
         step(descent, np.full((2, 2), np.nan))
     assert step(descent) == first
+
+
+@pytest.mark.parametrize("x", [X, np.full((2, 2), np.inf)], ids=["update", "loss"])
+def test_the_failed_pass_is_forgotten(x):
+    descent = Descent(layer(), MeanSquaredError() if x is not X else Fixed(1.0, np.nan), SGD(0.1))
+    with pytest.raises(NonFiniteError):
+        step(descent, x)
+    with pytest.raises(InvalidOperationError, match="forward pass first"):
+        descent.layer.backward(np.ones((2, 1)))
+
+
+def test_a_gradient_that_is_not_finite_does_not_reach_the_state_of_the_optimizer():
+    found, expected = (Descent(layer(), MeanSquaredError(), Momentum(0.1)) for _ in range(2))
+    for descent in (found, expected):
+        step(descent)
+    found.loss = Fixed(1.0, np.nan)
+    with pytest.raises(NonFiniteError, match="the gradient of"):
+        step(found)
+    found.loss = expected.loss
+    for _ in range(2):
+        assert step(found) == step(expected)
+
+
+def test_a_state_that_is_not_finite_is_forgotten():
+    descent = Descent(layer(), Fixed(1.0, 8e307), Momentum(1e-300))
+    step(descent)
+    with pytest.raises(NonFiniteError, match="the update of"):
+        for _ in range(5):
+            step(descent)
+    descent.loss = MeanSquaredError()
+    assert np.isfinite([step(descent) for _ in range(3)]).all()

@@ -400,6 +400,16 @@ def test_settings_go_back_where_arrays_do_not_fit():
     assert_refused(layer, file, "lora.matrix_a: no weight for it")
 
 
+def test_settings_go_back_where_a_later_one_does_not_fit():
+    def two():
+        return Sequential([dylora(), DyLoRAAdapter(DenseLayer(5, 5), 4, [1, 2, 4])])
+
+    file = changed(two(), lambda header, arrays: header["settings"]["1"].update(current_deployment_rank=3))
+    layer = two()
+    layer[0].set_deployment_rank(4)
+    assert_refused(layer, file, "rank must be one of the active ranks")
+
+
 @pytest.mark.parametrize("kind", ["Unheard", "Layer", "list", "", None, 3, ["DenseLayer"]], ids=repr)
 def test_an_unknown_class_is_refused(kind):
     file = changed(DENSE, lambda header, arrays: header["layer"].update({TYPE: kind}))
