@@ -155,8 +155,7 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_state_of_the_optimizer
 def test_a_state_that_is_not_finite_is_forgotten():
     descent = Descent(layer(), Fixed(1.0, 8e307), Momentum(1e-300))
     step(descent)
-    with pytest.raises(NonFiniteError, match="the update of"):
-        for _ in range(5):
-            step(descent)
+    with pytest.raises(NonFiniteError, match="the update of bias"):
+        step(descent)
     descent.loss = MeanSquaredError()
     assert np.isfinite([step(descent) for _ in range(3)]).all()

@@ -345,6 +345,27 @@ def test_a_gradient_of_an_array_that_does_not_train_is_found(extra):
         check_gradients(wrong, X)
 
 
+def test_an_array_called_input_does_not_hide_behind_the_input():
+    class Named(Layer):
+        parameter_names = ("input",)
+
+        def __init__(self):
+            super().__init__(4, 4)
+            self.input = np.ones(4)
+
+        def apply(self, x, *, training=False):
+            return x * self.input, ()
+
+        def vjp(self, dy, cache, *, parameters=True, inputs=True):
+            return dy * self.input, {"input": np.full(4, 7.0)}
+
+        def estimate_flops(self):
+            return 4
+
+    with pytest.raises((ArgumentError, GradientError), match="input"):
+        check_gradients(Named(), X[0])
+
+
 @pytest.mark.parametrize("array", ["tasks.b.matrix_a", "tasks.b.matrix_b"])
 def test_a_gradient_of_a_task_that_took_no_part_is_found(array):
     layer = LAYERS["multilora"]

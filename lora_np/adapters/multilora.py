@@ -190,7 +190,7 @@ class MultiLoRAAdapter(AdditiveAdapter):
         InvalidOperationError
             It is the last one.
         """
-        if task_name not in self._tasks:
+        if not isinstance(task_name, str) or task_name not in self._tasks:
             return False
         if len(self._tasks) == 1:
             raise InvalidOperationError(f"{self.layer_name}: {task_name!r} is the last task, and one must remain")
@@ -241,6 +241,7 @@ class MultiLoRAAdapter(AdditiveAdapter):
     def with_branches(self, change: Callable[[LoRALayer], LoRALayer]) -> Self:
         """A copy in which each task's branch is what `change` makes of it; the base layer is shared."""
         twin = copy.copy(self)
+        twin._rng = copy.deepcopy(self._rng)
         twin._tasks = {name: self.changed(branch, change) for name, branch in self._tasks.items()}
         return twin
 

@@ -6,10 +6,18 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import ArgumentError, GradientError, InvalidOperationError, NonFiniteError, NotSupportedError
+from ._streams import any_text, discard_output
+from ._text import printable
+from .combine import COMBINE
+from .convert import CONVERT
 from .demo.command import DEMO
+from .diff import DIFF
 from .gradcheck import GRADCHECK
+from .inspect import INSPECT
+from .merge import MERGE, UNMERGE
+from .truncate import TRUNCATE
 
-VERBS = (DEMO, GRADCHECK)
+VERBS = (DEMO, GRADCHECK, INSPECT, MERGE, UNMERGE, TRUNCATE, COMBINE, CONVERT, DIFF)
 
 REPORTED = (ArgumentError, GradientError, InvalidOperationError, NonFiniteError, NotSupportedError, OSError)
 """Errors that a user can do something about: one line instead of a traceback."""
@@ -42,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb.add_to(verbs.add_parser)
     arguments = parser.parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        with any_text():
+            return int(arguments.run(arguments))
+    except BrokenPipeError:
+        discard_output()
+        return 1
     except REPORTED as error:
-        print(f"lora-np: error: {error}", file=sys.stderr)
+        print(f"lora-np: error: {printable(str(error))}", file=sys.stderr)
         return 1

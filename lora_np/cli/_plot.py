@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg")
 
-# Okabe and Ito (2008): colours that people with any colour vision tell apart; without the yellow, which is too pale on white.
+# Okabe and Ito's colours, which the colour-blind tell apart, without the yellow, which is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLES = (("o", "-"), ("s", "--"))
 MOST_NAMED = len(COLOURS) * len(STYLES)
@@ -43,8 +43,9 @@ def draw_spectra(spectra: Mapping[str, Array], file: BinaryIO, path: str) -> Non
     try:
         import matplotlib
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
-        raise NotSupportedError("--plot needs matplotlib: pip install 'lora_np[plot]'") from error
+        raise NotSupportedError('--plot needs matplotlib; this extra brings it: pip install "lora_np[plot]"') from error
     is_svg = path.lower().endswith(".svg")
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "lora_np"}):
         warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks becomes a box
@@ -55,7 +56,7 @@ def draw_spectra(spectra: Mapping[str, Array], file: BinaryIO, path: str) -> Non
         _draw(axes, curves)
         axes.set_xlabel("component")
         axes.set_ylabel("singular value of dW = scaling A B")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(which="major", color="#dddddd", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -78,8 +79,9 @@ def _draw(axes: "Axes", curves: Mapping[str, Array]) -> None:
     from matplotlib.colors import Normalize
 
     scale = ScalarMappable(Normalize(0, len(curves) - 1), colormaps["cividis"])
+    colours = scale.to_rgba(np.arange(len(curves)))
     for position, curve in enumerate(curves.values()):
-        axes.plot(_components(curve), curve, "-", marker=".", linewidth=0.8, color=scale.to_rgba(position))
+        axes.plot(_components(curve), curve, "-", marker=".", linewidth=0.8, color=colours[position])
     ticks = np.unique(np.linspace(0, len(curves) - 1, min(MOST_TICKS, len(curves))).round().astype(int))
     bar = axes.figure.colorbar(scale, ax=axes, pad=0.02)
     bar.set_ticks(ticks.tolist(), labels=[list(curves)[tick] for tick in ticks], fontsize="x-small")

@@ -14,7 +14,8 @@ from ..surgery import spectrum
 
 def cast(layer: LoRALayer, dtype: type) -> LoRALayer:
     """The layer in another dtype."""
-    A, B = layer.matrix_a.astype(dtype), layer.matrix_b.astype(dtype)
+    A: Array = layer.matrix_a.astype(dtype)
+    B: Array = layer.matrix_b.astype(dtype)
     return LoRALayer.from_factors(A, B, layer.alpha, scaling=layer.scaling_rule)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def printable(text: str) -> str:
-    """The text with escapes for what is no visible character: the names in a file may hold anything, a terminal obeys it."""
+    """The text with escapes for what cannot be seen: a name in a file may hold what a terminal takes for a command."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 

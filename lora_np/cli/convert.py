@@ -21,7 +21,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rank",
         type=positive,
         metavar="R",
-        help="an active rank at which to take DyLoRA layers, as plain ones (default: whole, with their ranks in the metadata)",
+        help="an active rank at which to take DyLoRA layers, as plain ones (default: whole, with settings in the metadata)",
     )
     add_choice(parser)
     add_json(parser)

@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from .._typing import Array
 from ..adapter_weights import AdapterWeights
 from ..layers.lora import LoRALayer
 from ._adapters import add_choice, at_rank, first_components, load_adapter
 from ._options import positive, tolerance
 from ._spectra import cast, frobenius, singular_values
-from ._text import counted, number, printable
+from ._text import counted, number, plain, printable
 from .table import table
 from .verb import Verb, add_json, print_json
 
@@ -94,6 +95,9 @@ def _or_none(value: object) -> str:
 def _measured(path: str, rank: int | None, one: LoRALayer, other: LoRALayer) -> Difference:
     """``s A B - s' A' B' = [s A, -s' A'] [B; B']``: its spectrum gives the norms, and no dense matrix is made."""
     one, other = cast(one, np.float64), cast(other, np.float64)
+    if one.scaling == other.scaling and _equal(one.matrix_a, other.matrix_a) and _equal(one.matrix_b, other.matrix_b):
+        norm = frobenius(singular_values(one))
+        return Difference(path, None, rank, (norm, norm), 0.0, 0.0, 0.0)
     A = np.hstack([one.scaling * one.matrix_a, -other.scaling * other.matrix_a])
     sigma = singular_values(LoRALayer.from_factors(A, np.vstack([one.matrix_b, other.matrix_b])))
     if np.isnan(sigma).any():
@@ -101,6 +105,11 @@ def _measured(path: str, rank: int | None, one: LoRALayer, other: LoRALayer) -> 
     norms = frobenius(singular_values(one)), frobenius(singular_values(other))
     gap = frobenius(sigma)
     return Difference(path, None, rank, norms, gap, float(sigma[0]), _ratio(gap, max(norms)))
+
+
+def _equal(matrix: Array, other: Array) -> bool:
+    """Whether every element is the same; then not even rounding is between them, and NaN is no difference."""
+    return np.array_equal(matrix, other, equal_nan=True)
 
 
 def _ratio(gap: float, size: float) -> float:
@@ -138,7 +147,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         layers = [asdict(one) | {"same": one.within(arguments.tolerance)} for one in found]
         values = {"first": arguments.first, "second": arguments.second, "tolerance": arguments.tolerance}
-        print_json(values | {"same": not different, "layers": layers})
+        print_json(plain(values | {"same": not different, "layers": layers}))
     else:
         print(_text(found, arguments.tolerance))
         verdict = f"{len(different)} of {counted(len(found), 'layer')} differ" if different else "the adapters are the same"

@@ -25,8 +25,8 @@ from .verb import Verb, add_json, print_json
 HEADER = ("layer", "in", "out", "rank", "alpha", "scaling", "|A|", "|B|", "|dW|", "effective rank", "energy at r/2")
 
 LEGEND = (
-    "dW = scaling A B is what the adapter adds to a weight; |.| are Frobenius norms. The effective rank is that of Roy and\n"
-    "Vetterli (2007); the energy is the share of |dW|^2 that the best half of the rank keeps."
+    "dW = scaling A B is what the adapter adds to a weight; |.| are Frobenius norms. The effective rank is that of\n"
+    "Roy and Vetterli (2007); the energy is the share of |dW|^2 that the best half of the rank keeps."
 )
 
 Report = dict[str, Any]
@@ -119,7 +119,7 @@ def adapter_text(report: Report) -> str:
     ]
     magnitudes = [layer["path"] for layer in report["layers"] if "norm_magnitude" in layer]
     if magnitudes:
-        lines.append(f"DoRA ({_some(magnitudes)}): the rows of weight + dW are then scaled to the lengths of the file")
+        lines.append(f"DoRA ({_some(magnitudes)}): the rows of weight + dW are scaled to lengths that the adapter holds")
     return "\n".join(lines)
 
 
@@ -227,7 +227,7 @@ def _curves(reports: list[Report]) -> dict[str, Array]:
 INSPECT = Verb(
     name="inspect",
     summary="list the layers of an adapter, with their ranks, norms and spectra, or the tensors of a checkpoint",
-    example="lora-np inspect my-adapter\nlora-np inspect my-adapter --plot spectra.svg\nlora-np inspect model.safetensors --json",
+    example="lora-np inspect my-adapter --plot spectra.svg\nlora-np inspect model.safetensors --json",
     add_arguments=_add_arguments,
     run=_run,
 )

@@ -14,7 +14,7 @@ from ..io.merge import INDEX, SINGLE, MergedTensor, checkpoint_files, merge_chec
 from ._adapters import add_choice, at_rank, load_adapter
 from ._options import positive
 from ._output import add_output, new_output
-from ._text import counted, number, plain, printable
+from ._text import counted, plain, printable
 from .table import table
 from .verb import Verb, add_json, print_json
 

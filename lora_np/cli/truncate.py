@@ -18,7 +18,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "adapter",
         metavar="ADAPTER",
-        help="what `lora-np inspect` lists the layers of; DyLoRA layers are taken at their full rank, and become plain ones",
+        help="what `lora-np inspect` lists the layers of; DyLoRA layers are taken at their full rank, and become plain",
     )
     add_output(parser, "the PEFT folder to write")
     goal = parser.add_mutually_exclusive_group(required=True)
@@ -27,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--energy",
         type=fraction,
         metavar="E",
-        help="the share of the squared Frobenius norm to keep, above 0 and at most 1; each layer gets the least rank for it",
+        help="the share of the squared Frobenius norm to keep, above 0, at most 1; each layer gets the least rank for it",
     )
     add_choice(parser)
     add_json(parser)

@@ -569,9 +569,10 @@ class Layer(ABC):
         return diagnostics.describe(self)
 
     def clone(self) -> Self:
-        """A deep copy without pending gradients, with a name of its own."""
+        """A deep copy without pending gradients; it and every layer inside it have names of their own."""
         twin = copy.deepcopy(self)
-        twin.layer_name = f"{type(self).__name__}_{next(_numbers)}"
+        for layer in twin.walk().values():
+            layer.layer_name = f"{type(layer).__name__}_{next(_numbers)}"
         return twin
 
     def serialize(self, file: str | os.PathLike[str] | BinaryIO) -> None:

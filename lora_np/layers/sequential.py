@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, final
 
 from .._typing import Array, Cache, Gradients, Parts, Tasks
@@ -106,8 +107,8 @@ class Sequential(Layer):
         return tuple(self._layers.values())
 
     def children(self) -> Mapping[str, Layer]:
-        """The layers by name."""
-        return self._layers
+        """The layers by name: a live view that cannot be written to."""
+        return MappingProxyType(self._layers)
 
     def replace(self, layers: Mapping[str, Layer]) -> None:
         """Put other layers of the same sizes in the places of these names, all or none.

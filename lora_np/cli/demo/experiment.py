@@ -9,13 +9,14 @@ import numpy as np
 
 from ..._typing import Array
 from ...activations import relu
-from ...adapters import DyLoRAAdapter, LoRAAdapterBase, MultiLoRAAdapter, StandardLoRAAdapter
+from ...adapters import DyLoRAAdapter, MultiLoRAAdapter, StandardLoRAAdapter
 from ...data import load_digits
 from ...initializers import he_uniform
 from ...layers import AffineLayer, DenseLayer, Layer, Sequential
 from ...losses import SoftmaxCrossEntropy
 from ...model import apply_lora, merge_in_place, select_task
 from ...optimizers import Adam
+from ...surgery import canonicalize
 from ...training import Progress, fit
 from ..progress import Listener, silent
 
@@ -301,14 +302,11 @@ def _at_each_rank(model: Layer, rows: Rows) -> tuple[Score, ...]:
 
 
 def _sort_components(model: Layer) -> None:
-    """Give every branch the singular components of its weight, the largest first (Eckart and Young 1936)."""
+    """Put the components of every branch in the order of their size."""
     for adapter in model.walk().values():
-        if isinstance(adapter, LoRAAdapterBase):
+        if isinstance(adapter, DyLoRAAdapter):
             branch = adapter.lora_layer
-            u, sizes, vt = np.linalg.svd(branch.merge_weights(), full_matrices=False)
-            r = branch.rank
-            branch.set_parameter("matrix_a", u[:, :r] * sizes[:r] / branch.scaling)
-            branch.set_parameter("matrix_b", vt[:r])
+            branch.load_weights(canonicalize(branch).named_parameters())
 
 
 @dataclass(frozen=True)
