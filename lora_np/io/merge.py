@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any, final
 
 import numpy as np
@@ -25,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-8, "F16": 2.0**-11}
 WINDOW = 1 << 21  # elements mapped, and written, at a time
-PIECE = 1 << 15  # elements computed at a time: few enough to stay in the cache from the first operation to the last
+PIECE = 1 << 16  # elements computed at a time: few enough to stay in the cache from the first operation to the last
 SMALL_PRODUCT = 1_000_000  # multiplications below which a product is not worth a second thread of the BLAS
 
 Path = str | os.PathLike[str]
@@ -266,27 +263,13 @@ def _changed(merge: _Merge, tensors: SafetensorsFile, key: str, path: str) -> It
     merged = merge.rows(path, dtype)
     step = max(1, min(PIECE, SMALL_PRODUCT // merge.adapter.layers[path].rank) // columns)
 
-    def window(span: tuple[int, int]) -> Array:
-        start, stop = span
+    for start, stop in _windows(rows, max(1, WINDOW // columns)):
         old = tensors.raw(key, start * columns, stop * columns).reshape(-1, columns)
         new = np.empty_like(old)
         for first, last in _windows(len(old), step):
             piece = decoded(old[first:last], info.dtype).astype(dtype, copy=False)
             new[first:last] = encoded(merged(piece, start + first), info.dtype)
-        return new
-
-    yield from _in_threads(window, _windows(rows, max(1, WINDOW // columns)))
-
-
-def _in_threads(compute: Callable[[tuple[int, int]], Array], spans: Iterator[tuple[int, int]]) -> Iterator[Array]:
-    """The results in their order, a few of them computed in threads while an earlier one is written."""
-    workers = min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        pending = deque(pool.submit(compute, span) for span in islice(spans, workers + 1))
-        while pending:
-            result = pending.popleft().result()
-            pending.extend(pool.submit(compute, span) for span in islice(spans, 1))
-            yield result
+        yield new
 
 
 def _error(merge: _Merge, old: SafetensorsFile, new: SafetensorsFile, key: str) -> float:
