@@ -167,7 +167,12 @@ def _analytic(layer: Layer, x: Array, dy: Array, training: bool) -> tuple[Gradie
     dx, gradients = twin.vjp(dy, cache)
     if dx is None:
         raise GradientError(f"{layer.layer_name} gives no gradient of its input")
-    arrays = {"input": x} | twin.named_parameters()
+    trainable = twin.named_parameters()
+    if "input" in trainable:
+        raise ArgumentError(
+            f"no array may be called 'input', as one of {layer.layer_name} is: that is the input's name here"
+        )
+    arrays = {"input": x} | trainable
     unknown = [name for name in gradients if name not in arrays]
     if unknown:
         raise GradientError(f"{layer.layer_name} gives gradients to arrays that do not train: {', '.join(unknown)}")

@@ -501,6 +501,13 @@ def test_gradient_errors_gives_no_verdict():
     assert gradient_errors(LAYERS["dense"], X) == check_gradients(LAYERS["dense"], X)
 
 
+@pytest.mark.parametrize("function", [check_gradients, gradient_errors])
+def test_the_pass_for_inference_is_the_default(function):
+    layer = filled(dylora)
+    layer.training_rank = 1
+    assert function(layer, X) == function(layer, X, training=False) != function(layer, X, training=True)
+
+
 def test_the_output_gradient_may_be_given():
     # With G = 0 in all but the first output, a wrong gradient of the others goes unseen.
     layer = LAYERS["dense"]

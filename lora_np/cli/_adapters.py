@@ -26,6 +26,8 @@ LOOKED_FOR = (
     "a safetensors file with <module>.lora_down.weight (kohya), and an npz file of lora_np"
 )
 
+ADAPTER = "an adapter: a PEFT folder, an mlx-lm folder, a kohya file, or an npz file of lora_np"
+
 KEPT = ("base_model_name_or_path", "revision", "task_type", "fan_in_fan_out")
 """What a PEFT configuration says of the base, which stays true of a changed adapter."""
 

@@ -50,6 +50,11 @@ def new_output(target: str, *, folder: bool, force: bool) -> Iterator[str]:
             yield place
         except (ArgumentError, InvalidOperationError, NotSupportedError) as error:
             raise type(error)(str(error).replace(place, target)) from error
+        except OSError as error:
+            # A full disk does not say which file, and others name a file that is soon gone.
+            if error.errno is None or not str(error.filename or room).startswith(room):
+                raise
+            raise OSError(error.errno, error.strerror, target) from error
         _move(place, target)
 
 

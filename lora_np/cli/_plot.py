@@ -24,6 +24,9 @@ MOST_NAMED = len(COLOURS) * len(STYLES)
 
 MOST_TICKS = 20
 
+ROUNDING = 1e-14
+"""The part of the largest singular value below which float64 cannot tell another one from zero."""
+
 
 def figure_format(path: str) -> str:
     """The path, which must end in a picture format."""
@@ -51,8 +54,8 @@ def draw_spectra(spectra: Mapping[str, Array], file: BinaryIO, path: str) -> Non
         warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks becomes a box
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot()
-        # A logarithm has no place for zero, nor for what is no number: a gap.
-        curves = {_label(name): np.where(sigma > 0, sigma, np.nan) for name, sigma in spectra.items()}
+        # A logarithm has no place for zero, and the rounding that stands for it would squeeze all the rest.
+        curves = {_label(name): np.where(sigma > ROUNDING * sigma[0], sigma, np.nan) for name, sigma in spectra.items()}
         _draw(axes, curves)
         axes.set_xlabel("component")
         axes.set_ylabel("singular value of dW = scaling A B")

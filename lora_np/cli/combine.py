@@ -4,11 +4,13 @@ import argparse
 import math
 from typing import Any
 
+import numpy as np
+
 from ..adapter_weights import AdapterWeights
-from ..errors import NotSupportedError
+from ..errors import ArgumentError, NotSupportedError
 from ..io.peft import save_peft
 from ..surgery import combine
-from ._adapters import add_choice, kept_config, load_adapter, naming
+from ._adapters import ADAPTER, add_choice, kept_config, load_adapter, naming
 from ._options import finite, positive
 from ._output import add_output, new_output
 from ._spectra import finite_spectra, frobenius, in_dtypes_of, in_float64
@@ -22,8 +24,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "adapters",
         metavar="ADAPTER",
         nargs="+",
-        help="what `lora-np inspect` lists the layers of; a layer that one does not have gets nothing from it; "
-        "DyLoRA layers are taken at their full rank",
+        help=f"{ADAPTER}; a layer that one does not have gets nothing from it; DyLoRA layers are taken at their full rank",
     )
     add_output(parser, "the PEFT folder to write")
     parser.add_argument(
@@ -46,14 +47,18 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.weights is not None and len(arguments.weights) != len(paths):
         arguments.usage_error(f"--weights must be one for each of {len(paths)} adapters, got {len(arguments.weights)}")
     sources = [_additive(path, arguments) for path in paths]
-    with naming(" + ".join(paths)):
-        combined = combine([in_float64(source) for source in sources], arguments.weights, rank=arguments.rank)
-    assert isinstance(combined.result, AdapterWeights)
-    spectra = finite_spectra(combined.result, "the sum")
+    with naming(" + ".join(paths)), np.errstate(over="ignore", invalid="ignore"):
+        try:
+            combined = combine([in_float64(source) for source in sources], arguments.weights, rank=arguments.rank)
+        except np.linalg.LinAlgError as failure:
+            raise ArgumentError("the weighted sum is too large for float64") from failure
+        assert isinstance(combined.result, AdapterWeights)
+        result = in_dtypes_of(combined.result, *sources)
+    spectra = finite_spectra(result, "the sum")
     with new_output(arguments.output, folder=True, force=arguments.force) as place, naming(place):
-        save_peft(place, in_dtypes_of(combined.result, *sources), config=kept_config(*sources))
+        save_peft(place, result, config=kept_config(*sources))
     layers = []
-    for path, layer in combined.result.layers.items():
+    for path, layer in result.layers.items():
         error = combined.error[path]
         norm = math.hypot(frobenius(spectra[path]), error)  # what is kept and what is cut off are orthogonal
         ranks = [source.layers[path].rank if path in source.layers else 0 for source in sources]

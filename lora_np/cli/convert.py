@@ -6,7 +6,7 @@ from typing import Any
 
 from ..adapter_weights import AdapterWeights
 from ..io.peft import save_peft
-from ._adapters import DEFAULT, add_choice, at_rank, kept_config, load_adapter, naming, read, require_adapters
+from ._adapters import ADAPTER, DEFAULT, add_choice, at_rank, kept_config, load_adapter, naming, read, require_adapters
 from ._options import positive
 from ._output import add_output, new_output
 from ._text import counted, number, printable
@@ -15,7 +15,7 @@ from .verb import Verb, add_json, print_json
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="IN", help="what `lora-np inspect` lists the layers of")
+    parser.add_argument("input", metavar="IN", help=f"{ADAPTER}; or a folder of named PEFT adapters")
     add_output(parser, "the PEFT folder to write; several adapters get a folder each inside it")
     parser.add_argument(
         "--rank",

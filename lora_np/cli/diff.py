@@ -8,7 +8,7 @@ import numpy as np
 from .._typing import Array
 from ..adapter_weights import AdapterWeights
 from ..layers.lora import LoRALayer
-from ._adapters import add_choice, at_rank, first_components, load_adapter
+from ._adapters import ADAPTER, add_choice, at_rank, first_components, load_adapter
 from ._options import positive, tolerance
 from ._spectra import cast, frobenius, singular_values
 from ._text import counted, number, plain, printable
@@ -121,7 +121,7 @@ def _ratio(gap: float, size: float) -> float:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, word in (("first", "A"), ("second", "B")):
-        parser.add_argument(name, metavar=word, help="what `lora-np inspect` lists the layers of")
+        parser.add_argument(name, metavar=word, help=ADAPTER)
     parser.add_argument(
         "--tolerance",
         type=tolerance,
@@ -134,7 +134,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rank",
         type=positive,
         metavar="R",
-        help="compare DyLoRA layers at this active rank, as plain ones (default: at all)",
+        help="compare DyLoRA layers at this active rank, as plain ones (default: at each)",
     )
     add_choice(parser)
     add_json(parser)

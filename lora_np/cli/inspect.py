@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from .._archive import atomic_file
 from .._typing import Array
 from ..adapter_weights import AdapterWeights
 from ..errors import ArgumentError, FormatError
@@ -16,6 +15,7 @@ from ..io.safetensors import SafetensorsFile
 from ..layers.lora import LoRALayer
 from ..surgery import effective_rank, retained_energy
 from ._adapters import LOOKED_FOR, Adapters, add_lenient, find_adapters, read
+from ._output import new_output
 from ._plot import draw_spectra, figure_format
 from ._spectra import frobenius, singular_values
 from ._text import counted, natural, number, plain, printable, share
@@ -189,7 +189,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _inspect_tensors(path, arguments)
     reports = [adapter_report(name, adapters) for name in adapters.names]
     if arguments.plot:
-        with atomic_file(arguments.plot) as file:
+        with new_output(arguments.plot, folder=False, force=True) as place, open(place, "wb") as file:
             draw_spectra(_curves(reports), file, arguments.plot)
     if arguments.json:
         print_json(plain({"path": adapters.path, "kind": adapters.kind, "adapters": reports}))

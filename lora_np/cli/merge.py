@@ -11,7 +11,7 @@ from functools import partial
 from ..adapter_weights import AdapterWeights
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..io.merge import INDEX, SINGLE, MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
-from ._adapters import add_choice, at_rank, load_adapter
+from ._adapters import ADAPTER, add_choice, at_rank, load_adapter
 from ._options import positive
 from ._output import add_output, new_output
 from ._text import counted, plain, printable
@@ -35,12 +35,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BASE",
         help="the checkpoint: a safetensors file, or a folder with model.safetensors or with shards and their index",
     )
-    parser.add_argument("adapter", metavar="ADAPTER", help="what `lora-np inspect` lists the layers of")
-    add_output(
-        parser, "the new checkpoint: a file if BASE is one, otherwise a folder, with the weights of BASE and no more"
-    )
+    parser.add_argument("adapter", metavar="ADAPTER", help=ADAPTER)
+    add_output(parser, "the checkpoint to write: a file if BASE is one, otherwise a folder, of weights alone")
     parser.add_argument(
-        "--verify", action="store_true", help="compare what was written with the sum in float64 before it gets its name"
+        "--verify",
+        action="store_true",
+        help="compare what was written with the sum in float64; OUT appears only if it is right",
     )
     parser.add_argument(
         "--fan-in-fan-out",

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..io.peft import save_peft
 from ..surgery import retained_energy, truncate
-from ._adapters import add_choice, kept_config, load_adapter, naming
+from ._adapters import ADAPTER, add_choice, kept_config, load_adapter, naming
 from ._options import fraction, positive
 from ._output import add_output, new_output
 from ._spectra import finite_spectra, in_dtypes_of, in_float64
@@ -18,7 +18,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "adapter",
         metavar="ADAPTER",
-        help="what `lora-np inspect` lists the layers of; DyLoRA layers are taken at their full rank, and become plain",
+        help=f"{ADAPTER}; DyLoRA layers are taken at their full rank, and become plain",
     )
     add_output(parser, "the PEFT folder to write")
     goal = parser.add_mutually_exclusive_group(required=True)

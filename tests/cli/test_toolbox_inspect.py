@@ -1,0 +1,284 @@
+"""``inspect``: the numbers are those of the dense update, for every format; and the picture."""
+
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from lora_np import LoRALayer, save_layer
+from lora_np.adapter_weights import AdapterWeights
+from lora_np.cli import _plot
+from lora_np.io.peft import save_peft
+from lora_np.io.safetensors import save_safetensors
+from lora_np.surgery import effective_rank
+from tests.cli.toolbox import (
+    dora,
+    dylora,
+    multilora,
+    standard,
+    weights,
+    write_base,
+    write_kohya,
+    write_mlx,
+    write_peft,
+    write_shards,
+)
+
+PNG, SVG = b"\x89PNG\r\n", b"<?xml"
+
+
+def test_the_table_of_an_adapter(tmp_path, run):
+    out = run("inspect", write_peft(tmp_path / "adapter"))
+    lines = out.splitlines()
+    assert lines[0] == f"{tmp_path / 'adapter'}: PEFT adapter"
+    assert lines[2].split() == [*"layer in out rank alpha scaling |A| |B| |dW| effective rank energy at r/2".split()]
+    assert lines[4].split()[:6] == ["first", "6", "5", "3", "6", "2"]
+    assert lines[5].split()[:6] == ["second", "5", "4", "3", "6", "2"]
+    assert "2 layers, 60 parameters, 480 bytes of F64" in lines
+    assert "Frobenius" in out
+
+
+@pytest.mark.parametrize("write", [write_peft, write_kohya, write_mlx])
+def test_the_numbers_are_those_of_the_dense_update(tmp_path, run_json, write):
+    source = weights(rank=4)
+    report = run_json("inspect", write(tmp_path / "adapter", source))
+    (adapter,) = report["adapters"]
+    assert adapter["name"] == ""
+    assert adapter["parameters"] == source.parameter_count
+    for layer in adapter["layers"]:
+        dense = source.delta(layer["path"])
+        sigma = np.linalg.svd(dense, compute_uv=False)[:4]
+        np.testing.assert_allclose(layer["singular_values"], sigma, rtol=1e-12)
+        assert layer["norm"] == pytest.approx(np.linalg.norm(dense), rel=1e-12)
+        assert layer["norm_a"] == pytest.approx(np.linalg.norm(source.layers[layer["path"]].matrix_a))
+        assert layer["norm_b"] == pytest.approx(np.linalg.norm(source.layers[layer["path"]].matrix_b))
+        assert layer["half_rank"] == 2
+        assert layer["energy_at_half_rank"] == pytest.approx((sigma[:2] ** 2).sum() / (sigma**2).sum())
+        assert layer["effective_rank"] == pytest.approx(effective_rank(sigma))
+        assert (layer["alpha"], layer["scaling"]) == (6, 1.5)
+
+
+def test_the_bytes_are_those_of_the_file(tmp_path, run_json):
+    tensors = {
+        "base_model.model.first.lora_A.weight": np.ones((2, 6)),
+        "base_model.model.first.lora_B.weight": np.ones((5, 2)),
+    }
+    folder = write_peft(tmp_path / "a", AdapterWeights({"first": LoRALayer(6, 5, 2)}))
+    save_safetensors(f"{folder}/adapter_model.safetensors", tensors, dtypes=dict.fromkeys(tensors, "BF16"))
+    (adapter,) = run_json("inspect", folder)["adapters"]
+    assert (adapter["parameters"], adapter["bytes"], adapter["dtypes"]) == (22, 44, ["BF16"])
+
+
+def test_a_model_in_an_npz_file(tmp_path, run, run_json):
+    save_layer(standard(), tmp_path / "model.npz")
+    out = run("inspect", tmp_path / "model.npz")
+    assert out.startswith(f"{tmp_path / 'model.npz'}: adapters of a model in an npz file (Sequential)\n")
+    assert "2 layers, 60 parameters, 480 bytes of F64" in out
+    assert len(run_json("inspect", tmp_path / "model.npz")["adapters"]) == 1
+
+
+def test_every_task_has_a_table(tmp_path, run, run_json):
+    save_layer(multilora(), tmp_path / "model.npz")
+    out = run("inspect", tmp_path / "model.npz")
+    assert "\nfrench:\nlayer " in out
+    assert "\ngerman:\nlayer " in out
+    save_peft(tmp_path / "tasks", multilora())
+    for path in (tmp_path / "model.npz", tmp_path / "tasks"):
+        report = run_json("inspect", path)
+        assert [adapter["name"] for adapter in report["adapters"]] == ["french", "german"]
+        assert [adapter["layers"][0]["rank"] for adapter in report["adapters"]] == [2, 3]
+
+
+def test_dylora_settings_are_told(tmp_path, run, run_json):
+    folder = write_peft(tmp_path / "a", dylora())
+    assert (
+        "DyLoRA (2 layers): active ranks 1, 2, 4, drawn with probabilities 0.3333, 0.3333, 0.3333; deployed at rank 2; "
+        "mode full, scaling max\n"
+    ) in run("inspect", folder)
+    assert run_json("inspect", folder)["adapters"][0]["layers"][0]["dylora"]["active_ranks"] == [1, 2, 4]
+    model = dylora()
+    model["first"].set_deployment_rank(4)
+    out = run("inspect", write_peft(tmp_path / "b", model))
+    assert "DyLoRA (first): active ranks" in out
+    assert "DyLoRA (second): active ranks" in out
+
+
+def test_dora_is_told(tmp_path, run, run_json):
+    folder = write_peft(tmp_path / "a", dora())
+    assert "DoRA (2 layers): the rows of weight + dW are scaled to lengths that the adapter holds\n" in run(
+        "inspect", folder
+    )
+    layer = run_json("inspect", folder)["adapters"][0]["layers"][0]
+    assert layer["norm_magnitude"] == pytest.approx(np.linalg.norm(dora()["first"].magnitude))
+    single = dora()["first"]
+    save_layer(single, tmp_path / "single.npz")
+    assert "1 layer, " in run("inspect", tmp_path / "single.npz")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_what_is_not_finite_is_shown_as_such(tmp_path, run, run_json, value):
+    source = weights()
+    source.layers["first"].matrix_a[0, 0] = value
+    source.layers["first"].matrix_b[:] *= 1e200
+    folder = write_peft(tmp_path / "a", source)
+    assert [line.split()[8:] for line in run("inspect", folder).splitlines() if line.startswith("first")] == [
+        ["nan", "nan", "nan", "%"]
+    ]
+    first, second = run_json("inspect", folder)["adapters"][0]["layers"]
+    assert first["norm"] is None
+    assert first["singular_values"] == [None] * 3
+    assert second["norm"] > 0
+
+
+def test_an_adapter_that_does_nothing(tmp_path, run_json):
+    folder = write_peft(tmp_path / "a", AdapterWeights({"first": LoRALayer(6, 5, 2, rng=0)}))
+    (layer,) = run_json("inspect", folder)["adapters"][0]["layers"]
+    assert (layer["norm"], layer["effective_rank"], layer["energy_at_half_rank"]) == (0, 0, 1)
+
+
+def test_names_cannot_command_the_terminal(tmp_path, run):
+    layer = weights().layers["first"]
+    out = run("inspect", write_kohya(tmp_path / "a.safetensors", AdapterWeights({"a\x1b[2J\nb": layer})))
+    assert r"a\x1b[2J\nb " in out
+    assert "\x1b" not in out
+
+
+def test_lenient_leaves_out_what_is_no_factor(tmp_path, run_json, fail):
+    path = write_kohya(tmp_path / "a.safetensors", emb=np.ones(2))
+    assert fail("inspect", path) == f"{path}: the key 'emb' is no LoRA factor; --lenient leaves such keys out"
+    assert len(run_json("inspect", path, "--lenient")["adapters"][0]["layers"]) == 2
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_tensors_of_a_file(tmp_path, run, run_json):
+    path = write_base(tmp_path / "model.safetensors", "BF16")
+    out = run("inspect", path)
+    assert out.startswith(f"{path}: safetensors, no adapter\n\ntensor ")
+    assert [line.split() for line in out.splitlines()[4:8]] == [
+        ["first.weight", "BF16", "5", "x", "6", "60"],
+        ["norm.weight", "BF16", "3", "6"],
+        ["second.weight", "BF16", "4", "x", "5", "40"],
+        ["step", "I64", "scalar", "8"],
+    ]
+    assert out.endswith("4 tensors, 54 numbers, 114 bytes\n")
+    assert run_json("inspect", path)["tensors"][0] == {
+        "name": "first.weight",
+        "file": "model.safetensors",
+        "dtype": "BF16",
+        "shape": [5, 6],
+        "bytes": 60,
+        "parameters": 30,
+    }
+
+
+def test_tensors_of_shards(tmp_path, run, run_json):
+    folder = write_shards(tmp_path / "model")
+    out = run("inspect", folder)
+    assert out.splitlines()[2].split() == ["tensor", "file", "dtype", "shape", "bytes"]
+    assert "model-00002-of-00002.safetensors" in out
+    for path in (folder, f"{folder}/model.safetensors.index.json"):
+        assert len(run_json("inspect", path)["tensors"]) == 4
+
+
+def test_a_folder_of_one_file(tmp_path, run_json):
+    write_base(tmp_path / "model.safetensors")
+    assert len(run_json("inspect", tmp_path)["tensors"]) == 4
+
+
+def test_what_was_looked_for_is_told(tmp_path, fail):
+    message = fail("inspect", tmp_path)
+    assert message.startswith(f"{tmp_path}: neither an adapter nor a checkpoint in it; looked for adapter_config.json ")
+    assert message.endswith("model.safetensors.index.json or model.safetensors")
+    assert fail("inspect", tmp_path / "none") == f"{tmp_path / 'none'}: there is no such file or folder"
+    assert str(tmp_path / "x.json") in fail("inspect", tmp_path / "x.json")
+
+
+def test_a_folder_that_is_half_an_adapter(tmp_path, fail):
+    folder = write_peft(tmp_path / "a")
+    (tmp_path / "a" / "adapter_model.safetensors").unlink()
+    assert fail("inspect", folder) == f"{folder}: there is no adapter_model.safetensors in it"
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize(("name", "start"), [("spectra.png", PNG), ("spectra.svg", SVG), ("SPECTRA.SVG", SVG)])
+def test_a_picture(tmp_path, run, name, start):
+    folder = write_peft(tmp_path / "a")
+    run("inspect", folder, "--plot", tmp_path / name)
+    first = (tmp_path / name).read_bytes()
+    assert first.startswith(start)
+    run("inspect", folder, "--plot", tmp_path / name)
+    assert (tmp_path / name).read_bytes() == first
+
+
+def test_a_picture_names_tasks_and_layers(tmp_path, run):
+    save_layer(multilora(), tmp_path / "model.npz")
+    run("inspect", tmp_path / "model.npz", "--plot", tmp_path / "spectra.svg")
+    text = (tmp_path / "spectra.svg").read_text()
+    for label in ("french: first", "german: second", "component", "singular value"):
+        assert f"<!-- {label}" in text
+
+
+def test_a_picture_of_many_layers_names_some_of_them(tmp_path, run):
+    layer = weights().layers["first"]
+    folder = write_peft(tmp_path / "a", AdapterWeights({f"layers.{number}": layer for number in range(50)}))
+    run("inspect", folder, "--plot", tmp_path / "spectra.svg")
+    text = (tmp_path / "spectra.svg").read_text()
+    assert "<!-- layers in their order, 20 of 50 named -->" in text
+    assert "<!-- layers.0 -->" in text
+    assert "<!-- layers.49 -->" in text
+
+
+def test_a_picture_of_awkward_names_and_numbers(tmp_path, run, monkeypatch):
+    values = weights()
+    values.layers["first"].matrix_a[0, 0] = np.nan
+    layers = {
+        "_hidden": values.layers["first"],
+        "$x": values.layers["second"],
+        "zero": LoRALayer(4, 4, 2),
+        "層": LoRALayer(3, 3, 1),
+    }
+    run("inspect", write_peft(tmp_path / "a", AdapterWeights(layers)), "--plot", tmp_path / "spectra.svg")
+    text = (tmp_path / "spectra.svg").read_text()
+    assert "<!--  _hidden -->" in text or "<!-- _hidden -->" in text
+    assert "x -->" in text
+    only_zero = AdapterWeights({"zero": LoRALayer(4, 4, 2)})
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run("inspect", write_peft(tmp_path / "b", only_zero), "--plot", tmp_path / "zero.png")
+    assert not seen
+    assert (tmp_path / "zero.png").read_bytes().startswith(PNG)
+
+
+def test_a_single_layer_without_a_path_has_a_label(tmp_path, run):
+    save_layer(standard()["first"], tmp_path / "layer.npz")
+    run("inspect", tmp_path / "layer.npz", "--plot", tmp_path / "spectra.svg")
+    assert "<!-- (the layer itself) -->" in (tmp_path / "spectra.svg").read_text()
+
+
+def test_rounding_does_not_stretch_the_picture(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(_plot, "_draw", lambda axes, curves: drawn.append(curves))
+    with open(tmp_path / "x.png", "wb") as file:
+        _plot.draw_spectra({"a": np.array([2.0, 1e-3, 1e-15, 0.0])}, file, "x.png")
+    np.testing.assert_array_equal(drawn[0]["a"], [2, 1e-3, np.nan, np.nan])
+
+
+def test_a_picture_without_matplotlib(tmp_path, fail, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    message = fail("inspect", write_peft(tmp_path / "a"), "--plot", tmp_path / "spectra.png")
+    assert message == '--plot needs matplotlib; this extra brings it: pip install "lora_np[plot]"'
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_picture_needs_an_adapter_a_known_ending_and_a_folder(tmp_path, fail, misuse):
+    path = write_base(tmp_path / "model.safetensors")
+    assert fail("inspect", path, "--plot", tmp_path / "x.png") == f"{path}: --plot draws adapters, and there is none in it"
+    assert misuse("inspect", path, "--plot", "x.pdf").endswith("argument --plot: must end in .png or .svg, got 'x.pdf'")
+    folder = write_peft(tmp_path / "a")
+    place = tmp_path / "none" / "x.png"
+    assert fail("inspect", folder, "--plot", place) == f"{place}: there is no folder {tmp_path / 'none'} to write it into"
