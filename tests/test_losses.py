@@ -162,6 +162,11 @@ def test_softmax_cross_entropy_does_not_see_a_shift(shift):
     assert SoftmaxCrossEntropy()(logits + shift, [2]) == pytest.approx(SoftmaxCrossEntropy()(logits, [2]), rel=1e-10)
 
 
+def test_labels_of_another_shape_are_refused_with_both_shapes_that_fit():
+    with pytest.raises(ArgumentError, match=r"labels of shape \(2, 3\) or one-hot rows of shape \(2, 3, 4\), got \(3,\)"):
+        SoftmaxCrossEntropy()(np.zeros((2, 3, 4)), np.zeros(3, int))
+
+
 @pytest.mark.parametrize("labels", [[3], [-1], [0, 3], [-1, 2]], ids=str)
 def test_labels_out_of_range_are_named(labels):
     with pytest.raises(ArgumentOutOfRangeError, match=rf"labels in 0\.\.2, got {min(labels)}\.\.{max(labels)}"):

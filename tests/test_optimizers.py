@@ -62,6 +62,7 @@ def adam(parameter, gradients, eta, beta1, beta2, epsilon, decay=0.0):
 RULES = {
     "sgd": (lambda: SGD(0.1), lambda p, gs: sgd(p, gs, 0.1)),
     "momentum": (lambda: Momentum(0.1, 0.8), lambda p, gs: momentum(p, gs, 0.1, 0.8)),
+    "momentum defaults": (lambda: Momentum(0.1), lambda p, gs: momentum(p, gs, 0.1, 0.9)),
     "nesterov": (lambda: Momentum(0.1, 0.8, nesterov=True), lambda p, gs: momentum(p, gs, 0.1, 0.8, nesterov=True)),
     "adam": (lambda: Adam(0.1, 0.8, 0.95, 1e-3), lambda p, gs: adam(p, gs, 0.1, 0.8, 0.95, 1e-3)),
     "adam defaults": (lambda: Adam(), lambda p, gs: adam(p, gs, 1e-3, 0.9, 0.999, 1e-8)),

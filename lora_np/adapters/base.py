@@ -114,6 +114,8 @@ class LoRAAdapterBase(Layer):
     def changed(self, branch: LoRALayer, change: Callable[[LoRALayer], LoRALayer]) -> LoRALayer:
         """What `change` makes of a branch, after a check that it fits."""
         new = change(branch)
+        if not isinstance(new, LoRALayer):
+            raise ArgumentError(f"change must give a LoRALayer, got {new!r}")
         if (new.input_size, new.output_size, new.dtype) != (self.input_size, self.output_size, self.dtype):
             raise ArgumentError(f"change must keep sizes and dtype of {branch!r}, got {new!r}")
         new.is_training = self.is_training

@@ -14,22 +14,18 @@ from ..surgery import spectrum
 
 def cast(layer: LoRALayer, dtype: type) -> LoRALayer:
     """The layer in another dtype."""
-    A: Array = layer.matrix_a.astype(dtype)
-    B: Array = layer.matrix_b.astype(dtype)
+    with np.errstate(over="ignore"):
+        A: Array = layer.matrix_a.astype(dtype)
+        B: Array = layer.matrix_b.astype(dtype)
     return LoRALayer.from_factors(A, B, layer.alpha, scaling=layer.scaling_rule)
 
 
 def singular_values(layer: LoRALayer) -> Array:
     """The singular values of the update, descending; NaN where they are no finite numbers."""
-    wide = cast(layer, np.float64)
-    with np.errstate(all="ignore"):
-        try:
-            sigma = spectrum(wide)
-            if np.isfinite(sigma).all():
-                return sigma
-        except np.linalg.LinAlgError:  # how the decomposition meets NaN and infinity
-            pass
-    return np.full(min(layer.rank, layer.input_size, layer.output_size), np.nan)
+    # LAPACK may never return from the decomposition of a matrix that holds NaN or infinity.
+    if not np.isfinite(layer.scaling * frobenius(layer.matrix_a) * frobenius(layer.matrix_b)):
+        return np.full(min(layer.rank, layer.input_size, layer.output_size), np.nan)
+    return spectrum(cast(layer, np.float64))
 
 
 def frobenius(array: Array) -> float:

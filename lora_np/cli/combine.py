@@ -4,8 +4,6 @@ import argparse
 import math
 from typing import Any
 
-import numpy as np
-
 from ..adapter_weights import AdapterWeights
 from ..errors import ArgumentError, NotSupportedError
 from ..io.peft import save_peft
@@ -47,11 +45,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.weights is not None and len(arguments.weights) != len(paths):
         arguments.usage_error(f"--weights must be one for each of {len(paths)} adapters, got {len(arguments.weights)}")
     sources = [_additive(path, arguments) for path in paths]
-    with naming(" + ".join(paths)), np.errstate(over="ignore", invalid="ignore"):
-        try:
-            combined = combine([in_float64(source) for source in sources], arguments.weights, rank=arguments.rank)
-        except np.linalg.LinAlgError as failure:
-            raise ArgumentError("the weighted sum is too large for float64") from failure
+    _check_size(sources, arguments.weights or [1.0] * len(paths))
+    with naming(" + ".join(paths)):
+        combined = combine([in_float64(source) for source in sources], arguments.weights, rank=arguments.rank)
         assert isinstance(combined.result, AdapterWeights)
         result = in_dtypes_of(combined.result, *sources)
     spectra = finite_spectra(result, "the sum")
@@ -82,6 +78,16 @@ def _additive(path: str, arguments: argparse.Namespace) -> AdapterWeights:
         raise NotSupportedError(f"{path}: {name} is adapted by DoRA, which does not add a matrix to the weight")
     finite_spectra(weights, path)
     return weights
+
+
+def _check_size(sources: list[AdapterWeights], weights: list[float]) -> None:
+    """Refuse a sum that float64 cannot hold: LAPACK may never return from the decomposition of an infinite matrix."""
+    for path in {path for source in sources for path in source.layers}:
+        parts = [(source.layers[path], abs(w)) for source, w in zip(sources, weights, strict=True) if path in source.layers]
+        left = sum(weight * layer.scaling * frobenius(layer.matrix_a) for layer, weight in parts)
+        right = sum(frobenius(layer.matrix_b) for layer, _ in parts)
+        if not math.isfinite(left * right):
+            raise ArgumentError(f"{path}: the weighted sum is too large for float64")
 
 
 def _text(layers: list[dict[str, Any]]) -> str:

@@ -63,10 +63,12 @@ def _compared(path: str, first: AdapterWeights, second: AdapterWeights) -> Diffe
         worst = max(at_ranks, key=lambda found: (found.problem is not None, found.relative or 0))
     if path in first.magnitudes and worst.relative is not None:
         lengths, others = (np.asarray(source.magnitudes[path], np.float64) for source in (first, second))
-        gap, size = frobenius(lengths - others), max(frobenius(lengths), frobenius(others))
-        if not np.isfinite(size):
+        if _equal(lengths, others):
+            return worst
+        gap, sizes = frobenius(lengths - others), (frobenius(lengths), frobenius(others))
+        if not np.isfinite(sum(sizes)):
             return Difference(path, "its magnitudes are not finite")
-        worst = replace(worst, relative=max(worst.relative, _ratio(gap, size)))
+        worst = replace(worst, relative=max(worst.relative, _ratio(gap, max(sizes))))
     return worst
 
 
@@ -107,9 +109,9 @@ def _measured(path: str, rank: int | None, one: LoRALayer, other: LoRALayer) -> 
     return Difference(path, None, rank, norms, gap, float(sigma[0]), _ratio(gap, max(norms)))
 
 
-def _equal(matrix: Array, other: Array) -> bool:
+def _equal(array: Array, other: Array) -> bool:
     """Whether every element is the same; then not even rounding is between them, and NaN is no difference."""
-    return np.array_equal(matrix, other, equal_nan=True)
+    return np.array_equal(array, other, equal_nan=True)
 
 
 def _ratio(gap: float, size: float) -> float:

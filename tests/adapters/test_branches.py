@@ -122,3 +122,8 @@ def test_a_deployment_rank_that_is_left_stays():
     adapter.set_deployment_rank(1)
     branch = LoRALayer.from_factors(batch(IN, 3), batch(3, 4))
     assert adapter.with_branches(lambda _: branch).current_deployment_rank == 1
+
+
+def test_a_branch_of_another_class_is_refused():
+    with pytest.raises(ArgumentError, match="LoRALayer"):
+        dylora([1, 2, 4], None).with_branches(lambda _: "branch")

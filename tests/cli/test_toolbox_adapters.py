@@ -91,9 +91,9 @@ def test_named_adapters_of_peft(tmp_path):
     path = str(tmp_path)
     assert find_adapters(path).names == ("french", "german")
     np.testing.assert_array_equal(load_adapter(path, task="german").delta("first"), weights(2).delta("first"))
-    with pytest.raises(ArgumentError, match="it holds the adapters french, german; choose one with --task$"):
+    with pytest.raises(ArgumentError, match=r"it holds the adapters french, german; choose one with --task$"):
         load_adapter(path)
-    with pytest.raises(ArgumentError, match="it has no adapter 'dutch', but french, german$"):
+    with pytest.raises(ArgumentError, match=r"it has no adapter 'dutch', but french, german$"):
         load_adapter(path, task="dutch")
     write_peft(tmp_path, weights(3))
     np.testing.assert_array_equal(load_adapter(path).delta("first"), weights(3).delta("first"))

@@ -9,7 +9,7 @@ import pytest
 
 from lora_np import LoRALayer, NotSupportedError, save_layer
 from lora_np.adapter_weights import AdapterWeights
-from lora_np.cli import _output
+from lora_np.cli import _output, main
 from lora_np.cli import merge as verb
 from lora_np.io.merge import MergedTensor, merge_checkpoint
 from lora_np.io.safetensors import load_safetensors, save_safetensors
@@ -254,7 +254,7 @@ def test_an_error_about_another_file_keeps_its_name(tmp_path):
         _output.new_output(str(tmp_path / "x"), folder=False, force=False),
     ):
         raise error
-    with pytest.raises(OSError, match="^odd$"), _output.new_output(str(tmp_path / "x"), folder=False, force=False):
+    with pytest.raises(OSError, match=r"^odd$"), _output.new_output(str(tmp_path / "x"), folder=False, force=False):
         raise OSError("odd")
 
 
@@ -311,15 +311,9 @@ def test_what_rounding_explains_is_enough_for_large_layers(tmp_path, run, rank, 
 # ---------------------------------------------------------------- progress
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-
-
-@pytest.mark.usefixtures("terminal")
 def test_a_terminal_sees_the_progress(tmp_path, monkeypatch, base, adapter):
-    import tqdm
-
+    tqdm = pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     seen = []
 
     class Bar(tqdm.tqdm):
@@ -328,23 +322,20 @@ def test_a_terminal_sees_the_progress(tmp_path, monkeypatch, base, adapter):
             return super().update(n)
 
     monkeypatch.setattr(tqdm, "tqdm", Bar)
-    from lora_np.cli import main
-
     assert main(["merge", base, adapter, "-o", str(tmp_path / "m.safetensors")]) == 0
     assert {name for name, _, _ in seen} == checkpoint().keys()
     assert sum(size for _, size, _ in seen) == sum(tensor.nbytes for tensor in checkpoint().values())
     assert {total for _, _, total in seen} == {os.path.getsize(base)}
 
 
-@pytest.mark.usefixtures("terminal")
 def test_a_terminal_without_tqdm(tmp_path, monkeypatch, run, base, adapter):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     run("merge", base, adapter, "-o", tmp_path / "m.safetensors")
 
 
 def test_the_bar_goes_to_standard_error_and_vanishes(tmp_path, capsys, monkeypatch, base, adapter):
-    from lora_np.cli import main
-
+    pytest.importorskip("tqdm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     main(["merge", base, adapter, "-o", str(tmp_path / "m.safetensors"), "--json"])
     captured = capsys.readouterr()

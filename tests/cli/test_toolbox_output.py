@@ -1,0 +1,109 @@
+"""What the verbs share: help, standard output of every kind, and errors in one line."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lora_np.cli import _streams, main
+from lora_np.cli._text import counted, natural, plain, printable
+from tests.cli.toolbox import weights, write_kohya, write_peft
+
+VERBS = ["inspect", "merge", "unmerge", "truncate", "combine", "convert", "diff"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert re.search(rf"^example:\n  lora-np {verb} ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_arguments_are_required(verb, misuse):
+    assert f"lora-np {verb}: error: the following arguments are required: " in misuse(verb)
+
+
+def non_ascii(folder):
+    from lora_np.adapter_weights import AdapterWeights
+
+    return write_kohya(folder / "a.safetensors", AdapterWeights({"größe": weights().layers["first"]}))
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("utf-8", "größe"), ("ascii", r"gr\xf6\xdfe")])
+def test_any_encoding_will_do(tmp_path, encoding, name, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    assert main(["inspect", non_ascii(tmp_path)]) == 0
+    assert f"\n{name} " in raw.getvalue().decode(encoding)
+    assert sys.stdout.errors == "strict"
+
+
+def test_any_stream_will_do(tmp_path, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["inspect", write_peft(tmp_path / "a")]) == 0
+    assert "2 layers" in stream.getvalue()
+
+
+def test_a_closed_pipe_is_no_accident(tmp_path, monkeypatch, capfd):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["inspect", write_peft(tmp_path / "a")]) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_closed_pipe_of_a_process(tmp_path):
+    command = [sys.executable, "-m", "lora_np", "inspect", write_peft(tmp_path / "a")]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        process = subprocess.run(command, stdout=write, stderr=subprocess.PIPE)
+    finally:
+        os.close(write)
+    assert (process.returncode, process.stderr) == (1, b"")
+
+
+def test_output_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, capsys):
+    class Full(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    stream = io.TextIOWrapper(io.BufferedWriter(Full()))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert main(["inspect", write_peft(tmp_path / "a")]) == 1
+    assert capsys.readouterr().err == "lora-np: error: [Errno 28] No space left on device\n"
+    stream.detach = None
+
+
+def test_the_stream_is_as_it_was_after_an_error(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(ZeroDivisionError), _streams.any_text():
+        raise ZeroDivisionError
+    assert stream.errors == "strict"
+
+
+def test_an_error_is_one_line(tmp_path, fail):
+    assert fail("inspect", f"{tmp_path}/a\nb\x1b[2J") == rf"{tmp_path}/a\nb\x1b[2J: there is no such file or folder"
+
+
+def test_words():
+    assert printable("größe\t\x00") == r"größe\t\x00"
+    assert counted(1, "layer") == "1 layer"
+    assert counted(1234, "byte") == "1,234 bytes"
+    assert plain({"a": [1.0, float("nan")], "b": (float("inf"), "c", None)}) == {"a": [1.0, None], "b": [None, "c", None]}
+    assert sorted(["b10", "b9", "a", "b", "b09", "10", "b0x"], key=natural) == ["10", "a", "b", "b0x", "b09", "b9", "b10"]
+    assert natural("9" * 5000)
