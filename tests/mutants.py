@@ -643,7 +643,7 @@ MUTANTS = [
     Mutant(
         "clones share their name",
         "layers/base.py",
-        'twin.layer_name = f"{type(self).__name__}_{next(_numbers)}"',
+        'layer.layer_name = f"{type(layer).__name__}_{next(_numbers)}"',
         "pass",
         (f"{CONTRACT}::test_a_clone_has_a_name_of_its_own",),
     ),
