@@ -18,9 +18,8 @@ def any_text() -> Iterator[None]:
     stream.reconfigure(errors="backslashreplace")
     try:
         yield
-        stream.flush()  # here, where an error can still be told, and not when the interpreter ends
     finally:
-        stream.reconfigure(errors=errors)
+        stream.reconfigure(errors=errors)  # which also flushes, while an error can still be told
 
 
 def discard_output() -> None:

@@ -131,6 +131,11 @@ def test_what_is_not_finite_is_shown_as_such(tmp_path, run, run_json, value):
     assert second["norm"] > 0
 
 
+def test_a_scaling_that_is_too_large(tmp_path, run_json):
+    folder = write_peft(tmp_path / "a", weights(alpha=1e308))
+    assert [layer["norm"] for layer in run_json("inspect", folder)["adapters"][0]["layers"]] == [None, None]
+
+
 def test_an_adapter_that_does_nothing(tmp_path, run_json):
     folder = write_peft(tmp_path / "a", AdapterWeights({"first": LoRALayer(6, 5, 2, rng=0)}))
     (layer,) = run_json("inspect", folder)["adapters"][0]["layers"]

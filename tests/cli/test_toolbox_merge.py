@@ -182,6 +182,21 @@ def test_force_leaves_other_files_of_a_folder(tmp_path, run, fail, adapter):
     run("inspect", tmp_path / "out")
 
 
+def test_what_names_the_weights_is_replaced_last(tmp_path, run, monkeypatch, adapter):
+    folder, replaced = write_shards(tmp_path / "model"), []
+    (tmp_path / "out").mkdir()
+    replace = os.replace
+
+    def recorded(source, target):
+        replaced.append(os.path.basename(target))
+        replace(source, target)
+
+    monkeypatch.setattr(_output.os, "replace", recorded)
+    run("merge", folder, adapter, "-o", tmp_path / "out", "--force")
+    assert len(replaced) == 6  # each file first gets its name in the temporary folder
+    assert replaced[-1] == "model.safetensors.index.json"
+
+
 def test_an_output_of_the_other_kind(tmp_path, fail, base, adapter):
     folder = write_shards(tmp_path / "model")
     (tmp_path / "there").mkdir()
