@@ -209,7 +209,10 @@ def _decomposed(layer: LoRALayer) -> tuple[Array, Array, Array]:
     """U (in, k), the singular values (k,), and Vᵀ (k, out) of ``s A B``, with k = min(rank, in, out)."""
     Qa, Ra = np.linalg.qr(layer.matrix_a)  # (in, r) -> (in, k_a), (k_a, r)
     Qb, Rb = np.linalg.qr(layer.matrix_b.T)  # (out, r) -> (out, k_b), (k_b, r)
-    core = layer.scaling * (Ra @ Rb.T)  # (k_a, r) @ (r, k_b) -> (k_a, k_b)
+    with np.errstate(over="ignore", invalid="ignore"):
+        core = layer.scaling * (Ra @ Rb.T)  # (k_a, r) @ (r, k_b) -> (k_a, k_b)
+    if not np.isfinite(core).all():  # on which LAPACK may never return
+        raise ArgumentError("the factors must be finite, and so must their product")
     U, sigma, Vt = np.linalg.svd(core, full_matrices=False)
     return Qa @ U, sigma, Vt @ Qb.T
 

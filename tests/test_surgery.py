@@ -545,3 +545,9 @@ def test_a_sum_of_float32_is_float32():
 @pytest.mark.parametrize("build", [StandardLoRAAdapter, DoRAAdapter])
 def test_surgery_keeps_a_base_that_trains(build):
     assert not truncate(build(DenseLayer(IN, OUT), 3, freeze_base_layer=False), rank=1).is_base_layer_frozen
+
+
+def test_a_product_that_overflows_is_refused_before_lapack_sees_it():
+    layer = LoRALayer.from_factors(np.full((3, 2), 1e300), np.full((2, 4), 1e200))
+    with pytest.raises(ArgumentError, match="finite"):
+        spectrum(layer)

@@ -38,7 +38,8 @@ class MergedTensor:
     """The name of the output file that holds it."""
     dtype: str
     error: float | None = None
-    """From `verify_checkpoint`: the largest difference from the sum in float64, relative to the largest element."""
+    """From `verify_checkpoint`: the largest difference from the sum in float64, relative to the largest element of the sum
+    or of the base."""
 
     @property
     def precision(self) -> float:
@@ -282,7 +283,8 @@ def _error(merge: _Merge, old: SafetensorsFile, new: SafetensorsFile, key: str) 
         pieces = [decoded(file.raw(key, start * columns, stop * columns), info.dtype) for file in (old, new)]
         before, after = (piece.reshape(-1, columns).astype(np.float64) for piece in pieces)
         expected = merged(before, start)
-        largest = max(largest, float(np.abs(expected[np.isfinite(expected)]).max(initial=0)))
+        for values in (before, expected):  # where they cancel, the rounding is that of what was added
+            largest = max(largest, float(np.abs(values[np.isfinite(values)]).max(initial=0)))
         wrong = ~((after == expected) | (np.isnan(after) & np.isnan(expected)))
         gaps = np.abs(after[wrong] - expected[wrong])
         difference = max(difference, float(np.where(np.isnan(gaps), np.inf, gaps).max(initial=0)))
