@@ -48,12 +48,11 @@ class Descent:
             if not np.isfinite(objective):
                 self._go_back()
                 raise NonFiniteError(f"the loss is {objective}")
-            layer.backward(dy)
+            layer.backward(dy, need_input_grad=False)
             self._require_finite("gradient", layer.gradients, objective)
             updates = self.optimizer.updates(layer)
             self._require_finite("update", updates, objective)
-        arrays = layer.named_parameters()
-        self._before = {name: arrays[name].copy() for name in updates}
+        self._before = {name: parameter.copy() for name in updates if (parameter := layer.parameter(name)) is not None}
         layer.apply_updates(updates)
         return objective
 

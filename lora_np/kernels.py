@@ -1,12 +1,73 @@
-"""The few products that are worth a name, over any number of leading axes."""
+"""The products of the layers, over any number of leading axes, as fast as NumPy's own BLAS can be made to run them.
+
+A layer calls `product` where it would write ``@``. The rest is for the reader who cares for speed: OpenBLAS has, on some
+cores, a kernel for small products that works in place, whereas a large product is packed first, which costs more than it
+gains where the operands are thin. `np.matmul` runs a stack of products in one call, so a large product that is cut into
+tiles, as views, goes to that kernel whole. Where the kernel is missing, or the operands are not plain arrays of one real
+type, everything falls through to ``@``.
+"""
 
 from __future__ import annotations
 
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from ._blas import small_kernel_limit
 from ._typing import Array
+
+LIMIT = small_kernel_limit()
+"""The largest M·N·K of a tile's product; 0 where tiles gain nothing."""
+
+THIN = 64
+"""Up to this many rows or columns a matrix is thin: tiles make its products faster, and those of others slower."""
+TILE_ROWS = (16, 12, 8)
+TILE_COLUMNS = (64, 32, 16)
+PANEL_BYTES = 256
+"""The width of a panel: what the kernel handles at once, for either type."""
+SPLIT = 1024
+"""About how many rows a panel keeps when it is too tall for a tile of `TILE_ROWS`."""
+WORTH_PACKING = 2**15
+"""The number of elements from which on panels are faster than the matrix itself."""
+
+
+def product(x: Array, W: Array | PackedMatrix) -> Array:
+    """``x @ W``.
+
+    Parameters
+    ----------
+    x : array, shape (..., k)
+    W : array or PackedMatrix, shape (k, n)
+
+    Returns
+    -------
+    array, shape (..., n)
+        New. Each row has the same bits whatever the other rows are, as far as BLAS has that property: see the notes.
+
+    Notes
+    -----
+    Where tiles are used, from two rows on, a row's result does not depend on the number of rows; NumPy multiplies a
+    single row, and a matrix with one row or column, by another routine.
+    """
+    if isinstance(W, PackedMatrix):
+        if W.panels is not None and W.panels.fits(x):
+            return W.panels.product(x)
+        W = W.matrix
+    if not _plain(x, W):
+        return x @ W
+    tile = _tile_of_rows(x, W)
+    if tile:
+        y = np.empty((*x.shape[:-1], W.shape[1]), x.dtype)
+        _multiply_tiles(x.reshape(-1, len(W)), W, y.reshape(-1, W.shape[1]), tile)
+        return y
+    return x.dot(W) if x.ndim == 2 else x @ W  # the same product; `dot` has less to look up
 
 
 def sum_outer(x: Array, dy: Array) -> Array:
     """Σ over rows of the outer product ``x_rowᵀ dy_row``: the gradient of ``x @ W`` for W.
+
+    Fastest with the narrower operand first: ``sum_outer(dy, x).T`` is the same sum.
 
     Parameters
     ----------
@@ -17,9 +78,21 @@ def sum_outer(x: Array, dy: Array) -> Array:
     -------
     array, shape (in, out)
     """
-    x_rows = x.reshape(-1, x.shape[-1])
-    dy_rows = dy.reshape(-1, dy.shape[-1])
-    return x_rows.T @ dy_rows  # (in, rows) @ (rows, out) -> (in, out)
+    x = x.reshape(-1, x.shape[-1])
+    dy = dy.reshape(-1, dy.shape[-1])
+    if not _plain(x, dy):
+        return x.T @ dy  # (in, rows) @ (rows, out) -> (in, out)
+    tile = _tile_of_columns(x, dy)
+    if not tile:
+        return x.T.dot(dy)
+    (rows, n), k = dy.shape, x.shape[1]
+    dW = np.empty((k, n), x.dtype)
+    whole = n // tile * tile
+    columns = dy[:, :whole].reshape(rows, -1, tile).transpose(1, 0, 2)  # (tiles, rows, tile)
+    np.matmul(x.T, columns, out=dW[:, :whole].reshape(k, -1, tile).transpose(1, 0, 2))
+    if whole < n:
+        np.matmul(x.T, dy[:, whole:], out=dW[:, whole:])
+    return dW
 
 
 def sum_rows(dy: Array) -> Array:
@@ -34,3 +107,164 @@ def sum_rows(dy: Array) -> Array:
     array, shape (out,)
     """
     return dy.reshape(-1, dy.shape[-1]).sum(axis=0)
+
+
+def add(total: Array, term: Array) -> Array:
+    """``total + term``, in the memory of the total where the sum fits there: the caller gives it up.
+
+    Parameters
+    ----------
+    total, term : arrays that broadcast to the shape of `total`
+    """
+    if type(total) is np.ndarray and total.dtype == term.dtype:
+        total += term
+        return total
+    return total + term
+
+
+class PackedMatrix(NamedTuple):
+    """A matrix that does not change, with copies of it, cut into panels, for `product`."""
+
+    matrix: Array
+    panels: Panels | None
+    """For ``x @ matrix``."""
+    transposed: Panels | None
+    """For ``dy @ matrix.T``."""
+
+    @property
+    def T(self) -> PackedMatrix:  # noqa: N802 - as arrays have it
+        """The transpose, which shares everything."""
+        return PackedMatrix(self.matrix.T, self.transposed, self.panels)
+
+    @property
+    def extra_bytes(self) -> int:
+        """The memory of the panels."""
+        return sum(panels.nbytes for panels in (self.panels, self.transposed) if panels is not None)
+
+
+def packed(matrix: Array, *, forward: bool, backward: bool) -> PackedMatrix:
+    """A matrix with the panels that pay on this machine.
+
+    Parameters
+    ----------
+    matrix : array, shape (k, n)
+    forward, backward : bool
+        Whether ``x @ matrix`` and ``dy @ matrix.T`` are to be fast.
+    """
+    pays = LIMIT > 0 and matrix.size >= WORTH_PACKING
+    return PackedMatrix(
+        matrix, Panels(matrix) if forward and pays else None, Panels(matrix.T) if backward and pays else None
+    )
+
+
+class Panels:
+    """The columns of a matrix, copied in groups so that each group is one piece of memory.
+
+    Parameters
+    ----------
+    matrix : array, shape (k, n)
+        Of one of the types float32 and float64.
+
+    Notes
+    -----
+    A stack of tiles of rows times a stack of panels is one call of `np.matmul`. A matrix too tall for the kernel is split
+    along k, and the partial products are added.
+    """
+
+    def __init__(self, matrix: Array) -> None:
+        self.dtype = matrix.dtype
+        self.shape = k, n = matrix.shape
+        width = PANEL_BYTES // matrix.itemsize
+        self.columns = n // width * width
+        blocks = 1 if _tile_rows(k, width) else -(-k // SPLIT)
+        bounds = [k * i // blocks for i in range(blocks + 1)]
+        self.blocks = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        self.tile = _tile_rows(-(-k // blocks), width)
+        panels = matrix[:, : self.columns].reshape(k, -1, width).transpose(1, 0, 2)  # (panels, k, width)
+        self.panels = [np.ascontiguousarray(panels[:, block]) for block in self.blocks]
+        self.rest = np.ascontiguousarray(matrix[:, self.columns :])  # the columns that fill no panel
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the copies."""
+        return self.rest.nbytes + sum(panels.nbytes for panels in self.panels)
+
+    def fits(self, x: Array) -> bool:
+        """Whether `product` takes this array: plain, of the same type, of two rows or more."""
+        return bool(_plain(x, self.rest) and x.flags.c_contiguous and x.size > self.shape[0] and self.tile)
+
+    def product(self, x: Array) -> Array:
+        """``x @ matrix``, shape (..., n), for an array that `fits`."""
+        k, n = self.shape
+        y = np.empty((*x.shape[:-1], n), x.dtype)
+        x_rows, y_rows = x.reshape(-1, k), y.reshape(-1, n)
+        if self.columns:
+            self._multiply(x_rows, y_rows[:, : self.columns])
+        if self.columns < n:
+            y_rows[:, self.columns :] = product(x_rows, self.rest)
+        return y
+
+    def _multiply(self, x: Array, y: Array) -> None:
+        first, *others = zip(self.blocks, self.panels, strict=True)
+        _multiply_panels(x[:, first[0]], first[1], y, self.tile)
+        for block, panels in others:
+            part = np.empty(y.shape, y.dtype)
+            _multiply_panels(x[:, block], panels, part, self.tile)
+            y += part
+
+
+def _multiply_tiles(x: Array, W: Array, y: Array, tile: int) -> None:
+    """``y[...] = x @ W`` by tiles of rows."""
+    whole = len(x) // tile * tile
+    if whole:
+        np.matmul(x[:whole].reshape(-1, tile, x.shape[1]), W, out=y[:whole].reshape(-1, tile, y.shape[1]))
+    if whole < len(x):
+        last = _last_rows(whole, len(x))
+        np.matmul(x[last], W, out=y[last])
+
+
+def _multiply_panels(x: Array, panels: Array, y: Array, tile: int) -> None:
+    """``y[...] = x @ W`` by tiles of rows and panels (count, k, width) of W."""
+    count, k, width = panels.shape
+    whole = len(x) // tile * tile
+    if whole:
+        tiles = x[:whole].reshape(-1, tile, k)  # (tiles, tile, k)
+        results = y[:whole].reshape(-1, tile, count, width).transpose(2, 0, 1, 3)  # (panels, tiles, tile, width)
+        np.matmul(tiles, panels[:, None], out=results)
+    if whole < len(x):
+        last = _last_rows(whole, len(x))
+        np.matmul(x[last], panels, out=y[last].reshape(-1, count, width).transpose(1, 0, 2))
+
+
+def _last_rows(whole: int, rows: int) -> slice:
+    """The rows that fill no tile: two at least, for a single one would be rounded in another way."""
+    return slice(min(whole, rows - 2), rows)
+
+
+def _plain(x: Array, W: Array) -> bool:
+    """Whether both are arrays, not of a subclass, of one real type that BLAS has."""
+    return type(x) is np.ndarray is type(W) and x.dtype == W.dtype and x.dtype.char in "fd"
+
+
+def _tile_rows(k: int, n: int) -> int:
+    """How many rows times a (k, n) matrix the small kernel takes; 0 if too few."""
+    return next((rows for rows in TILE_ROWS if rows * k * n <= LIMIT), 0)
+
+
+def _tile_of_rows(x: Array, W: Array) -> int:
+    """How many rows of x at a time to multiply by W; 0 for all at once."""
+    k, n = W.shape
+    if not LIMIT or x.size * n <= LIMIT or x.size == k or not 1 < min(k, n) <= THIN:
+        return 0
+    as_blas_takes_it = x.flags.c_contiguous and W.itemsize in W.strides
+    return _tile_rows(k, n) if as_blas_takes_it else 0
+
+
+def _tile_of_columns(x: Array, dy: Array) -> int:
+    """How many columns of dy at a time to multiply by ``x.T``; 0 for all at once."""
+    (rows, k), n = x.shape, dy.shape[1]
+    if not LIMIT or x.size * n <= LIMIT or rows == 1 or not 1 < k <= THIN:
+        return 0
+    if not (x.flags.c_contiguous and dy.flags.c_contiguous):
+        return 0
+    return next((columns for columns in TILE_COLUMNS if columns <= n and x.size * columns <= LIMIT), 0)

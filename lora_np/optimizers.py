@@ -55,9 +55,13 @@ class Optimizer(ABC):
         InvalidOperationError
             No gradient is pending.
         """
-        gradients, parts = layer.pending_gradients(), layer.pending_parts
-        arrays = layer.named_parameters()
-        return {name: self.update(name, dp, arrays[name], parts.get(name)) for name, dp in gradients.items()}
+        parts = layer.pending_parts
+        updates = {}
+        for name, dp in layer.pending_gradients().items():
+            parameter = layer.parameter(name)
+            assert parameter is not None
+            updates[name] = self.update(name, dp, parameter, parts.get(name))
+        return updates
 
     @abstractmethod
     def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:

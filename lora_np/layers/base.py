@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any, BinaryIO, ClassVar, NamedTuple, Self, final
+from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, Self, TypeAlias, final, overload
 
 import numpy as np
 
 from .. import _archive
 from .._typing import Array, Cache, Gradients, Parts, Routing, Tasks
-from .._validation import finite_float, float_dtype, last_axis, positive_int, real_array, same_shape
+from .._validation import finite_float, float_dtype, last_axis, one_of, positive_int, real_array, same_shape
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
 from . import diagnostics, serialization, weight_loading
 from .weight_loading import WeightLoadResult, WeightLoadValidation
+
+Memory: TypeAlias = Literal["lean", "fast", "max"]
 
 _numbers = itertools.count(1)
 
@@ -207,18 +209,26 @@ class Layer(ABC):
         """
         return self._forward(self._checked_input(input, copy=True), self.apply, None)
 
-    def backward(self, output_gradient: Any) -> Array:
+    @overload
+    def backward(self, output_gradient: Any, *, need_input_grad: Literal[True] = True) -> Array: ...
+
+    @overload
+    def backward(self, output_gradient: Any, *, need_input_grad: bool) -> Array | None: ...
+
+    def backward(self, output_gradient: Any, *, need_input_grad: bool = True) -> Array | None:
         """The gradient of the input; remembers those of the parameters, in place of earlier ones.
 
         Parameters
         ----------
         output_gradient : array, the shape of the last output
             dL/dy.
+        need_input_grad : bool, default True
+            False saves the product that only the input's gradient needs, about half of a step with a frozen base.
 
         Returns
         -------
-        array, the shape of the last input
-            dL/dx.
+        array, the shape of the last input, or None
+            dL/dx, where it is needed.
 
         Raises
         ------
@@ -233,10 +243,9 @@ class Layer(ABC):
         self._check_routing("backward", tasks, branches)
         dy = real_array("output_gradient", output_gradient, self.dtype)
         same_shape("output_gradient", dy, output_shape)
-        dx, gradients = self.vjp(dy, cache)
+        dx, gradients = self.vjp(dy, cache, inputs=need_input_grad)
         self._pending = _Pending(gradients, self.active_parts(cache), tasks, branches)
-        assert dx is not None
-        return _owned(dx, dy)
+        return None if dx is None else _owned(dx, dy)
 
     def forward_routed(self, input: Any, tasks: Iterable[str | None]) -> Array:
         """`forward` of a mixed batch: each row goes through the branch of its own task, at every `MultiLoRAAdapter`.
@@ -319,8 +328,14 @@ class Layer(ABC):
         ------
         ArgumentError
             A name that is not a trainable parameter, or another shape; nothing is changed.
+        InvalidOperationError
+            A parameter is packed; nothing is changed.
         """
-        for array, update in self._matched(updates, self.named_parameters()):
+        matched = [(getattr(owner, name), update) for owner, name, update in self._matched(updates, frozen=False)]
+        for name, (array, _) in zip(updates, matched, strict=True):
+            if not array.flags.writeable:
+                raise InvalidOperationError(f"{self.layer_name}: {name} is packed, so it cannot train; unpack() first")
+        for array, update in matched:
             array += update
         self.clear_gradients()
 
@@ -428,6 +443,24 @@ class Layer(ABC):
                 arrays |= prefixed(child_name, child.named_parameters(frozen=frozen))
         return arrays
 
+    def parameter(self, name: str, *, frozen: bool = False) -> Array | None:
+        """One of `named_parameters`, the live array, without listing the others; None where there is none of this name."""
+        owner = self._owner(name, frozen)
+        return None if owner is None else getattr(*owner)
+
+    def _owner(self, name: str, frozen: bool) -> tuple[Layer, str] | None:
+        """The layer that has this parameter, and the attribute there."""
+        if name in self.parameter_names or (frozen and name in self.frozen_names):
+            return self, name
+        children = self.children()
+        for end, letter in enumerate(name):  # a child's name may hold dots itself, and begin another child's name
+            child_name = name[:end]
+            if letter == "." and child_name in children and (frozen or child_name not in self.frozen_children):
+                owner = children[child_name]._owner(name[end + 1 :], frozen)
+                if owner is not None:
+                    return owner
+        return None
+
     @property
     def parameter_count(self) -> int:
         """The number of trainable parameters: the length of the flat vector."""
@@ -436,7 +469,8 @@ class Layer(ABC):
     @property
     def supports_training(self) -> bool:
         """Whether there are trainable parameters."""
-        return bool(self.named_parameters())
+        trained = (child for name, child in self.children().items() if name not in self.frozen_children)
+        return bool(self.parameter_names) or any(child.supports_training for child in trained)
 
     @property
     def is_initialized(self) -> bool:
@@ -471,6 +505,59 @@ class Layer(ABC):
         arrays = self.named_parameters()
         return self._flat(gradients.get(name, np.zeros_like(array)) for name, array in arrays.items())
 
+    # ---------------------------------------------------------------- speed for memory
+
+    def pack(self, memory: Memory = "fast") -> Self:
+        """Copy every weight that does not train into the form in which it is multiplied fastest; returns the layer.
+
+        A packed array is read-only. Writing to it by `set_parameters`, `set_parameter`, `load_weights` or `deserialize`,
+        and unfreezing its layer, drop the copy; so do `clone` and pickling.
+
+        Parameters
+        ----------
+        memory : {"lean", "fast", "max"}, default "fast"
+            ``"lean"``: no copies, as without packing. ``"fast"``: one more copy of each weight, for `forward` and `predict`.
+            ``"max"``: two, for `backward` too. `estimate_memory` says what that costs.
+
+        Notes
+        -----
+        What does not train are the frozen children (an adapter's base, the layers named by ``Sequential.freeze``), and
+        a DenseLayer or FullyConnectedLayer that is itself asked to pack. Nothing is copied on processors for which
+        that is not known to pay. A view taken earlier can still be written through, and nobody notices: do not.
+        """
+        memory = one_of("memory", memory, ("lean", "fast", "max"))  # type: ignore[assignment]
+        for layer in self._at_rest() if self.children() else [self]:
+            layer.pack_own(memory)
+        return self
+
+    def unpack(self) -> Self:
+        """Drop every packed copy; the arrays can be written to again. Returns the layer."""
+        for layer in self.walk().values():
+            layer.unpack_own()
+        return self
+
+    def pack_own(self, memory: Memory) -> None:  # noqa: B027 - most layers have nothing to pack
+        """Pack the arrays of this very layer."""
+
+    def unpack_own(self) -> None:  # noqa: B027
+        """Drop what `pack_own` made."""
+
+    @property
+    def packed_bytes(self) -> int:
+        """The memory of what `pack_own` made."""
+        return 0
+
+    def _at_rest(self) -> list[Layer]:
+        """The layers inside this one that do not train."""
+        found: list[Layer] = []
+        for name, child in self.children().items():
+            found += child.walk().values() if name in self.frozen_children else child._at_rest()
+        return found
+
+    def estimate_memory(self) -> dict[str, int]:
+        """Bytes of the arrays by kind: ``"trainable"``, ``"frozen"`` and ``"packed"``, the copies that `pack` made."""
+        return diagnostics.memory(self)
+
     # ---------------------------------------------------------------- weights by name, description, files
 
     def get_weights(self) -> Array | None:
@@ -492,12 +579,12 @@ class Layer(ABC):
 
     def try_get_parameter(self, name: str) -> Array | None:
         """A copy of an array; None where there is none of this name."""
-        array = self.named_parameters(frozen=True).get(name)
+        array = self.parameter(name, frozen=True)
         return None if array is None else array.copy()
 
     def get_parameter_shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of an array; None where there is none of this name."""
-        array = self.named_parameters(frozen=True).get(name)
+        array = self.parameter(name, frozen=True)
         return None if array is None else array.shape
 
     def set_parameter(self, name: str, value: Any) -> bool:
@@ -513,7 +600,7 @@ class Layer(ABC):
         ArgumentError
             Another shape, or not real numbers; nothing is changed.
         """
-        if name not in self.named_parameters(frozen=True):
+        if self.parameter(name, frozen=True) is None:
             return False
         self._assign({name: real_array(name, value, self.dtype)})
         return True
@@ -643,18 +730,22 @@ class Layer(ABC):
     def _flat(self, arrays: Any) -> Array:
         return np.concatenate([np.empty(0, self.dtype), *(array.ravel() for array in arrays)])
 
-    def _matched(self, values: Mapping[str, Array], arrays: Mapping[str, Array]) -> list[tuple[Array, Array]]:
-        for name in values:
-            if name not in arrays:
+    def _matched(self, values: Mapping[str, Array], *, frozen: bool) -> list[tuple[Layer, str, Array]]:
+        """Each value with the layer and the attribute that it is for."""
+        matched = []
+        for name, value in values.items():
+            owner = self._owner(name, frozen)
+            if owner is None:
                 raise ArgumentError(f"{self.layer_name} has no such trainable parameter: {name!r}")
-        fitting = {name: real_array(name, value) for name, value in values.items()}
-        for name, value in fitting.items():
-            same_shape(name, value, arrays[name].shape)
-        return [(arrays[name], value) for name, value in fitting.items()]
+            fitting = real_array(name, value)
+            same_shape(name, fitting, getattr(*owner).shape)
+            matched.append((*owner, fitting))
+        return matched
 
     def _assign(self, values: Mapping[str, Array]) -> None:
-        for array, value in self._matched(values, self.named_parameters(frozen=True)):
-            array[...] = value
+        for owner, attribute, value in self._matched(values, frozen=True):
+            owner.unpack_own()
+            getattr(owner, attribute)[...] = value
 
 
 def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,14 @@ def summary(layer: Layer) -> str:
     return f"{type(layer).__name__}({', '.join([*words, size])})"
 
 
+def memory(layer: Layer) -> dict[str, int]:
+    """Bytes of the trainable arrays, of the frozen ones, and of packed copies."""
+    trainable = sum(array.nbytes for array in layer.named_parameters().values())
+    everything = sum(array.nbytes for array in layer.named_parameters(frozen=True).values())
+    packed = sum(inner.packed_bytes for inner in layer.walk().values())
+    return {"trainable": trainable, "frozen": everything - trainable, "packed": packed}
+
+
 def activation_memory(layer: Layer) -> int:
     """Bytes that one more row makes `apply` keep: the input, the cache and the output, each array once."""
     return _kept_bytes(layer, rows=2) - _kept_bytes(layer, rows=1)

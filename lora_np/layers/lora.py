@@ -21,7 +21,7 @@ from .._validation import (
 )
 from ..errors import ArgumentError
 from ..initializers import normal
-from ..kernels import sum_outer
+from ..kernels import product, sum_outer
 from .base import Layer
 
 SCALINGS = ("max", "paper", "rslora")
@@ -117,7 +117,8 @@ class LoRALayer(LowRankLayer):
     Notes
     -----
     ``matrix_a`` is A, (input_size, r), drawn from N(0, 1/r); ``matrix_b`` is B, (r, output_size), zero at first, so that an
-    adapter begins as its base. The flat vector holds A row by row, then B. With G = dL/dY (sums run over rows)::
+    adapter begins as its base. The flat vector holds A row by row, then B; in memory a component of either is one piece,
+    and so is a rank's slice. With G = dL/dY (sums run over rows)::
 
         H = s X A,  Y = H B
         dB = Hᵀ G,  dH = s G Bᵀ,  dA = Xᵀ dH,  dX = dH Aᵀ
@@ -151,7 +152,8 @@ class LoRALayer(LowRankLayer):
         sizes = positive_int("input_size", input_size), positive_int("output_size", output_size)
         super().__init__(*sizes, rank_within(rank, *sizes), alpha, scaling, dtype)
         shape = (self.input_size, self.rank)
-        self.matrix_a: Array = normal(shape, self.dtype, generator(rng), std=1 / math.sqrt(self.rank))
+        A = normal(shape, self.dtype, generator(rng), std=1 / math.sqrt(self.rank))
+        self.matrix_a: Array = np.asfortranarray(A)
         self.matrix_b: Array = np.zeros((self.rank, self.output_size), self.dtype)
 
     def apply(
@@ -160,8 +162,9 @@ class LoRALayer(LowRankLayer):
         """``h = s x A``, ``y = h B``, with the first `rank` columns of A and rows of B."""
         r = self.rank if rank is None else rank
         A, B, s = self.matrix_a[:, :r], self.matrix_b[:r], self.scaling_at(r)
-        h = s * (x @ A)  # (..., in) @ (in, r) -> (..., r)
-        y = h @ B  # (..., r) @ (r, out) -> (..., out)
+        h = product(x, A)  # (..., in) @ (in, r) -> (..., r)
+        h *= s
+        y = product(h, B)  # (..., r) @ (r, out) -> (..., out)
         return y, (x, h, r, trained_from)
 
     def vjp(
@@ -170,15 +173,22 @@ class LoRALayer(LowRankLayer):
         """``dB = hᵀ dy``, ``dh = s dy Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ``."""
         x, h, r, first = cache
         A, B, s = self.matrix_a[:, :r], self.matrix_b[:r], self.scaling_at(r)
-        dh = s * (dy @ B.T)  # (..., out) @ (out, r) -> (..., r)
+        dh = product(dy, B.T)  # (..., out) @ (out, r) -> (..., r)
+        dh *= s
         gradients = {}
         if parameters:
-            dA, dB = np.zeros_like(self.matrix_a), np.zeros_like(self.matrix_b)
-            dA[:, first:r] = sum_outer(x, dh[..., first:])  # (in, ...) @ (..., r - first) -> (in, r - first)
-            dB[first:r] = sum_outer(h[..., first:], dy)  # (r - first, ...) @ (..., out) -> (r - first, out)
+            dA = sum_outer(dh[..., first:], x).T  # ((r - first, ...) @ (..., in))ᵀ -> (in, r - first)
+            dB = sum_outer(h[..., first:], dy)  # (r - first, ...) @ (..., out) -> (r - first, out)
+            if len(dB) < self.rank:  # zeros for the components that do not train
+                dA, dB = self._among_all(first, dA, dB)
             gradients = {"matrix_a": dA, "matrix_b": dB}
-        dx = dh @ A.T if inputs else None  # (..., r) @ (r, in) -> (..., in)
+        dx = product(dh, A.T) if inputs else None  # (..., r) @ (r, in) -> (..., in)
         return dx, gradients
+
+    def _among_all(self, first: int, dA: Array, dB: Array) -> tuple[Array, Array]:
+        all_dA, all_dB = np.zeros_like(self.matrix_a), np.zeros_like(self.matrix_b)
+        all_dA[:, first : first + len(dB)], all_dB[first : first + len(dB)] = dA, dB
+        return all_dA, all_dB
 
     def active_parts(self, cache: Cache) -> Parts:
         """The components that trained: columns of A, rows of B."""
@@ -221,7 +231,7 @@ class LoRALayer(LowRankLayer):
         dtype = np.float32 if A.dtype == B.dtype == np.float32 else np.float64
         layer = cls.__new__(cls)
         LowRankLayer.__init__(layer, A.shape[0], B.shape[1], A.shape[1], alpha, scaling, dtype)
-        layer.matrix_a, layer.matrix_b = np.array(A, dtype, order="C"), np.array(B, dtype, order="C")
+        layer.matrix_a, layer.matrix_b = np.array(A, dtype, order="F"), np.array(B, dtype, order="C")
         return layer
 
     def get_matrix_a(self) -> Array:

@@ -62,6 +62,8 @@ class Sequential(Layer):
         for name in names:
             if name not in self._layers:
                 raise ArgumentError(f"frozen must name layers among {', '.join(self._layers)}, got {name!r}")
+        for name in self.frozen_children.difference(names):
+            self._layers[name].unpack()
         self.frozen_children = frozenset(names)
         self.reset_state()
 
@@ -83,15 +85,20 @@ class Sequential(Layer):
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
-        """Each layer's input gradient is the previous one's output gradient."""
+        """Each layer's input gradient is the previous one's output gradient, down to the last that is wanted."""
         gradients: Gradients = {}
         dx: Array | None = dy
-        for index, (name, layer) in reversed(list(enumerate(self._layers.items()))):
+        names, layers = list(self._layers), self.layers
+        trained = [
+            parameters and name not in self.frozen_children and layer.supports_training
+            for name, layer in self._layers.items()
+        ]
+        lowest = 0 if inputs else (*trained, True).index(True)  # nothing is wanted of the layers below
+        for i in reversed(range(lowest, len(layers))):
             assert dx is not None
-            trains = parameters and name not in self.frozen_children
-            dx, own = layer.vjp(dx, cache[index], parameters=trains, inputs=inputs or index > 0)
-            gradients |= prefixed(name, own)
-        return dx, gradients
+            dx, own = layers[i].vjp(dx, cache[i], parameters=trained[i], inputs=inputs or i > lowest)
+            gradients |= prefixed(names[i], own)
+        return (dx if inputs else None), gradients
 
     def active_parts(self, cache: Cache) -> Parts:
         """The parts of every layer that trains."""
