@@ -43,12 +43,13 @@ def product(x: Array, W: Array | PackedMatrix) -> Array:
     Returns
     -------
     array, shape (..., n)
-        New. Each row has the same bits whatever the other rows are, as far as BLAS has that property: see the notes.
+        New.
 
     Notes
     -----
-    Where tiles are used, from two rows on, a row's result does not depend on the number of rows; NumPy multiplies a
-    single row, and a matrix with one row or column, by another routine.
+    Which other rows are in the batch changes nothing in a row's result, to the bit, where all of this holds: W is packed or
+    thin, it goes by tiles (`LIMIT` is not 0), its sizes are multiples of 4, k of 16, and there are two rows or more.
+    Otherwise BLAS may round a row in another way when it stands in another place or in another company.
     """
     if isinstance(W, PackedMatrix):
         if W.panels is not None and W.panels.fits(x):

@@ -112,13 +112,20 @@ class Momentum(Optimizer):
 
     def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
         """One step of the rule."""
-        velocity = self._states.setdefault(name, np.zeros_like(parameter))
+        if name not in self._states:
+            self._states[name] = np.zeros_like(parameter)
+        velocity = self._states[name]
         same_shape(f"gradient of {name}", gradient, velocity.shape)
-        here = ... if part is None else part
-        v, g, update = velocity[here], gradient[here], np.zeros_like(parameter)
+        update, here = _room_for(parameter, part)
+        v, g, dp = velocity[here], gradient[here], update[here]
         v *= self.momentum
         v += g
-        update[here] = -self.learning_rate * (g + self.momentum * v if self.nesterov else v)
+        if self.nesterov:
+            np.multiply(v, self.momentum, out=dp)
+            dp += g
+            dp *= -self.learning_rate
+        else:
+            np.multiply(v, -self.learning_rate, out=dp)
         return update
 
 
@@ -154,24 +161,39 @@ class _Adam(Optimizer):
 
     @final
     def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
-        """One step of the rule."""
-        here = ... if part is None else part
+        """One step of the rule, in the memory of the moments and of the update alone."""
         if name not in self._states:
             self._states[name] = _Moments.zeros_like(parameter)
         state = self._states[name]
         same_shape(f"gradient of {name}", gradient, state.first.shape)
         if part is not None:
             state.count_along(part)
-        m, v, steps, g = state.first[here], state.second[here], state.steps[here], gradient[here]
+        update, here = _room_for(parameter, part)
+        m, v, steps, g, dp = state.first[here], state.second[here], state.steps[here], gradient[here], update[here]
         steps += 1
-        m += (1 - self.beta1) * (g - m)
-        v += (1 - self.beta2) * (g * g - v)
         # Powers of the decay rates undo the zeros that the moments began with, component by component.
-        m_hat = m / (1 - self.beta1**steps).astype(m.dtype)
-        v_hat = v / (1 - self.beta2**steps).astype(v.dtype)
-        update = np.zeros_like(parameter)
-        update[here] = -self.learning_rate * (m_hat / (np.sqrt(v_hat) + self.epsilon) + self.weight_decay * parameter[here])
+        m_share, v_share = ((1 - beta**steps).astype(dp.dtype) for beta in (self.beta1, self.beta2))
+        np.subtract(g, m, out=dp)
+        dp *= 1 - self.beta1
+        m += dp  # m = β₁ m + (1 - β₁) g
+        np.multiply(g, g, out=dp)
+        dp -= v
+        dp *= 1 - self.beta2
+        v += dp  # v = β₂ v + (1 - β₂) g²
+        np.divide(v, v_share, out=dp)
+        np.sqrt(dp, out=dp)
+        dp += self.epsilon
+        np.divide(m, dp, out=dp)
+        dp /= m_share  # m̂ / (√v̂ + ε)
+        if self.weight_decay:
+            dp += self.weight_decay * parameter[here]
+        dp *= -self.learning_rate
         return update
+
+
+def _room_for(parameter: Array, part: Part | None) -> tuple[Array, Any]:
+    """An array for an update, zero where it is not written, and the index of what is to be written."""
+    return (np.empty_like(parameter), ...) if part is None else (np.zeros_like(parameter), part)
 
 
 @final

@@ -137,7 +137,10 @@ class Layer(ABC):
 
         `backward` and `update_parameters` refuse to run when it differs from that of the forward pass.
         """
-        return tuple(branch for child in self.children().values() for branch in child.routing(tasks))
+        branches: Routing = ()
+        for child in self.children().values():
+            branches += child.routing(tasks)
+        return branches
 
     def apply_routed(self, x: Array, tasks: Tasks, *, training: bool = False) -> tuple[Array, Cache]:
         """`apply` with a task for each row; a layer without tasks ignores them. `vjp` takes its cache as any other."""
