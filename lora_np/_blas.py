@@ -6,7 +6,7 @@ import ctypes
 import importlib
 
 SMALL_KERNELS = {"SkylakeX": 1_000_000, "Cooperlake": 1_000_000, "SapphireRapids": 1_000_000}
-"""OpenBLAS cores with a kernel that copies nothing, and the largest M·N·K that goes to it (`*_small_kernel_permit` there)."""
+"""OpenBLAS cores with a kernel that copies nothing, and the largest M·N·K that goes to it (see its small_kernel_permit)."""
 
 
 def core_name() -> str:

@@ -519,8 +519,8 @@ class Layer(ABC):
         Parameters
         ----------
         memory : {"lean", "fast", "max"}, default "fast"
-            ``"lean"``: no copies, as without packing. ``"fast"``: one more copy of each weight, for `forward` and `predict`.
-            ``"max"``: two, for `backward` too. `estimate_memory` says what that costs.
+            ``"lean"``: no copies, as without packing. ``"fast"``: one more copy of each weight, for `forward` and
+            `predict`. ``"max"``: two, for `backward` too. `estimate_memory` says what that costs.
 
         Notes
         -----

@@ -73,6 +73,22 @@ def test_what_is_not_wanted_is_not_given(layer, x, dy):
     assert bits(same_gradients) == bits(gradients)
 
 
+def test_an_input_gradient_that_nobody_needs_is_not_given(layer, x, dy):
+    layer.eval()
+    _, _, gradients = backward(layer, x, dy)
+    layer.forward(x)
+    assert layer.backward(dy, need_input_grad=False) is None
+    assert bits(layer.gradients) == gradients
+    assert sorted(layer.gradients) == sorted(layer.vjp(dy, layer.apply(x)[1])[1])
+
+
+def test_a_parameter_is_found_by_name(layer):
+    for frozen in (False, True):
+        named = layer.named_parameters(frozen=frozen)
+        for name in [*layer.named_parameters(frozen=True), "", ".", "weight.", "base.lora", "nothing"]:
+            assert layer.parameter(name, frozen=frozen) is named.get(name)
+
+
 def test_gradients_are_sums_over_rows(layer, x, dy):
     layer.eval()
     penalty = flat_gradient(layer, x, 0 * dy)
@@ -134,6 +150,21 @@ def test_float32_is_kept(name, x, dy):
     layer.update_parameters(0.1)
     found = [y, dx, layer.predict(x), *gradients, flat_gradient, layer.get_parameters(), *all_arrays(layer).values()]
     assert {array.dtype for array in found} == {np.dtype(np.float32)}
+
+
+def arrays_in(value):
+    """Every array inside a cache."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from arrays_in(item)
+
+
+def test_nothing_on_the_way_is_wider_than_float32(name, x):
+    layer = build(name, np.float32)
+    _, cache = layer.apply(x.astype(np.float32), training=True)
+    assert {array.dtype for array in arrays_in(cache) if array.dtype.kind == "f"} <= {np.dtype(np.float32)}
 
 
 def test_float32_and_float64_agree(name, x, dy):

@@ -324,3 +324,30 @@ def test_deep_models():
     model = randomised(Sequential([DenseLayer(2, 2, tanh) for _ in range(40)]))
     assert len(model.walk()) == 41
     assert_allclose(model.predict(batch(3, 2)), model.clone().predict(batch(3, 2)))
+
+
+def test_layers_below_the_last_that_trains_are_not_differentiated(monkeypatch):
+    model = Sequential([ActivationLayer(3, tanh), DenseLayer(3, 4), DenseLayer(4, 2), DenseLayer(2, 2)], frozen=["1"])
+    x, dy = np.ones((5, 3)), np.ones((5, 2))
+    model.forward(x)
+    whole = model.backward(dy)
+    gradients = dict(model.gradients)
+    asked = []
+    original = DenseLayer.vjp
+
+    def recorded(self, dy, cache, *, parameters=True, inputs=True):
+        asked.append((self, parameters, inputs))
+        return original(self, dy, cache, parameters=parameters, inputs=inputs)
+
+    monkeypatch.setattr(DenseLayer, "vjp", recorded)
+    model.backward(dy, need_input_grad=False)
+    assert asked == [(model["3"], True, True), (model["2"], True, False)]
+    assert {name: dp.tolist() for name, dp in model.gradients.items()} == {n: dp.tolist() for n, dp in gradients.items()}
+    asked.clear()
+    assert model.backward(dy).tolist() == whole.tolist()
+    assert asked == [(model["3"], True, True), (model["2"], True, True), (model["1"], False, True)]
+    model.freeze("1", "2", "3")
+    model.forward(x)
+    asked.clear()
+    assert model.backward(dy, need_input_grad=False) is None
+    assert asked == []
