@@ -55,14 +55,14 @@ def product(x: Array, W: Array | PackedMatrix) -> Array:
         if W.panels is not None and W.panels.fits(x):
             return W.panels.product(x)
         W = W.matrix
-    if not _plain(x, W):
+    if type(x) is not np.ndarray or type(W) is not np.ndarray:
         return x @ W
     tile = _tile_of_rows(x, W)
-    if tile:
-        y = np.empty((*x.shape[:-1], W.shape[1]), x.dtype)
-        _multiply_tiles(x.reshape(-1, len(W)), W, y.reshape(-1, W.shape[1]), tile)
-        return y
-    return x.dot(W) if x.ndim == 2 else x @ W  # the same product; `dot` has less to look up
+    if not tile:
+        return x.dot(W) if x.ndim <= 2 else x @ W  # the same product; `dot` has less to look up
+    y = np.empty((*x.shape[:-1], W.shape[1]), x.dtype)
+    _multiply_tiles(x.reshape(-1, len(W)), W, y.reshape(-1, W.shape[1]), tile)
+    return y
 
 
 def sum_outer(x: Array, dy: Array) -> Array:
@@ -79,13 +79,10 @@ def sum_outer(x: Array, dy: Array) -> Array:
     -------
     array, shape (in, out)
     """
-    x = x.reshape(-1, x.shape[-1])
-    dy = dy.reshape(-1, dy.shape[-1])
-    if not _plain(x, dy):
-        return x.T @ dy  # (in, rows) @ (rows, out) -> (in, out)
+    x, dy = _rows(x), _rows(dy)
     tile = _tile_of_columns(x, dy)
     if not tile:
-        return x.T.dot(dy)
+        return x.T @ dy  # (in, rows) @ (rows, out) -> (in, out)
     (rows, n), k = dy.shape, x.shape[1]
     dW = np.empty((k, n), x.dtype)
     whole = n // tile * tile
@@ -107,7 +104,7 @@ def sum_rows(dy: Array) -> Array:
     -------
     array, shape (out,)
     """
-    return dy.reshape(-1, dy.shape[-1]).sum(axis=0)
+    return np.add.reduce(_rows(dy))
 
 
 def add(total: Array, term: Array) -> Array:
@@ -242,6 +239,11 @@ def _last_rows(whole: int, rows: int) -> slice:
     return slice(min(whole, rows - 2), rows)
 
 
+def _rows(x: Array) -> Array:
+    """All leading axes as one."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
 def _plain(x: Array, W: Array) -> bool:
     """Whether both are arrays, not of a subclass, of one real type that BLAS has."""
     return type(x) is np.ndarray is type(W) and x.dtype == W.dtype and x.dtype.char in "fd"
@@ -255,17 +257,17 @@ def _tile_rows(k: int, n: int) -> int:
 def _tile_of_rows(x: Array, W: Array) -> int:
     """How many rows of x at a time to multiply by W; 0 for all at once."""
     k, n = W.shape
-    if not LIMIT or x.size * n <= LIMIT or x.size == k or not 1 < min(k, n) <= THIN:
+    if x.size * n <= LIMIT or not LIMIT or x.size == k or not 1 < min(k, n) <= THIN:
         return 0
-    as_blas_takes_it = x.flags.c_contiguous and W.itemsize in W.strides
-    return _tile_rows(k, n) if as_blas_takes_it else 0
+    as_blas_takes_them = _plain(x, W) and x.flags.c_contiguous and W.itemsize in W.strides
+    return _tile_rows(k, n) if as_blas_takes_them else 0
 
 
 def _tile_of_columns(x: Array, dy: Array) -> int:
     """How many columns of dy at a time to multiply by ``x.T``; 0 for all at once."""
     (rows, k), n = x.shape, dy.shape[1]
-    if not LIMIT or x.size * n <= LIMIT or rows == 1 or not 1 < k <= THIN:
+    if x.size * n <= LIMIT or not LIMIT or rows == 1 or not 1 < k <= THIN:
         return 0
-    if not (x.flags.c_contiguous and dy.flags.c_contiguous):
+    if not (_plain(x, dy) and x.flags.c_contiguous and dy.flags.c_contiguous):
         return 0
     return next((columns for columns in TILE_COLUMNS if columns <= n and x.size * columns <= LIMIT), 0)

@@ -39,7 +39,7 @@ class _Pending(NamedTuple):
     """What `backward` remembers."""
 
     gradients: Gradients
-    parts: Parts
+    cache: Cache
     tasks: Tasks | None
     branches: Routing
 
@@ -247,7 +247,7 @@ class Layer(ABC):
         dy = real_array("output_gradient", output_gradient, self.dtype)
         same_shape("output_gradient", dy, output_shape)
         dx, gradients = self.vjp(dy, cache, inputs=need_input_grad)
-        self._pending = _Pending(gradients, self.active_parts(cache), tasks, branches)
+        self._pending = _Pending(gradients, cache, tasks, branches)
         return None if dx is None else _owned(dx, dy)
 
     def forward_routed(self, input: Any, tasks: Iterable[str | None]) -> Array:
@@ -365,7 +365,7 @@ class Layer(ABC):
     @property
     def pending_parts(self) -> Parts:
         """The trained part of each pending gradient that is not trained whole."""
-        return {} if self._pending is None else self._pending.parts
+        return {} if self._pending is None else self.active_parts(self._pending.cache)
 
     def clear_gradients(self) -> None:
         """Drop the pending gradients."""
@@ -456,12 +456,14 @@ class Layer(ABC):
         if name in self.parameter_names or (frozen and name in self.frozen_names):
             return self, name
         children = self.children()
-        for end, letter in enumerate(name):  # a child's name may hold dots itself, and begin another child's name
-            child_name = name[:end]
-            if letter == "." and child_name in children and (frozen or child_name not in self.frozen_children):
-                owner = children[child_name]._owner(name[end + 1 :], frozen)
+        dot = name.find(".")
+        while dot >= 0:  # a child's name may hold dots itself, and begin another child's name
+            child_name = name[:dot]
+            if child_name in children and (frozen or child_name not in self.frozen_children):
+                owner = children[child_name]._owner(name[dot + 1 :], frozen)
                 if owner is not None:
                     return owner
+            dot = name.find(".", dot + 1)
         return None
 
     @property
