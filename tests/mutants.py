@@ -33,6 +33,8 @@ MULTILORA = "tests/adapters/test_multilora.py"
 DORA = "tests/adapters/test_dora.py"
 VERA = "tests/adapters/test_vera.py"
 LOSSES = "tests/test_losses.py"
+KERNELS = "tests/test_kernels.py"
+PACKING = "tests/layers/test_packing.py"
 STEPS = (f"{DYLORA}::test_each_component_is_stepped_only_by_its_own_gradients",)
 
 
@@ -51,22 +53,22 @@ MUTANTS = [
     Mutant(
         "trap 1: dA formed from the transposed product",
         "layers/lora.py",
-        "dA[:, first:r] = sum_outer(x, dh[..., first:])",
-        "dA[:, first:r] = sum_outer(dh[..., first:], x).reshape(-1, r - first)",
+        "dA = sum_outer(dh[..., first:], x).T",
+        "dA = sum_outer(dh[..., first:], x).reshape(-1, r - first)",
         (LORA, STANDARD),
     ),
     Mutant(
         "trap 1: dB formed from the transposed product",
         "layers/lora.py",
-        "dB[first:r] = sum_outer(h[..., first:], dy)",
-        "dB[first:r] = sum_outer(dy, h[..., first:]).reshape(r - first, -1)",
+        "dB = sum_outer(h[..., first:], dy)",
+        "dB = sum_outer(dy, h[..., first:]).reshape(r - first, -1)",
         (LORA, STANDARD),
     ),
     Mutant(
         "trap 1: dX of the branch with A read row by row",
         "layers/lora.py",
-        "dx = dh @ A.T if inputs",
-        "dx = dh @ A.reshape(r, -1) if inputs",
+        "dx = product(dh, A.T) if inputs",
+        "dx = product(dh, A.reshape(r, -1)) if inputs",
         (LORA, STANDARD),
     ),
     Mutant(
@@ -144,7 +146,7 @@ MUTANTS = [
     Mutant(
         "trap 3: training without backward",
         "descent.py",
-        "layer.backward(dy)",
+        "layer.backward(dy, need_input_grad=False)",
         "pass",
         (f"{DYLORA}::test_trap_3_training_lowers_the_loss_that_it_is_given_at_every_rank",),
     ),
@@ -230,8 +232,8 @@ MUTANTS = [
     Mutant(
         "trap 5: a switch inside a model goes unnoticed",
         "layers/base.py",
-        "return tuple(branch for child in self.children().values() for branch in child.routing(tasks))",
-        "return ()",
+        "branches += child.routing(tasks)",
+        "branches += ()",
         (MULTILORA, SEQUENTIAL),
     ),
     Mutant(
@@ -422,8 +424,8 @@ MUTANTS = [
         (LOSSES,),
     ),
     # ---------------------------------------------------------------- scaling and ranks
-    Mutant("forward without the scaling", "layers/lora.py", "h = s * (x @ A)", "h = x @ A", (LORA,)),
-    Mutant("backward without the scaling", "layers/lora.py", "dh = s * (dy @ B.T)", "dh = dy @ B.T", (LORA,)),
+    Mutant("forward without the scaling", "layers/lora.py", " h *= s", " h *= 1", (LORA,)),
+    Mutant("backward without the scaling", "layers/lora.py", "dh *= s", "dh *= 1", (LORA,)),
     Mutant(
         "the paper's scaling by the full rank",
         "layers/lora.py",
@@ -442,8 +444,8 @@ MUTANTS = [
     Mutant(
         "gradients beyond the rank are not zero",
         "layers/lora.py",
-        "dA, dB = np.zeros_like(self.matrix_a), np.zeros_like(self.matrix_b)",
-        "dA, dB = 1e-9 * np.ones_like(self.matrix_a), 1e-9 * np.ones_like(self.matrix_b)",
+        "all_dA, all_dB = np.zeros_like(self.matrix_a), np.zeros_like(self.matrix_b)",
+        "all_dA, all_dB = 1e-9 * np.ones_like(self.matrix_a), 1e-9 * np.ones_like(self.matrix_b)",
         (f"{DYLORA}::test_gradients_beyond_the_rank_are_exactly_zero",),
     ),
     Mutant(
@@ -463,8 +465,8 @@ MUTANTS = [
     Mutant(
         "frozen mode leaves a part of the input gradient out",
         "layers/lora.py",
-        "dx = dh @ A.T if inputs",
-        "dx = dh[..., first:] @ A[:, first:].T if inputs",
+        "dx = product(dh, A.T) if inputs",
+        "dx = product(dh[..., first:], A[:, first:].T) if inputs",
         (DYLORA,),
     ),
     Mutant(
@@ -534,8 +536,8 @@ MUTANTS = [
     Mutant(
         "a frozen layer of a model trains",
         "layers/sequential.py",
-        "trains = parameters and name not in self.frozen_children",
-        "trains = parameters",
+        "parameters and name not in self.frozen_children and layer.supports_training",
+        "parameters and layer.supports_training",
         (SEQUENTIAL,),
     ),
     Mutant(
@@ -562,9 +564,101 @@ MUTANTS = [
     Mutant(
         "rows are summed over the first axis alone",
         "kernels.py",
-        "return dy.reshape(-1, dy.shape[-1]).sum(axis=0)",
-        "return dy.sum(axis=0)",
+        "return np.add.reduce(_rows(dy))",
+        "return np.add.reduce(dy)",
         (CONTRACT,),
+    ),
+    # ---------------------------------------------------------------- products and packs
+    Mutant(
+        "the last rows that fill no tile are left out",
+        "kernels.py",
+        "    if whole < len(x):\n        last = _last_rows(whole, len(x))\n        np.matmul(x[last], W, out=y[last])\n",
+        "",
+        (KERNELS,),
+    ),
+    Mutant(
+        "the last columns that fill no panel are left out",
+        "kernels.py",
+        "if self.columns < n:",
+        "if False:",
+        (KERNELS,),
+    ),
+    Mutant(
+        "the partial products of a tall matrix are not added",
+        "kernels.py",
+        "            y += part\n",
+        "            y[...] = part\n",
+        (KERNELS,),
+    ),
+    Mutant(
+        "panels of the wrong side",
+        "kernels.py",
+        "return PackedMatrix(self.matrix.T, self.transposed, self.panels)",
+        "return PackedMatrix(self.matrix.T, self.panels, self.transposed)",
+        (KERNELS,),
+    ),
+    Mutant(
+        "the columns that fill no tile are left out",
+        "kernels.py",
+        "if whole < n:",
+        "if False:",
+        (KERNELS,),
+    ),
+    Mutant(
+        "tiles for any type",
+        "kernels.py",
+        'return type(x) is np.ndarray is type(W) and x.dtype == W.dtype and x.dtype.char in "fd"',
+        "return True",
+        (KERNELS,),
+    ),
+    Mutant(
+        "a packed weight can be written to",
+        "layers/dense.py",
+        "            self.weight.flags.writeable = False\n",
+        "",
+        (PACKING,),
+    ),
+    Mutant(
+        "a pack outlives the array that it was made of",
+        "layers/dense.py",
+        "if pack is not None and pack.weight is self.weight and not self.weight.flags.writeable:",
+        "if pack is not None:",
+        (PACKING,),
+    ),
+    Mutant(
+        "unpacking frees the array that another layer has packed",
+        "layers/dense.py",
+        'self.weight = self.weight.copy(order="K")',
+        "self.weight.flags.writeable = True",
+        (PACKING,),
+    ),
+    Mutant(
+        "a weight that trains is packed",
+        "layers/base.py",
+        "found += child.walk().values() if name in self.frozen_children else child._at_rest()",
+        "found += child.walk().values()",
+        (PACKING,),
+    ),
+    Mutant(
+        "a copy takes the pack along",
+        "layers/dense.py",
+        'return super().__getstate__() | {"_pack": None}',
+        "return super().__getstate__()",
+        (PACKING,),
+    ),
+    Mutant(
+        "unfreezing keeps the pack",
+        "layers/sequential.py",
+        "            self._layers[name].unpack()\n",
+        "            pass\n",
+        (PACKING,),
+    ),
+    Mutant(
+        "the input gradient is computed for nobody",
+        "layers/base.py",
+        "inputs=need_input_grad)",
+        "inputs=True)",
+        (f"{CONTRACT}::test_an_input_gradient_that_nobody_needs_is_not_given",),
     ),
     # ---------------------------------------------------------------- memory
     Mutant(
@@ -592,10 +686,8 @@ MUTANTS = [
     Mutant(
         "an update that is half done when it is refused",
         "layers/base.py",
-        "for array, update in self._matched(updates, self.named_parameters()):\n            array += update",
-        "for name in updates:\n"
-        "            [(array, update)] = self._matched({name: updates[name]}, self.named_parameters())\n"
-        "            array += update",
+        "matched = [(getattr(owner, name), update) for owner, name, update in self._matched(updates, frozen=False)]",
+        "matched = []\n        for key in updates:\n            [(owner, name, update)] = self._matched({key: updates[key]}, frozen=False)\n            array = getattr(owner, name)\n            array += update\n            matched.append((array, 0))",
         (f"{CONTRACT}::test_updates_are_all_or_nothing",),
     ),
     Mutant(
@@ -622,8 +714,8 @@ MUTANTS = [
     Mutant(
         "the output is the cache's own array",
         "activations.py",
-        "return y.copy() if",
-        "return y if",
+        "np.may_share_memory(y, z) else y.copy()",
+        "np.may_share_memory(y, z) else y",
         (DENSE,),
     ),
     Mutant(
@@ -706,8 +798,8 @@ MUTANTS = [
     Mutant(
         "Adam moves components without a gradient",
         "optimizers.py",
-        "here = ... if part is None else part\n        if name",
-        "here = ...\n        if name",
+        "return (np.empty_like(parameter), ...) if part is None else (np.zeros_like(parameter), part)",
+        "return np.zeros_like(parameter), ...",
         STEPS,
     ),
     Mutant(
@@ -720,8 +812,8 @@ MUTANTS = [
     Mutant(
         "weight decay moves components without a gradient",
         "optimizers.py",
-        "update = np.zeros_like(parameter)\n        update[here]",
-        "update = -self.learning_rate * self.weight_decay * parameter\n        update[here]",
+        "dp *= -self.learning_rate\n        return update\n\n\ndef _room",
+        "dp *= -self.learning_rate\n        return update - 1e-3 * self.weight_decay * parameter * self.learning_rate\n\n\ndef _room",
         STEPS,
     ),
     Mutant(

@@ -101,6 +101,17 @@ def test_a_sum_of_outer_products_is_the_sum(lowered, pair, n, seed):
 
 
 @pytest.mark.parametrize("dtype", REAL)
+def test_what_fills_no_tile_or_panel_counts_too(lowered, dtype):
+    x, W, dy = (whole_numbers(0, *shape).astype(dtype) for shape in [(7, 33), (33, 5), (7, 9)])
+    packed = kernels.packed(W, forward=True, backward=True)
+    assert len(packed.panels.blocks) == 9
+    np.testing.assert_array_equal(kernels.product(x, packed), x @ W)
+    np.testing.assert_array_equal(kernels.product(x[:, :5].copy(), packed.T), x[:, :5] @ W.T)
+    np.testing.assert_array_equal(kernels.product(x[:, :3].copy(), W[:3]), x[:, :3] @ W[:3])
+    np.testing.assert_array_equal(kernels.sum_outer(x[:, :3].copy(), dy), x[:, :3].T @ dy)
+
+
+@pytest.mark.parametrize("dtype", REAL)
 def test_tiles_and_panels_are_used_where_they_should_be(tiled, dtype):
     x, W = whole_numbers(0, 9, 5).astype(dtype), whole_numbers(1, 5, 6).astype(dtype)
     kernels.product(x, W)

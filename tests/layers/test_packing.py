@@ -233,6 +233,7 @@ def test_layers_that_share_an_array_do_not_disturb_each_other():
     linear.weight[...] = W
     linear.pack()
     np.testing.assert_allclose(base.predict(x), expected, rtol=1e-12)
+    np.testing.assert_allclose(np.tanh(x @ base.weight + base.bias), expected, rtol=1e-12)
     np.testing.assert_allclose(linear.predict(x), x @ W + base.bias, rtol=1e-12)
 
 
