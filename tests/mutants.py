@@ -687,7 +687,12 @@ MUTANTS = [
         "an update that is half done when it is refused",
         "layers/base.py",
         "matched = [(getattr(owner, name), update) for owner, name, update in self._matched(updates, frozen=False)]",
-        "matched = []\n        for key in updates:\n            [(owner, name, update)] = self._matched({key: updates[key]}, frozen=False)\n            array = getattr(owner, name)\n            array += update\n            matched.append((array, 0))",
+        "matched = []\n"
+        "        for key in updates:\n"
+        "            [(owner, name, update)] = self._matched({key: updates[key]}, frozen=False)\n"
+        "            array = getattr(owner, name)\n"
+        "            array += update\n"
+        "            matched.append((array, 0))",
         (f"{CONTRACT}::test_updates_are_all_or_nothing",),
     ),
     Mutant(
@@ -813,7 +818,8 @@ MUTANTS = [
         "weight decay moves components without a gradient",
         "optimizers.py",
         "dp *= -self.learning_rate\n        return update\n\n\ndef _room",
-        "dp *= -self.learning_rate\n        return update - 1e-3 * self.weight_decay * parameter * self.learning_rate\n\n\ndef _room",
+        "dp *= -self.learning_rate\n"
+        "        return update - 1e-3 * self.weight_decay * parameter * self.learning_rate\n\n\ndef _room",
         STEPS,
     ),
     Mutant(
