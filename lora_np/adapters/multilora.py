@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Self, final
 
-import numpy as np
-
-from .._typing import RNG, Routing, Rows, Tasks
+from .._typing import RNG, Routing, Tasks
 from .._validation import generator, not_none, rank_within
 from ..errors import ArgumentError, ArgumentNullError, InvalidOperationError, NotSupportedError
 from ..layers.base import Layer
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
-from .base import AdditiveAdapter, Selection
+from .base import AdditiveAdapter, Branch, Selection
+from .mixed import MixedBranch
 
 
 @final
@@ -85,22 +84,21 @@ class MultiLoRAAdapter(AdditiveAdapter):
         """The current task's branch."""
         return self._selection(self._current_task)
 
-    def select_routed(self, tasks: Tasks, *, training: bool) -> list[tuple[Rows, Selection]]:
-        """Each task's branch, with the rows of that task in their order."""
-        present = dict.fromkeys(task for task in tasks if task is not None)
-        number = {task: i for i, task in enumerate([None, *present])}
-        numbers = np.array([number[task] for task in tasks], dtype=int)
-        order = np.argsort(numbers, kind="stable")
-        starts = np.searchsorted(numbers[order], np.arange(1, len(present) + 1))
-        groups = np.split(order, starts)[1:]  # the first group is the base alone
-        return [(rows, self._selection(task)) for task, rows in zip(present, groups, strict=True)]
+    def select_routed(self, tasks: Tasks, *, training: bool) -> tuple[str, Branch, int | None, int]:
+        """The branch of the one task that all rows have, or the branches of all tasks present."""
+        present = set(tasks)
+        only = present.pop() if len(present) == 1 else None
+        if only is not None:
+            return self._selection(only)
+        return "tasks", MixedBranch(tasks, self._tasks, self.lora_layer), None, 0
 
     def _selection(self, task: str) -> Selection:
         return Selection(f"tasks.{task}", self._tasks[task])
 
     def routing(self, tasks: Tasks | None = None) -> Routing:
         """The branches of the tasks present, or of the current one; the name of a task that does not exist."""
-        names = (self._current_task,) if tasks is None else dict.fromkeys(task for task in tasks if task is not None)
+        names = dict.fromkeys((self._current_task,) if tasks is None else tasks)
+        names.pop(None, None)
         return self.base_layer.routing(tasks) + tuple(self._tasks.get(name, name) for name in names)
 
     @property
