@@ -1,7 +1,7 @@
 """Many tasks on one layer: python -m benchmarks.multilora_scale
 
 Mixed batches against the plain product of the base (forward) and two of them (training), the time to add a task, the memory
-of one beyond its factors, and the time to load a thousand PEFT folders. Each case is first compared with a loop over the rows.
+of one beyond its factors, and the time to load a thousand PEFT folders. Each case is first compared with a loop over rows.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def check(adapter: MultiLoRAAdapter, x: np.ndarray, dy: np.ndarray, tasks: list[
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """The median time of each, in seconds; they take turns until the time is over."""
+    """The median CPU time of each in seconds, which other programs disturb least; they take turns until the time is over."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     gc.collect()
     gc.disable()
@@ -74,9 +74,9 @@ def interleaved(candidates: dict[str, Callable[[], object]], seconds: float) -> 
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(times[next(iter(times))]) < 5:
             for name, call in candidates.items():
-                start = time.perf_counter()
+                start = time.thread_time()
                 call()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.thread_time() - start)
     finally:
         gc.enable()
     return {name: statistics.median(values) for name, values in times.items()}

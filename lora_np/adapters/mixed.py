@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, final
+from typing import final
 
 import numpy as np
 
 from .._typing import Array, Cache, Gradients, Parts, Tasks
 from ..layers.lora import LoRALayer
-
-
-class Segment(NamedTuple):
-    """The rows of one task, which stand together once the batch is sorted, and that task's factors."""
-
-    task: str | None
-    start: int
-    stop: int
-    A: Array
-    B: Array
 
 
 @final
@@ -46,23 +36,17 @@ class MixedBranch:
     """
 
     def __init__(self, tasks: Tasks, branches: Mapping[str, LoRALayer], like: LoRALayer) -> None:
-        present = dict.fromkeys(tasks) or {None: None}
-        number = {task: i for i, task in enumerate(present)}
-        numbers = np.array([number[task] for task in tasks], dtype=np.intp)
-        counts = np.bincount(numbers, minlength=len(present))
-        stops = counts.cumsum().tolist()
+        number: dict[str | None, int] = {}
+        numbers = np.array([number.setdefault(task, len(number)) for task in tasks], dtype=np.intp)
+        counts = np.bincount(numbers)
+        self._output_size = like.output_size
+        self._tasks = list(number)
+        self._stops = counts.cumsum()
+        layers = [None if task is None else branches[task] for task in number]
         nothing = like.matrix_a[:, :0], like.matrix_b[:0]
-
-        self._segments: list[Segment] = []
-        scalings = []
-        start = 0
-        for task, stop in zip(present, stops, strict=True):
-            branch = None if task is None else branches[task]
-            A, B = nothing if branch is None else (branch.matrix_a, branch.matrix_b)
-            scalings.append(0.0 if branch is None else branch.scaling)
-            self._segments.append(Segment(task, start, stop, A, B))
-            start = stop
-        self._scaling = np.array(scalings, like.dtype).repeat(counts)  # a column of float64 would make a float32 pass float64
+        self._factors = [nothing if layer is None else (layer.matrix_a, layer.matrix_b) for layer in layers]
+        scalings = [0.0 if layer is None else layer.scaling for layer in layers]
+        self._scaling = np.array(scalings, like.dtype).repeat(counts)  # in the layers' dtype: float64 would spread
         self._order: Array | None = None
         if (numbers[1:] < numbers[:-1]).any():
             self._order = numbers.argsort(kind="stable")
@@ -73,34 +57,45 @@ class MixedBranch:
         self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
     ) -> tuple[Array, Cache]:
         """``h = x A``, ``y = s h B`` with the factors of each row's task, at their full rank."""
-        k = math.prod(x.shape[1:-1])  # rows of the product for each entry of the first axis
-        x_rows = self._sorted(x)
-        hs, ys = [], []
-        for _, start, stop, A, B in self._segments:
-            h = x_rows[start * k : stop * k].dot(A)  # (rows, in) @ (in, r) -> (rows, r)
-            ys.append(h.dot(B))  # (rows, r) @ (r, out) -> (rows, out)
+        inner = math.prod(x.shape[1:-1])
+        scaling, stops = self._scaling.repeat(inner)[:, None], (inner * self._stops).tolist()
+        dtype = np.result_type(x, *{factor.dtype for factors in self._factors for factor in factors})
+        x_rows = self._sorted(x).astype(dtype, copy=False)
+        y_rows = np.empty((len(x_rows), self._output_size), dtype)
+        hs, start = [], 0
+        for (A, B), stop in zip(self._factors, stops, strict=True):
+            h = x_rows[start:stop].dot(A)  # (rows, in) @ (in, r) -> (rows, r)
+            h.dot(B, y_rows[start:stop])  # (rows, r) @ (r, out) -> (rows, out)
             hs.append(h)
-        y = np.concatenate(ys)
-        y *= self._scaling.repeat(k)[:, None]
-        return self._unsorted(y, x.shape), (x_rows, hs, k)
+            start = stop
+        y_rows *= scaling
+        return self._unsorted(y_rows, x.shape), (x_rows, hs, stops, scaling)
 
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
         """``dB = hᵀ (s dy)``, ``dh = (s dy) Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ`` for the rows of each task present."""
-        x_rows, hs, k = cache
-        dy_rows = self._sorted(dy) * self._scaling.repeat(k)[:, None]
-        gradients, dxs = {}, []
-        for (task, start, stop, A, B), h in zip(self._segments, hs, strict=True):
-            g = dy_rows[start * k : stop * k]
+        x_rows, hs, stops, scaling = cache
+        dy_rows = (self._sorted(dy) * scaling).astype(np.result_type(dy, x_rows), copy=False)
+        # One block of memory for all tasks, each with r rows: as many small arrays take several times as long to allocate.
+        ranks = sum(h.shape[1] for h in hs) if parameters else 0
+        dAs, dBs = (np.empty((ranks, size), dy_rows.dtype) for size in (x_rows.shape[1], dy_rows.shape[1]))
+        dx_rows = np.empty_like(x_rows, dy_rows.dtype) if inputs else None
+        gradients = {}
+        start = first = 0
+        for task, (A, B), stop, h in zip(self._tasks, self._factors, stops, hs, strict=True):
+            g = dy_rows[start:stop]
             dh = g.dot(B.T)  # (rows, out) @ (out, r) -> (rows, r)
             if parameters and task is not None:
-                dA_transposed = dh.T.dot(x_rows[start * k : stop * k])  # (r, rows) @ (rows, in) -> (r, in)
-                gradients[f"{task}.matrix_a"] = dA_transposed.T
-                gradients[f"{task}.matrix_b"] = h.T.dot(g)  # (r, rows) @ (rows, out) -> (r, out)
-            if inputs:
-                dxs.append(dh.dot(A.T))  # (rows, r) @ (r, in) -> (rows, in)
-        dx = self._unsorted(np.concatenate(dxs), (*dy.shape[:-1], x_rows.shape[-1])) if inputs else None
+                last = first + h.shape[1]
+                dA = dh.T.dot(x_rows[start:stop], dAs[first:last]).T  # ((r, rows) @ (rows, in)).T -> (in, r)
+                dB = h.T.dot(g, dBs[first:last])  # (r, rows) @ (rows, out) -> (r, out)
+                gradients[f"{task}.matrix_a"], gradients[f"{task}.matrix_b"] = dA, dB
+                first = last
+            if dx_rows is not None:
+                dh.dot(A.T, dx_rows[start:stop])  # (rows, r) @ (r, in) -> (rows, in)
+            start = stop
+        dx = None if dx_rows is None else self._unsorted(dx_rows, (*dy.shape[:-1], x_rows.shape[1]))
         return dx, gradients
 
     def active_parts(self, cache: Cache) -> Parts:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Self, final
 
@@ -98,8 +99,8 @@ class MultiLoRAAdapter(AdditiveAdapter):
     def routing(self, tasks: Tasks | None = None) -> Routing:
         """The branches of the tasks present, or of the current one; the name of a task that does not exist."""
         names = dict.fromkeys((self._current_task,) if tasks is None else tasks)
-        names.pop(None, None)
-        return self.base_layer.routing(tasks) + tuple(self._tasks.get(name, name) for name in names)
+        own = tuple(self._tasks.get(name, name) for name in names if name is not None)
+        return self.base_layer.routing(tasks) + own
 
     @property
     def lora_layer(self) -> LoRALayer:
@@ -202,7 +203,7 @@ class MultiLoRAAdapter(AdditiveAdapter):
         if task_name is None:
             raise ArgumentNullError("task_name must not be None")
         if not isinstance(task_name, str) or task_name not in self._tasks:
-            raise ArgumentError(f"task_name must be one of {', '.join(map(repr, self._tasks))}; got {task_name!r}")
+            raise ArgumentError(f"task_name must be one of {', '.join(self._shown_tasks(repr))}; got {task_name!r}")
         return self._tasks[task_name]
 
     def get_task_rank(self, task_name: str) -> int:
@@ -223,18 +224,26 @@ class MultiLoRAAdapter(AdditiveAdapter):
         return base.with_matrix(base.matrix + branch.merge_weights())
 
     def children(self) -> Mapping[str, Layer]:
-        """The base layer and every task's branch."""
-        return {"base": self.base_layer} | {f"tasks.{name}": branch for name, branch in self._tasks.items()}
+        """The base layer and every task's branch: a live view that cannot be written to."""
+        return _Children(self.base_layer, self._tasks)
+
+    def compute_auxiliary_loss(self) -> Any:
+        """The penalty of the base, where it trains; branches have none."""
+        return 0 if self.is_base_layer_frozen else self.base_layer.compute_auxiliary_loss()
 
     def details(self) -> dict[str, str]:
         """The current branch's details and the tasks."""
-        names = list(self._tasks)
-        shown = names if len(names) <= 8 else [*names[:7], f"... {len(names)} in all"]
         return super().details() | {
             "multilora.number_of_tasks": str(len(self._tasks)),
             "multilora.current_task": self._current_task,
-            "multilora.tasks": ", ".join(shown),
+            "multilora.tasks": ", ".join(self._shown_tasks()),
         }
+
+    def _shown_tasks(self, form: Callable[[str], str] = str) -> list[str]:
+        """The names of the tasks for people to read: of many, the first seven and how many there are."""
+        count = len(self._tasks)
+        names = [form(name) for name in itertools.islice(self._tasks, count if count <= 8 else 7)]
+        return names if count <= 8 else [*names, f"... {count} in all"]
 
     def with_branches(self, change: Callable[[LoRALayer], LoRALayer]) -> Self:
         """A copy in which each task's branch is what `change` makes of it; the base layer is shared."""
@@ -261,3 +270,26 @@ class MultiLoRAAdapter(AdditiveAdapter):
                 adapter.add_task(name, 1)
             adapter.replace_task(name, branch)
         return adapter
+
+
+class _Children(Mapping[str, Layer]):
+    """The base and the branches by name, looked up in the tasks themselves: making it costs the same for any number."""
+
+    def __init__(self, base: Layer, tasks: Mapping[str, Layer]) -> None:
+        self._base, self._tasks = base, tasks
+
+    def __getitem__(self, name: str) -> Layer:
+        if name == "base":
+            return self._base
+        kind, _, task = name.partition(".")
+        if kind != "tasks":
+            raise KeyError(name)
+        return self._tasks[task]
+
+    def __iter__(self) -> Iterator[str]:
+        yield "base"
+        for task in self._tasks:
+            yield f"tasks.{task}"
+
+    def __len__(self) -> int:
+        return 1 + len(self._tasks)
