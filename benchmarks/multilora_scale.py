@@ -64,7 +64,7 @@ def check(adapter: MultiLoRAAdapter, x: np.ndarray, dy: np.ndarray, tasks: list[
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """The median CPU time of each in seconds, which other programs disturb least; they take turns until the time is over."""
+    """The median CPU time of each in seconds, which other programs disturb least; they take turns."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     gc.collect()
     gc.disable()
