@@ -10,10 +10,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple, Protocol, Self
 
-from .._typing import Array, Cache, Gradients, Parts, Tasks
+from .._typing import Array, Cache, Gradients, Parts, Routing, Tasks
 from .._validation import not_none
 from ..activations import identity
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
+from ..kernels import add
 from ..layers.base import Layer, prefixed
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer, LowRankLayer
@@ -119,6 +120,15 @@ class LoRAAdapterBase(Layer):
         new.is_training = self.is_training
         return new
 
+    @property
+    def supports_training(self) -> bool:
+        """Whether there are trainable parameters: the branch has some."""
+        return self.lora_layer.supports_training or super().supports_training
+
+    def routing(self, tasks: Tasks | None = None) -> Routing:
+        """That of the base layer: the branch has no tasks."""
+        return self.base_layer.routing(tasks)
+
     def children(self) -> Mapping[str, Layer]:
         """The base layer and the branch."""
         return {"base": self.base_layer, "lora": self.lora_layer}
@@ -196,7 +206,7 @@ class AdditiveAdapter(LoRAAdapterBase):
         trains_base = parameters and not self.is_base_layer_frozen
         base_dx, base_gradients = self.base_layer.vjp(dy, base_cache, parameters=trains_base, inputs=inputs)
         branch_dx, own = branch.vjp(dy, branch_cache, parameters=parameters, inputs=inputs)
-        dx = None if base_dx is None else base_dx + branch_dx
+        dx = None if base_dx is None or branch_dx is None else add(branch_dx, base_dx)
         return dx, prefixed("base", base_gradients) | prefixed(name, own)
 
     def active_parts(self, cache: Cache) -> Parts:
@@ -224,4 +234,4 @@ def _with_branch(
     base_y, base_cache = base
     name, branch, rank, trained_from = selected
     branch_y, branch_cache = branch.apply(x, training=training, rank=rank, trained_from=trained_from)
-    return base_y + branch_y, (base_cache, name, branch, branch_cache)
+    return add(branch_y, base_y), (base_cache, name, branch, branch_cache)
