@@ -45,8 +45,9 @@ class MixedBranch:
         layers = [None if task is None else branches[task] for task in number]
         nothing = like.matrix_a[:, :0], like.matrix_b[:0]
         self._factors = [nothing if layer is None else (layer.matrix_a, layer.matrix_b) for layer in layers]
-        scalings = [0.0 if layer is None else layer.scaling for layer in layers]
-        self._scaling = np.array(scalings, like.dtype).repeat(counts)  # in the layers' dtype: float64 would spread
+        scalings = [1.0 if layer is None else layer.scaling for layer in layers]
+        # In the dtype of the layers: float64 scalings would make float64 products of float32 rows.
+        self._scaling = np.array(scalings, like.dtype).repeat(counts)
         self._order: Array | None = None
         if (numbers[1:] < numbers[:-1]).any():
             self._order = numbers.argsort(kind="stable")

@@ -15,7 +15,7 @@ from typing import Any
 
 from .._archive import atomic_file
 from .._typing import Array
-from ..adapter_weights import AdapterWeights, extract
+from ..adapter_weights import AdapterWeights, extract, extract_tasks
 from ..adapters.base import LoRAAdapterBase
 from ..adapters.dora import DoRAAdapter
 from ..adapters.dylora import DyLoRAAdapter
@@ -153,9 +153,7 @@ def save_peft(
     if rank is not None and not isinstance(adapters, Layer):
         raise ArgumentError(f"rank needs a model with DyLoRA adapters, got {type(adapters).__name__}")
     if isinstance(adapters, Layer) and has_multi_lora_adapters(adapters):
-        tasks = _tasks(adapters)
-        sets = {task: extract(adapters, task=task, rank=rank) for task in tasks}
-        for task, weights in sets.items():
+        for task, weights in extract_tasks(adapters, _tasks(adapters), rank=rank).items():
             _write(os.path.join(folder, task), weights, extra)
         return
     _write(os.fspath(folder), extract(adapters, rank=rank) if isinstance(adapters, Layer) else adapters, extra)
