@@ -33,7 +33,7 @@ COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#0
 """Okabe and Ito's, which the colour-blind tell apart; markers and lines say the same once more."""
 MARKERS = "osv^Dp*"
 LINES = ("-", "--", ":", "-.", "-", "--", ":")
-FROZEN, TRAINED, IDLE = "#9aa5b1", COLOURS[0], "#e4e9ee"
+FROZEN, TRAINED, IDLE = "#5f6b76", COLOURS[0], "#e4e9ee"
 WHITE_BELOW = 0.5
 """Of the scale: text on darker colours is white."""
 
