@@ -475,6 +475,7 @@ BAD = {
     "tasks in rows": ({"tasks": [["a"]] * 10}, "tasks"),
     "an unknown task": ({"tasks": ["z"] * 10}, "'z'"),
     "an unknown task at the end": ({"tasks": ["a"] * 9 + ["z"]}, "'z'"),
+    "a list at the end": ({"tasks": ["a"] * 9 + [["a"]]}, "tasks must hold names or None, got .'a'."),
     "a number at the end": ({"tasks": ["a"] * 9 + [3]}, "tasks must hold names or None, got 3"),
 }
 

@@ -291,16 +291,20 @@ class Layer(ABC):
         if isinstance(tasks, str) or not isinstance(tasks, Iterable):
             raise ArgumentError(f"tasks must be a sequence with a name or None for each row, got {tasks!r}")
         names = tuple(tasks)
-        for name in names:
+        try:
+            present = _present(names)
+        except TypeError:  # one of them cannot be the key of a dict, let alone be a name
+            present = names
+        for name in present:
             if not (name is None or isinstance(name, str)):
                 raise ArgumentError(f"tasks must hold names or None, got {name!r}")
         if len(names) != rows:
             raise ArgumentError(f"tasks must have one entry for each of {rows} rows of input, got {len(names)}")
-        branches = self.routing(names)
+        branches = self.routing(present)
         unknown = [name for name in branches if isinstance(name, str)]
         if unknown:
             raise ArgumentError(f"tasks must be known to {self.layer_name}, got {unknown[0]!r}")
-        if not branches and any(name is not None for name in names):
+        if not branches and any(name is not None for name in present):
             raise ArgumentError(f"tasks must be None for every row: no layer of {self.layer_name} has tasks")
         return names
 
@@ -722,7 +726,8 @@ class Layer(ABC):
 
     def _forward(self, x: Array, apply: Callable[..., tuple[Array, Cache]], tasks: Tasks | None) -> Array:
         y, cache = apply(x, training=self.is_training)
-        self._pass = _Pass(cache, y.shape, tasks, self.routing(tasks))
+        present = None if tasks is None else _present(tasks)
+        self._pass = _Pass(cache, y.shape, present, self.routing(present))
         return _owned(y, x)
 
     def _check_routing(self, what: str, tasks: Tasks | None, branches: Routing) -> None:
@@ -756,6 +761,11 @@ class Layer(ABC):
 def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """A child's values by name, under the child's own name."""
     return {f"{prefix}.{name}": value for name, value in values.items()}
+
+
+def _present(tasks: Tasks) -> Tasks:
+    """Each task once, in order: where a mixed batch goes does not depend on the number of its rows."""
+    return tuple(dict.fromkeys(tasks))
 
 
 def _owned(result: Array, argument: Array) -> Array:
