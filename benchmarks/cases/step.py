@@ -1,0 +1,62 @@
+"""A training step of one layer: forward, backward with the gradient of the input, update."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..groups import Group, Row, Settings, contenders, step_candidate, timed
+from ..harness import Candidate
+from ..problem import Problem, normal
+
+BASE = "base products"
+PEAK = "its operations at peak"
+
+SIZES = [(256, 1024, 8), (32, 1024, 8), (8, 1024, 8), (256, 256, 8), (32, 256, 8), (1, 64, 4)]
+PEAK_SIZE = 1024
+
+
+def label(batch: int, width: int, rank: int) -> str:
+    return f"batch {batch}, {width} × {width}, rank {rank}"
+
+
+def base_products(problem: Problem) -> Candidate:
+    """What even a layer without an adapter must do: ``x W`` and ``dy Wᵀ`` as plain `np.matmul`."""
+    y, dx, Wt = np.empty_like(problem.dy), np.empty_like(problem.x), problem.W.T
+    return Candidate(lambda: (np.matmul(problem.x, problem.W, out=y), np.matmul(problem.dy, Wt, out=dx)))
+
+
+def at_peak(flops: int, size: int = PEAK_SIZE) -> Candidate:
+    """The time that so many operations take at the speed of a large product of square matrices, measured in turn."""
+    rng = np.random.default_rng(1)
+    left, right, product = normal(rng, size, size), normal(rng, size, size), np.empty((size, size), np.float32)
+    return Candidate(lambda: np.matmul(left, right, out=product), scale=flops / (2 * size**3))
+
+
+def step_row(settings: Settings, name: str, problem: Problem, *, peak: bool = False, x: float | None = None) -> Row:
+    candidates: dict[str, Candidate | None] = {BASE: base_products(problem)}
+    if peak:
+        candidates[PEAK] = at_peak(problem.step_flops, 64 if settings.quick else PEAK_SIZE)
+    for peer, make in contenders(settings, "LoRA"):
+        candidates[peer] = None if make is None else step_candidate(make, problem)
+    return timed(settings, name, candidates, x)
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    for batch, width, rank in settings.sizes(SIZES, [(4, 16, 2)]):
+        problem = Problem.random(batch, width, width, rank)
+        yield step_row(settings, label(batch, width, rank), problem, peak=True)
+
+
+GROUPS = (
+    Group(
+        "step",
+        "A training step",
+        "One LoRA layer around a frozen dense layer with bias, float32: forward, backward with the gradient of the input, "
+        "and a step of gradient descent on A and B. *Base products* are `x W` and `dy Wᵀ` alone, as plain `np.matmul` into "
+        "arrays that are there already: what every implementation must do, and nothing else. *Its operations at peak* is "
+        "the time that the step's additions and multiplications would take at the speed of a large square product, which "
+        "comes close to what the processor can do at all.",
+        rows,
+        BASE,
+    ),
+)
