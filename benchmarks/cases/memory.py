@@ -57,10 +57,10 @@ GROUPS = (
     Group(
         "memory",
         "Peak memory of training",
-        "Dense layers with ReLU, three steps with Adam: every weight and bias trained, or a LoRA on each layer with all "
-        "else frozen. Each training has a process of its own; the number is the peak of its resident memory (VmHWM of Linux) "
-        "less what was resident after the imports and a step on a tiny model. It counts weights, activations, gradients, the "
-        "optimizer's state and temporary arrays, and not the libraries themselves.",
+        "Dense layers with ReLU, three steps with Adam: every weight and bias trained, or a LoRA on each layer with "
+        "all else frozen. Each training has a process of its own; the number is the peak of its resident memory (VmHWM of "
+        "Linux) less what was resident after the imports and a step on a tiny model. It counts weights, activations, "
+        "gradients, the optimizer's state and temporary arrays, and not the libraries themselves.",
         rows,
         FULL,
         unit="B",

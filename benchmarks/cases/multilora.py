@@ -100,8 +100,8 @@ GROUPS = (
         "mixed",
         "A mixed batch, forward",
         "Each row of the batch has a task of its own: one base, many LoRAs of ranks 4, 8 and 16. The rows' tasks are "
-        "drawn uniformly, or by Zipf's law (a few tasks have most rows). PEFT does it with `adapter_names`; torch by hand and JAX "
-        "gather each row's factors, padded to one rank.",
+        "drawn uniformly, or by Zipf's law (a few tasks have most rows). PEFT does it with `adapter_names`; torch by hand "
+        "and JAX gather each row's factors, padded to one rank.",
         forward_rows,
         BASE_PRODUCT,
     ),
