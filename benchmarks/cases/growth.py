@@ -22,7 +22,8 @@ QUICK = (2, 4)
 def times(settings: Settings, values: tuple[int, ...], problem: Callable[[int, int], Problem]) -> Iterator[Row]:
     """`problem` takes what grows, and the width where that stands still."""
     for value in settings.sizes(values, QUICK):
-        yield step.step_row(settings, f"{value:,}", problem(value, 16 if settings.quick else WIDTH), x=value)
+        size = problem(value, 16 if settings.quick else WIDTH)
+        yield step.row(settings, f"{value:,}", size, {step.BASE: step.base_products(size)}, value)
 
 
 def task_times(settings: Settings) -> Iterator[Row]:
@@ -44,6 +45,7 @@ GROUPS = (
         f"A training step at {WIDTH} × {WIDTH}, rank 8.",
         partial(times, values=BATCHES, problem=lambda batch, width: Problem.random(batch, width, width, 8)),
         step.BASE,
+        reasons=step.REASONS,
         axis="rows in the batch",
     ),
     Group(
@@ -52,6 +54,7 @@ GROUPS = (
         "A training step with a batch of 64, rank 8, inputs as many as outputs.",
         partial(times, values=WIDTHS, problem=lambda width, _: Problem.random(64, width, width, min(8, width))),
         step.BASE,
+        reasons=step.REASONS,
         axis="width",
     ),
     Group(
@@ -60,6 +63,7 @@ GROUPS = (
         f"A training step with a batch of 64 at {WIDTH} × {WIDTH}.",
         partial(times, values=RANKS, problem=lambda rank, width: Problem.random(64, width, width, rank)),
         step.BASE,
+        reasons=step.REASONS,
         axis="rank",
     ),
     Group(

@@ -65,20 +65,22 @@ class LoRA:
 
 
 class MixedLoRA:
-    """A forward pass with `adapter_names`; training, for which PEFT has no mixed batch, one sub-batch for each task."""
+    """A forward pass with `adapter_names`; training, for which PEFT has no mixed batch, one sub-batch for each task.
+
+    It gets only the tasks that are in the batch: the others would cost it nothing but the time to set them up.
+    """
 
     def __init__(self, problem: MixedProblem) -> None:
         self.problem = problem
-        first, *others = problem.names
+        first, *others = problem.present
         ranks = [A.shape[1] for A in problem.A]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of a second adapter on one layer
-            model = get_peft_model(Net(problem.W, problem.b), config(ranks[0]), adapter_name=first)
-            for name, rank in zip(others, ranks[1:], strict=True):
-                model.add_adapter(name, config(rank))
+        model = get_peft_model(Net(problem.W, problem.b), config(ranks[first]), adapter_name=problem.names[first])
         self.layer = model.base_model.model.linear
-        for name, A, B in zip(problem.names, problem.A, problem.B, strict=True):
-            set_factors(self.layer, name, A, B)
+        for task in others:
+            # What add_adapter does to the layer; add_adapter itself takes minutes to set hundreds up.
+            self.layer.update_layer(problem.names[task], ranks[task], SCALE * ranks[task], config(ranks[task]))
+        for task in problem.present:
+            set_factors(self.layer, problem.names[task], problem.A[task], problem.B[task])
         model.eval()
         self.x, self.dy = torch.tensor(problem.x), torch.tensor(problem.dy)
         self.groups = {problem.names[task]: torch.tensor(rows) for task, rows in problem.present.items()}
@@ -105,8 +107,10 @@ class MixedLoRA:
         return y.numpy(), x.grad.numpy()
 
     def factors(self) -> tuple[list[Array], list[Array]]:
-        pairs = [get_factors(self.layer, name) for name in self.problem.names]
-        return [A for A, _ in pairs], [B for _, B in pairs]
+        As, Bs = list(self.problem.A), list(self.problem.B)
+        for task in self.problem.present:
+            As[task], Bs[task] = get_factors(self.layer, self.problem.names[task])
+        return As, Bs
 
 
 class Tasks:
@@ -115,7 +119,7 @@ class Tasks:
     def __init__(self, W: Array, b: Array, tasks: int, rank: int) -> None:
         self.rank = rank
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # it warns of a second adapter on one layer
             self.model = get_peft_model(Net(W, b), config(rank), adapter_name="task0")
             for number in range(1, tasks):
                 self.model.add_adapter(f"task{number}", config(rank))

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ..groups import Group, Row
 from .key_ratios import PEER, KeyRatio
@@ -71,8 +71,8 @@ def draw_curves(group: Group, rows: Sequence[Row], path: Path) -> None:
         axes.set_xlabel(group.axis)
         axes.set_ylabel("time" if group.unit == "s" else "peak memory")
         axes.set_xticks([row.x for row in rows], labels=[row.label for row in rows])
-        axes.xaxis.set_minor_locator(LogLocator(subs=()))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value, group.unit)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value, group.unit, short=True)))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(color="#dddddd", linewidth=0.8)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize="small")
@@ -116,28 +116,23 @@ def draw_key_ratios(ratios: Sequence[KeyRatio], path: Path) -> None:
     with picture(path, 8, 0.9 + 0.36 * len(ratios)) as axes:
         places = range(len(ratios))
         axes.barh(places, [ratio.plain for ratio in ratios], 0.62, color=COLOURS["lora_np"], label="lora_np")
-        packed = [(place, ratio) for place, ratio in zip(places, ratios, strict=True) if ratio.best < ratio.plain]
+        packed = [place for place in places if ratios[place].best < ratios[place].plain]
         if packed:
-            axes.plot(
-                [ratio.best for _, ratio in packed],
-                [place for place, _ in packed],
-                "D",
-                color="white",
-                markeredgecolor="black",
-                markersize=6,
-                linestyle="",
-                label="with packed weights",
-            )
+            best = [ratios[place].best for place in packed]
+            label = "with packed weights"
+            axes.plot(best, packed, "D", color="white", markeredgecolor="black", markersize=6, label=label)
             axes.legend(frameon=False, loc="lower right")
-        for place, ratio in zip(places, ratios, strict=True):
-            axes.annotate(
-                f"{percent(ratio.plain)}", (ratio.plain, place), textcoords="offset points", xytext=(6, 0), va="center"
-            )
+        for place, ratio in enumerate(ratios):
+            text = percent(ratio.plain) + (f" ({percent(ratio.best)})" if place in packed else "")
+            axes.annotate(text, (ratio.plain, place), textcoords="offset points", xytext=(6, 0), va="center")
+        axes.axvline(1, color=COLOURS[PEER], linewidth=2)
+        axes.annotate(PEER, (1, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", color=COLOURS[PEER])
+        axes.set_xlim(0, max(1.05, 1.2 * max(ratio.plain for ratio in ratios)))
         axes.set_yticks(places, labels=[ratio.label for ratio in ratios])
         axes.invert_yaxis()
-        ratio_axis(axes)
-        axes.set_xlabel(f"of what {PEER} takes (less is better; logarithmic)")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(f"of what {PEER} takes (less is better)")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
 
 def percent(ratio: float) -> str:
@@ -151,7 +146,7 @@ def ratio_axis(axes: Axes) -> None:
     axes.set_xlim(min(low, 0.5) * 0.8, max(high, 1.3) * 1.25)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.axvline(1, color="black", linewidth=1)
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes.tick_params(axis="y", length=0)

@@ -17,11 +17,11 @@ def columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.values))
 
 
-def quantity(value: float, unit: str) -> str:
-    """Three digits and a unit that fits."""
+def quantity(value: float, unit: str, *, short: bool = False) -> str:
+    """Three digits, or as few as it takes, and a unit that fits."""
     steps = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "µs")), "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))}[unit]
     factor, name = next((step for step in steps if value >= step[0]), steps[-1])
-    return f"{digits(value / factor)} {name}"
+    return f"{value / factor:.3g} {name}" if short else f"{digits(value / factor)} {name}"
 
 
 def digits(value: float) -> str:
