@@ -22,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(": ")[2])
     parser.add_argument("--peers", action="store_true", help="measure PEFT, torch and JAX too, where they are installed")
     parser.add_argument("--only", metavar="NAMES", help=f"some of: {', '.join(group.name for group in GROUPS)}")
+    parser.add_argument("--rounds", type=int, default=11, help="how often the candidates take turns (default: 11)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds: whether it runs, not how fast")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results")
     parser.add_argument("--svg", type=Path, metavar="DIR", help="draw a chart of each group")
@@ -39,6 +40,8 @@ def main() -> None:
     unknown = set(names) - {group.name for group in GROUPS}
     if unknown:
         parser.error(f"--only must name groups among {', '.join(group.name for group in GROUPS)}; got {', '.join(unknown)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
     if (arguments.svg or arguments.docs) and importlib.util.find_spec("matplotlib") is None:
         parser.error('charts need matplotlib: pip install "lora_np[plot]"')
     chosen = [group for group in GROUPS if group.name in names]
@@ -48,14 +51,15 @@ def main() -> None:
         for group in chosen:
             print(tables.text(group, results.groups.get(group.name, [])), end="\n\n")
     else:
-        settings = Settings(ALL if arguments.peers else NUMPY_ONLY, arguments.quick)
+        rounds = 2 if arguments.quick else arguments.rounds
+        settings = Settings(ALL if arguments.peers else NUMPY_ONLY, rounds, arguments.quick)
         results = Results(machine.describe(), {})
         for group in chosen:
             results.groups[group.name] = list(group.rows(settings))
             print(tables.text(group, results.groups[group.name]), end="\n\n", flush=True)
+            if arguments.json:
+                results.save(arguments.json)  # of a long run that is cut short, what there is
 
-    if arguments.json:
-        results.save(arguments.json)
     if arguments.svg:
         from .report import charts
 

@@ -14,21 +14,24 @@ class Settings:
     """How thoroughly to measure, and against whom."""
 
     peers: tuple[str, ...] = NUMPY_ONLY
+    rounds: int = 11
     quick: bool = False
-
-    @property
-    def rounds(self) -> int:
-        return 2 if self.quick else 11
+    """Tiny sizes, and hardly any time for each."""
 
     @property
     def seconds(self) -> float:
         """For each candidate of a case."""
-        return 0.004 if self.quick else 0.9
+        return self.rounds * (0.002 if self.quick else 0.08)
 
     @property
-    def processes(self) -> int:
-        """How often a measurement that takes a process of its own is repeated."""
-        return 1 if self.quick else 7
+    def starts(self) -> int:
+        """How often a program is started whose start is measured."""
+        return -(-self.rounds // 2)
+
+    @property
+    def trainings(self) -> int:
+        """How often a training is repeated whose memory is measured, which hardly varies."""
+        return -(-self.rounds // 4)
 
     def sizes(self, full: Iterable[Any], quick: Iterable[Any]) -> Iterable[Any]:
         return quick if self.quick else full

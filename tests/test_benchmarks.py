@@ -18,7 +18,7 @@ from benchmarks.report import tables
 from benchmarks.results import Results
 
 ROOT = Path(__file__).parents[1]
-QUICK = Settings(quick=True)
+QUICK = Settings(rounds=2, quick=True)
 
 
 def run(*arguments):
@@ -275,7 +275,7 @@ def test_the_page_is_the_same_for_the_same_results_and_tells_the_bad_news(tmp_pa
 
 def test_a_peer_that_is_not_installed_is_shown_as_such(monkeypatch):
     monkeypatch.setattr(peers, "is_installed", lambda *libraries: False)
-    shown = next(step.GROUPS[0].rows(Settings((JAX,), quick=True)))
+    shown = next(step.GROUPS[0].rows(Settings((JAX,), rounds=2, quick=True)))
     assert shown.values[JAX] is None
     assert tables.MISSING in tables.text(step.GROUPS[0], [shown])
 

@@ -67,7 +67,7 @@ def starts(settings: Settings) -> dict[str, tuple[list[float], list[float]] | No
     found: dict[str, tuple[list[float], list[float]] | None] = {
         name: ([], []) if installed else None for name, installed in contenders(settings).items()
     }
-    for turn in range(settings.processes + 1):
+    for turn in range(settings.starts + 1):
         for name, lists in found.items():
             if lists is not None:
                 begin = time.perf_counter()

@@ -37,7 +37,7 @@ def row(
             values[name] = None
             continue
         arguments = json.dumps([*contender, *size])
-        results = [processes.run("-m", "benchmarks.trainings", arguments) for _ in range(1 if settings.quick else 3)]
+        results = [processes.run("-m", "benchmarks.trainings", arguments) for _ in range(settings.trainings)]
         values[name] = Measure(tuple(result["bytes"] for result in results))
         count = trained.setdefault(contender[1] == "full", results[0]["trained"])
         if results[0]["trained"] != count:

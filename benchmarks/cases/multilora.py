@@ -92,7 +92,7 @@ def adding_rows(settings: Settings) -> Iterator[Row]:
             elif name != PEFT or tasks <= MOST_OF_PEFT:
                 subject = make(W, b, tasks, rank)
                 candidates[name] = Candidate(subject.add_and_remove, lambda subject=subject: {"count": [subject.count()]})
-        yield timed(settings, f"{tasks:,} tasks there, {width} × {width}, rank {rank}", candidates, tasks)
+        yield timed(settings, f"{tasks:,} task{'s' * (tasks > 1)} there, {width} × {width}, rank {rank}", candidates, tasks)
 
 
 GROUPS = (

@@ -19,6 +19,9 @@ python -m benchmarks                 # NumPy alone
 python -m benchmarks --peers --docs  # with PEFT, torch and JAX where they are installed; writes this page
 ```
 
+Two more run by themselves: `python -m benchmarks.merge_checkpoint` (merging into a checkpoint of 1 GB, against copying the file)
+and `python -m benchmarks.import_time` (the import of lora_np beyond that of NumPy).
+
 How it is measured:
 
 - All candidates of a case get the same numbers and must give the same results (to 1e-4 of the largest element of each
