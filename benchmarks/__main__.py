@@ -53,7 +53,7 @@ def main() -> None:
     else:
         rounds = 2 if arguments.quick else arguments.rounds
         settings = Settings(ALL if arguments.peers else NUMPY_ONLY, rounds, arguments.quick)
-        results = Results(machine.describe(), {})
+        results = Results(machine.describe() | {"rounds": str(rounds)}, {})
         for group in chosen:
             results.groups[group.name] = list(group.rows(settings))
             print(tables.text(group, results.groups[group.name]), end="\n\n", flush=True)

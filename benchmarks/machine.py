@@ -40,6 +40,8 @@ def describe() -> dict[str, str]:
         version = _version(package)
         if version:
             machine[package] = version
+    if hasattr(os, "getloadavg"):
+        machine["load when it began"] = f"{os.getloadavg()[0]:.1f} processes, which should be near 0"
     machine["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
     return {name: value for name, value in machine.items() if value}
 

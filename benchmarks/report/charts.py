@@ -96,13 +96,14 @@ def draw_bars(group: Group, rows: Sequence[Row], path: Path) -> None:
             for place, ratio in zip(places, ratios, strict=True):
                 side = {"ha": "left", "xytext": (3, 0)} if ratio >= 1 else {"ha": "right", "xytext": (-3, 0)}
                 axes.annotate(
-                    f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}",
+                    f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}",
                     (ratio, place),
                     textcoords="offset points",
                     va="center",
                     fontsize=7,
                     **side,
                 )
+        axes.margins(y=0.01)
         axes.set_yticks(range(len(rows)), labels=[row.label.replace(", ", "\n", 1) for row in rows])
         axes.invert_yaxis()
         ratio_axis(axes)

@@ -19,8 +19,8 @@ python -m benchmarks                 # NumPy alone
 python -m benchmarks --peers --docs  # with PEFT, torch and JAX where they are installed; writes this page
 ```
 
-Two more run by themselves: `python -m benchmarks.merge_checkpoint` (merging into a checkpoint of 1 GB, against copying the file)
-and `python -m benchmarks.import_time` (the import of lora_np beyond that of NumPy).
+Two more run by themselves: `python -m benchmarks.merge_checkpoint` (merging into a checkpoint of 1 GB, against copying
+the file) and `python -m benchmarks.import_time` (the import of lora_np beyond that of NumPy).
 
 How it is measured:
 
