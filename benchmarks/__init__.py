@@ -1,1 +1,1 @@
-"""Measurements: never part of the tests."""
+"""Measurements, never part of the tests: python -m benchmarks"""

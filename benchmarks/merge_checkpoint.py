@@ -6,7 +6,6 @@ into it (its attention queries and values, or every layer), checks each result, 
 
 import argparse
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -21,6 +20,8 @@ from lora_np.adapter_weights import AdapterWeights
 from lora_np.io.merge import merge_checkpoint, verify_checkpoint
 from lora_np.io.safetensors import TensorInfo, stream_safetensors
 from lora_np.layers import LoRALayer
+
+from .processes import status
 
 LAYERS, WIDTH, HIDDEN, KEYS, VOCABULARY = 8, 2048, 8192, 512, 16_000
 CASES = {"queries and values": ("q_proj", "v_proj"), "every layer": ("proj",)}
@@ -63,7 +64,7 @@ def make_adapter(weights: dict[str, tuple[int, int]], chosen: tuple[str, ...], r
 
 def peak_megabytes() -> float:
     """The largest resident memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return status("VmHWM") / 2**20
 
 
 def merge_once(base: str, output: str, case: str, scale: float) -> None:

@@ -1,0 +1,78 @@
+"""python -m benchmarks: measure, and show the results as tables, JSON, charts and a page of the documentation."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+from . import machine
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def main() -> None:
+    machine.pin()
+    # Only now, for they import NumPy.
+    from .cases import GROUPS
+    from .groups import Settings
+    from .peers import ALL, NUMPY_ONLY
+    from .report import tables
+    from .results import Results
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(": ")[2])
+    parser.add_argument("--peers", action="store_true", help="measure PEFT, torch and JAX too, where they are installed")
+    parser.add_argument("--only", metavar="NAMES", help=f"some of: {', '.join(group.name for group in GROUPS)}")
+    parser.add_argument("--rounds", type=int, default=11, help="how often the candidates take turns (default: 11)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds: whether it runs, not how fast")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results")
+    parser.add_argument("--svg", type=Path, metavar="DIR", help="draw a chart of each group")
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        metavar="DIR",
+        nargs="?",
+        const=DOCS,
+        help="write the page benchmarks.md with its charts and results (default: into docs)",
+    )
+    parser.add_argument("--results", type=Path, metavar="PATH", help="show these results, instead of measuring anew")
+    arguments = parser.parse_args()
+    names = [group.name for group in GROUPS] if arguments.only is None else arguments.only.split(",")
+    unknown = set(names) - {group.name for group in GROUPS}
+    if unknown:
+        parser.error(f"--only must name groups among {', '.join(group.name for group in GROUPS)}; got {', '.join(unknown)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
+    if (arguments.svg or arguments.docs) and importlib.util.find_spec("matplotlib") is None:
+        parser.error('charts need matplotlib: pip install "lora_np[plot]"')
+    chosen = [group for group in GROUPS if group.name in names]
+
+    if arguments.results:
+        results = Results.load(arguments.results)
+        for group in chosen:
+            print(tables.text(group, results.groups.get(group.name, [])), end="\n\n")
+    else:
+        rounds = 2 if arguments.quick else arguments.rounds
+        settings = Settings(ALL if arguments.peers else NUMPY_ONLY, rounds, arguments.quick)
+        results = Results(machine.describe() | {"rounds": str(rounds)}, {})
+        for group in chosen:
+            results.groups[group.name] = list(group.rows(settings))
+            print(tables.text(group, results.groups[group.name]), end="\n\n", flush=True)
+            if arguments.json:
+                results.save(arguments.json)  # of a long run that is cut short, what there is
+
+    if arguments.svg:
+        from .report import charts
+
+        arguments.svg.mkdir(parents=True, exist_ok=True)
+        for group in chosen:
+            if results.groups.get(group.name):
+                charts.draw(group, results.groups[group.name], arguments.svg / f"{group.name}.svg")
+    if arguments.docs:
+        from .report.page import write_page
+
+        write_page(results, GROUPS, arguments.docs)
+        results.save(arguments.docs / "benchmarks" / "results.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""All groups, in the order of the page. A new one is one function that gives rows, and one line here."""
+
+from ..groups import Group
+from . import cold_start, dylora, forward, growth, memory, multilora, step
+
+GROUPS: tuple[Group, ...] = (
+    *step.GROUPS,
+    *forward.GROUPS,
+    *dylora.GROUPS,
+    *multilora.GROUPS,
+    *memory.GROUPS,
+    *cold_start.GROUPS,
+    *growth.GROUPS,
+)

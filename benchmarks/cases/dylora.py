@@ -1,0 +1,101 @@
+"""What DyLoRA costs, against LoRA."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from lora_np import DyLoRAAdapter, Layer, StandardLoRAAdapter
+
+from ..groups import Group, Row, Settings, timed
+from ..harness import Candidate
+from ..ours import frozen_base
+from ..problem import SCALE, Problem
+
+LORA, DYLORA = "LoRA at that rank", "DyLoRA at that rank"
+ONE, MANY = "one DyLoRA", "a LoRA for each rank"
+STEPS = 8
+"""In a training whose time is measured: each is the same work, so that a few stand for all."""
+
+
+def _start(adapter: Layer, A: np.ndarray, B: np.ndarray) -> Layer:
+    adapter.set_parameter("lora.matrix_a", A)
+    adapter.set_parameter("lora.matrix_b", B)
+    return adapter
+
+
+def lora(problem: Problem, rank: int) -> Layer:
+    adapter = StandardLoRAAdapter(frozen_base(problem.W, problem.b), rank, SCALE * rank, rng=0)
+    return _start(adapter, problem.A[:, :rank], problem.B[:rank])
+
+
+def dylora(problem: Problem, training_rank: int | None = None) -> Layer:
+    ranks, base = range(1, problem.rank + 1), frozen_base(problem.W, problem.b)
+    adapter = DyLoRAAdapter(base, problem.rank, ranks, SCALE * problem.rank, rng=0)
+    adapter.training_rank = training_rank
+    return _start(adapter, problem.A, problem.B)
+
+
+def train(adapter: Layer, problem: Problem, steps: int = 1) -> np.ndarray:
+    for _ in range(steps):
+        y = adapter.forward(problem.x)
+        adapter.backward(problem.dy)
+        adapter.update_parameters(problem.rate)
+    return y
+
+
+def step_candidate(make: Callable[[Problem], Layer], problem: Problem, rank: int) -> Candidate:
+    def answer() -> dict[str, np.ndarray]:
+        adapter = make(problem)
+        y = train(adapter, problem)
+        layer = adapter.lora_layer
+        return {"y": y, "A": layer.matrix_a[:, :rank] - problem.A[:, :rank], "B": layer.matrix_b[:rank] - problem.B[:rank]}
+
+    slow = problem.slowly()
+    return Candidate(partial(train, make(slow), slow), answer)
+
+
+def step_rows(settings: Settings) -> Iterator[Row]:
+    batch, width, full = (4, 16, 2) if settings.quick else (256, 1024, 8)
+    problem = Problem.random(batch, width, width, full)
+    for rank in settings.sizes((1, 2, 4, 8), (1, 2)):
+        candidates = {
+            LORA: step_candidate(partial(lora, rank=rank), problem, rank),
+            DYLORA: step_candidate(partial(dylora, training_rank=rank), problem, rank),
+        }
+        yield timed(settings, f"rank {rank} of {full}, batch {batch}, {width} × {width}", candidates)
+
+
+def training_rows(settings: Settings) -> Iterator[Row]:
+    batch, width, full = (4, 16, 2) if settings.quick else (256, 1024, 8)
+    problem = Problem.random(batch, width, width, full).slowly()
+    adapters = [lora(problem, rank) for rank in range(1, full + 1)]
+
+    def separate() -> None:
+        for adapter in adapters:
+            train(adapter, problem, STEPS)
+
+    one = dylora(problem)
+    candidates = {ONE: Candidate(lambda: train(one, problem, STEPS)), MANY: Candidate(separate)}
+    yield timed(settings, f"{full} ranks, batch {batch}, {width} × {width}", candidates)
+
+
+GROUPS = (
+    Group(
+        "dylora",
+        "A DyLoRA step",
+        "A training step of DyLoRA, set to one rank, against one of a LoRA that has only that rank: what it costs that the "
+        "components beyond it are there. Both compute the same, and the check says so.",
+        step_rows,
+        LORA,
+    ),
+    Group(
+        "trainings",
+        "One DyLoRA training for all ranks",
+        "The time of training a LoRA for each rank, one after the other, against that of one DyLoRA training, which draws "
+        "a rank at each step; equally many steps for each training. What that does to accuracy, the demo shows "
+        "(`python -m lora_np demo`).",
+        training_rows,
+        ONE,
+    ),
+)

@@ -1,0 +1,111 @@
+"""What is measured: groups of rows, each row a case with a measure for every candidate."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import ours, peers
+from .harness import Candidate, Measure, check_agreement, interleave
+from .peers import NUMPY_ONLY
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How thoroughly to measure, and against whom."""
+
+    peers: tuple[str, ...] = NUMPY_ONLY
+    rounds: int = 11
+    quick: bool = False
+    """Tiny sizes, and hardly any time for each."""
+
+    @property
+    def seconds(self) -> float:
+        """For each candidate of a case."""
+        return self.rounds * (0.002 if self.quick else 0.08)
+
+    @property
+    def starts(self) -> int:
+        """How often a program is started whose start is measured."""
+        return -(-self.rounds // 2)
+
+    @property
+    def trainings(self) -> int:
+        """How often a training is repeated whose memory is measured, which hardly varies."""
+        return -(-self.rounds // 4)
+
+    def sizes(self, full: Iterable[Any], quick: Iterable[Any]) -> Iterable[Any]:
+        return quick if self.quick else full
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case: a measure by candidate, or None for a peer that is not installed."""
+
+    label: str
+    values: Mapping[str, Measure | None]
+    x: float | None = None
+    """Its place on the axis of a curve."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """An idea, and how to measure it."""
+
+    name: str
+    title: str
+    text: str
+    """What the numbers mean, in Markdown."""
+    rows: Callable[[Settings], Iterator[Row]]
+    reference: str
+    """The candidate by which the others are divided; its own column shows the number itself."""
+    unit: str = "s"
+    axis: str = ""
+    """What grows along the rows of a curve; empty for a group that is no curve."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why a peer is faster, by the peer's name, or by "row's label: peer's name"; the page prints them where it is so."""
+
+    def reason(self, row: str, peer: str) -> str:
+        return self.reasons.get(f"{row}: {peer}", self.reasons.get(peer, ""))
+
+
+def contenders(settings: Settings, kind: str, method: str = "forward") -> Iterator[tuple[str, Callable[[Any], Any] | None]]:
+    """What makes lora_np's variants and the wanted peers from a problem; None for a peer that is not there.
+
+    A peer that has no such class, or whose class has no such method, is left out.
+    """
+    yield from ours.variants(getattr(ours, kind))
+    for peer in settings.peers:
+        module = peers.load(peer)
+        if module is None:
+            yield peer, None
+        elif hasattr(getattr(module, kind, None), method):
+            yield peer, getattr(module, kind)
+
+
+def step_candidate(make: Callable[[Any], Any], problem: Any) -> Candidate:
+    """A training step: forward, backward with the gradient of the input, and update."""
+
+    def answer() -> dict[str, Any]:
+        contender = make(problem)
+        y, dx = contender.step()
+        answers = {"y": y, "dx": dx}
+        A, B = contender.factors()
+        if isinstance(A, list):
+            return answers | problem.changes(A, B)
+        return answers | {"change of A": A - problem.A, "change of B": B - problem.B}
+
+    return Candidate(make(problem.slowly()).step, answer)
+
+
+def forward_candidate(make: Callable[[Any], Any], problem: Any) -> Candidate:
+    """A forward pass that no training follows."""
+    contender = make(problem)
+    return Candidate(contender.forward, lambda: {"y": contender.forward()})
+
+
+def timed(settings: Settings, label: str, candidates: Mapping[str, Candidate | None], x: float | None = None) -> Row:
+    """Check that the candidates agree, then time them."""
+    present = {name: candidate for name, candidate in candidates.items() if candidate is not None}
+    check_agreement(label, present)
+    measures = interleave(present, rounds=settings.rounds, seconds=settings.seconds)
+    return Row(label, {name: measures.get(name) for name in candidates}, x)

@@ -1,0 +1,83 @@
+"""lora_np as a user calls it, in the form that the cases expect."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from numpy import float32
+
+from lora_np import DenseLayer, Layer, MultiLoRAAdapter, StandardLoRAAdapter
+
+from .problem import SCALE, Array, MixedProblem, Problem
+
+MEMORY = ("lean", "fast", "max") if hasattr(Layer, "pack") else ("lean",)
+
+
+def variants(contender: type) -> Iterator[tuple[str, partial]]:
+    """As it comes, and with its frozen weights packed, at the price of memory, where that is there."""
+    for memory in MEMORY:
+        yield "lora_np" if memory == "lean" else f"lora_np {memory}", partial(contender, memory=memory)
+
+
+def frozen_base(W: Array, b: Array) -> DenseLayer:
+    base = DenseLayer(*W.shape, dtype=float32, rng=0)
+    base.set_parameter("weight", W)
+    base.set_parameter("bias", b)
+    return base
+
+
+def _packed(layer: Layer, memory: str) -> None:
+    if memory != "lean":
+        layer.pack(memory=memory)
+
+
+class LoRA:
+    """One adapter."""
+
+    def __init__(self, problem: Problem, memory: str = "lean") -> None:
+        self.problem = problem
+        base = frozen_base(problem.W, problem.b)
+        self.adapter = StandardLoRAAdapter(base, problem.rank, SCALE * problem.rank, rng=0)
+        self.adapter.set_parameter("lora.matrix_a", problem.A)
+        self.adapter.set_parameter("lora.matrix_b", problem.B)
+        _packed(self.adapter, memory)
+
+    def forward(self) -> Array:
+        return self.adapter.predict(self.problem.x)
+
+    def step(self) -> tuple[Array, Array]:
+        y = self.adapter.forward(self.problem.x)
+        dx = self.adapter.backward(self.problem.dy)
+        self.adapter.update_parameters(self.problem.rate)
+        return y, dx
+
+    def factors(self) -> tuple[Array, Array]:
+        return self.adapter.lora_layer.get_matrix_a(), self.adapter.lora_layer.get_matrix_b()
+
+
+class MixedLoRA:
+    """A task for each row."""
+
+    def __init__(self, problem: MixedProblem, memory: str = "lean") -> None:
+        self.problem = problem
+        first, *others = problem.names
+        self.adapter = MultiLoRAAdapter(frozen_base(problem.W, problem.b), first, 1, rng=0)
+        for name in others:
+            self.adapter.add_task(name, 1)
+        ranks = [A.shape[1] for A in problem.A]
+        for name, A, B, rank in zip(problem.names, problem.A, problem.B, ranks, strict=True):
+            branch = self.adapter.get_task_adapter(name).from_factors(A, B, SCALE * rank)
+            self.adapter.replace_task(name, branch)
+        _packed(self.adapter, memory)
+
+    def forward(self) -> Array:
+        return self.adapter.predict_routed(self.problem.x, self.problem.row_names)
+
+    def step(self) -> tuple[Array, Array]:
+        y = self.adapter.forward_routed(self.problem.x, self.problem.row_names)
+        dx = self.adapter.backward(self.problem.dy)
+        self.adapter.update_parameters(self.problem.rate)
+        return y, dx
+
+    def factors(self) -> tuple[list[Array], list[Array]]:
+        branches: Mapping = self.adapter.task_adapters
+        return [layer.get_matrix_a() for layer in branches.values()], [layer.get_matrix_b() for layer in branches.values()]

@@ -1,0 +1,132 @@
+"""PEFT as its user writes it, float32, eager; the adapted layer is called by itself, without the model around it."""
+
+import warnings
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from ..problem import SCALE, Array, MixedProblem, Problem
+
+torch.set_num_threads(1)
+
+
+class Net(nn.Module):
+    """One linear layer."""
+
+    def __init__(self, W: Array, b: Array) -> None:
+        super().__init__()
+        self.linear = nn.Linear(*W.shape)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.tensor(W.T.copy()))
+            self.linear.bias.copy_(torch.tensor(b))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+def config(rank: int) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=["linear"], lora_dropout=0.0)
+
+
+def set_factors(layer: nn.Module, name: str, A: Array, B: Array) -> None:
+    with torch.no_grad():
+        layer.lora_A[name].weight.copy_(torch.tensor(A.T.copy()))
+        layer.lora_B[name].weight.copy_(torch.tensor(B.T.copy()))
+
+
+def get_factors(layer: nn.Module, name: str) -> tuple[Array, Array]:
+    return layer.lora_A[name].weight.detach().numpy().T, layer.lora_B[name].weight.detach().numpy().T
+
+
+class LoRA:
+    """`get_peft_model`, SGD."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.layer = get_peft_model(Net(problem.W, problem.b), config(problem.rank)).base_model.model.linear
+        set_factors(self.layer, "default", problem.A, problem.B)
+        self.x, self.dy = torch.tensor(problem.x, requires_grad=True), torch.tensor(problem.dy)
+        self.optimizer = torch.optim.SGD([p for p in self.layer.parameters() if p.requires_grad], lr=problem.rate)
+
+    def forward(self) -> Array:
+        with torch.no_grad():
+            return self.layer(self.x).numpy()
+
+    def step(self) -> tuple[Array, Array]:
+        self.x.grad = None
+        y = self.layer(self.x)
+        y.backward(self.dy)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return y.detach().numpy(), self.x.grad.numpy()
+
+    def factors(self) -> tuple[Array, Array]:
+        return get_factors(self.layer, "default")
+
+
+class MixedLoRA:
+    """A forward pass with `adapter_names`; training, for which PEFT has no mixed batch, one sub-batch for each task.
+
+    It gets only the tasks that are in the batch: the others would cost it nothing but the time to set them up.
+    """
+
+    def __init__(self, problem: MixedProblem) -> None:
+        self.problem = problem
+        first, *others = problem.present
+        ranks = [A.shape[1] for A in problem.A]
+        model = get_peft_model(Net(problem.W, problem.b), config(ranks[first]), adapter_name=problem.names[first])
+        self.layer = model.base_model.model.linear
+        for task in others:
+            # What add_adapter does to the layer; add_adapter itself takes minutes to set hundreds up.
+            self.layer.update_layer(problem.names[task], ranks[task], SCALE * ranks[task], config(ranks[task]))
+        for task in problem.present:
+            set_factors(self.layer, problem.names[task], problem.A[task], problem.B[task])
+        model.eval()
+        self.x, self.dy = torch.tensor(problem.x), torch.tensor(problem.dy)
+        self.groups = {problem.names[task]: torch.tensor(rows) for task, rows in problem.present.items()}
+        factors = [f for name in self.groups for f in (self.layer.lora_A[name].weight, self.layer.lora_B[name].weight)]
+        for factor in factors:
+            factor.requires_grad_(True)
+        self.optimizer = torch.optim.SGD(factors, lr=problem.rate)
+
+    def forward(self) -> Array:
+        with torch.no_grad():
+            return self.layer(self.x, adapter_names=self.problem.row_names).numpy()
+
+    def step(self) -> tuple[Array, Array]:
+        x = self.x.detach().requires_grad_(True)
+        y = torch.empty_like(self.dy)
+        for name, rows in self.groups.items():
+            # What set_adapter does, without its walk over all adapters to freeze and unfreeze them.
+            self.layer._active_adapter = [name]
+            part = self.layer(x[rows])
+            part.backward(self.dy[rows])
+            y[rows] = part.detach()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return y.numpy(), x.grad.numpy()
+
+    def factors(self) -> tuple[list[Array], list[Array]]:
+        As, Bs = list(self.problem.A), list(self.problem.B)
+        for task in self.problem.present:
+            As[task], Bs[task] = get_factors(self.layer, self.problem.names[task])
+        return As, Bs
+
+
+class Tasks:
+    """A model with many tasks, to which one more is added and taken away again."""
+
+    def __init__(self, W: Array, b: Array, tasks: int, rank: int) -> None:
+        self.rank = rank
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of a second adapter on one layer
+            self.model = get_peft_model(Net(W, b), config(rank), adapter_name="task0")
+            for number in range(1, tasks):
+                self.model.add_adapter(f"task{number}", config(rank))
+
+    def add_and_remove(self) -> None:
+        self.model.add_adapter("new", config(self.rank))
+        self.model.delete_adapter("new")
+
+    def count(self) -> int:
+        return len(self.model.peft_config)

@@ -1,0 +1,115 @@
+"""The numbers that all candidates of a case get."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+Array = np.ndarray
+
+SCALE = 2.0
+RANKS = (4, 8, 16)
+"""The ranks among which those of many tasks are drawn."""
+
+
+def normal(rng: np.random.Generator, *shape: int, std: float = 1.0) -> Array:
+    return (std * rng.standard_normal(shape)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One LoRA layer, ``y = x W + b + s (x A) B``, a batch, and the gradient of its output."""
+
+    W: Array
+    b: Array
+    A: Array
+    B: Array
+    x: Array
+    dy: Array
+    rate: float
+
+    @classmethod
+    def random(cls, batch: int, inputs: int, outputs: int, rank: int) -> Self:
+        rng = np.random.default_rng(0)
+        W, b = normal(rng, inputs, outputs, std=inputs**-0.5), normal(rng, outputs)
+        A, B = normal(rng, inputs, rank, std=inputs**-0.5), normal(rng, rank, outputs, std=outputs**-0.5)
+        x, dy = normal(rng, batch, inputs), normal(rng, batch, outputs)
+        # A rate at which a step changes both factors visibly: the check looks at the changes.
+        return cls(
+            W, b, A, B, x, dy, 0.1 * min(_size(A) / _size(x.T @ (dy @ B.T)), _size(B) / _size((x @ A).T @ dy)) / SCALE
+        )
+
+    def slowly(self) -> Self:
+        """At a rate so small that thousands of timed steps do not run away."""
+        return replace(self, rate=self.rate * 1e-9)
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[1]
+
+    @property
+    def step_flops(self) -> int:
+        """Of two products with W and six with A or B."""
+        (batch, inputs), outputs = self.x.shape, self.dy.shape[1]
+        return 4 * batch * inputs * outputs + 6 * batch * self.rank * (inputs + outputs)
+
+
+@dataclass(frozen=True)
+class MixedProblem:
+    """A base layer with a LoRA for each of many tasks, and a batch in which each row has a task of its own."""
+
+    W: Array
+    b: Array
+    A: Sequence[Array]
+    B: Sequence[Array]
+    x: Array
+    dy: Array
+    tasks: Array
+    rate: float
+
+    @classmethod
+    def random(cls, batch: int, inputs: int, outputs: int, tasks: int, distribution: str = "uniform") -> Self:
+        rng = np.random.default_rng(0)
+        ranks = np.minimum(rng.choice(RANKS, tasks), min(inputs, outputs))
+        weights = np.ones(tasks) if distribution == "uniform" else np.arange(1, tasks + 1) ** -1.1
+        return cls(
+            normal(rng, inputs, outputs, std=inputs**-0.5),
+            normal(rng, outputs),
+            [normal(rng, inputs, rank, std=inputs**-0.5) for rank in ranks],
+            [normal(rng, rank, outputs, std=outputs**-0.5) for rank in ranks],
+            normal(rng, batch, inputs),
+            normal(rng, batch, outputs),
+            rng.choice(tasks, batch, p=weights / weights.sum()),
+            0.02 / batch**0.5 / max(inputs, outputs) ** 0.5,
+        )
+
+    def slowly(self) -> Self:
+        return replace(self, rate=self.rate * 1e-9)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of all tasks."""
+        return [f"task{number}" for number in range(len(self.A))]
+
+    @cached_property
+    def row_names(self) -> list[str]:
+        """The name of each row's task."""
+        return [self.names[task] for task in self.tasks]
+
+    @cached_property
+    def present(self) -> dict[int, Array]:
+        """The tasks in the batch, each with its rows."""
+        return {int(task): np.flatnonzero(self.tasks == task) for task in np.unique(self.tasks)}
+
+    def changes(self, A: Sequence[Array], B: Sequence[Array]) -> dict[str, Array]:
+        """By how much the factors of the tasks present differ from the first ones, in one array each."""
+        return {
+            "change of A": np.concatenate([(A[task] - self.A[task]).ravel() for task in self.present]),
+            "change of B": np.concatenate([(B[task] - self.B[task]).ravel() for task in self.present]),
+        }
+
+
+def _size(array: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(array))))
