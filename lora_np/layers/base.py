@@ -460,14 +460,13 @@ class Layer(ABC):
         if name in self.parameter_names or (frozen and name in self.frozen_names):
             return self, name
         children = self.children()
-        dot = name.find(".")
-        while dot >= 0:  # a child's name may hold dots itself, and begin another child's name
-            child_name = name[:dot]
-            if child_name in children and (frozen or child_name not in self.frozen_children):
-                owner = children[child_name]._owner(name[dot + 1 :], frozen)
+        child_name = name
+        while child_name := child_name.rpartition(".")[0]:  # a child's name may hold dots itself, and begin another's
+            child = children.get(child_name)
+            if child is not None and (frozen or child_name not in self.frozen_children):
+                owner = child._owner(name[len(child_name) + 1 :], frozen)
                 if owner is not None:
                     return owner
-            dot = name.find(".", dot + 1)
         return None
 
     @property
