@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ._typing import Array
 from ._validation import ascending_ranks, integer, real_array
 from .adapters.base import LoRAAdapterBase
 from .adapters.dylora import DyLoRAAdapter
@@ -268,7 +267,9 @@ def data_flow(adapter: LoRAAdapterBase, *, ax: Axes | None = None) -> Axes:
         ((9.4, 1.1), (10.5, 2.0), ""),
         ((11.1, 2.2), (12.1, 2.2), ""),
     ]:
-        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color="#444444", shrinkA=2, shrinkB=2))
+        ax.add_patch(
+            FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color="#444444", shrinkA=2, shrinkB=2)
+        )
         if text:
             ax.text((start[0] + end[0]) / 2, start[1] + 0.25, text, ha="center", va="bottom", fontsize="small")
     ax.text(0.4, 2.2, f"x\n(…, {n})", ha="right", va="center")
