@@ -1,11 +1,12 @@
 """Quality of one DyLoRA at every rank, against a LoRA trained for each rank: python -m benchmarks.dylora_quality
 
-Three tasks, each on a network that was pretrained on something else: shifted digits (rotated and inverted, the demo's task),
-digits of other classes, and a regression. Every way of training has the learning rate that `--choose` found best for it on
+Three tasks, each on a network pretrained on something else: shifted digits (rotated and inverted: the demo's), digits of
+other classes, and a regression. Every way of training has the learning rate that `--choose` found best for it on
 validation rows, with other seeds. What is reported is the accuracy, or R², on test rows, in percent.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -162,7 +163,9 @@ CHOSEN: dict[str, dict[str, float]] = {}
 """The learning rates that `--choose` found, by task and way."""
 
 
-def train(model: Layer, rows: Rows, loss: Loss, epochs: int, rate: float, rng: np.random.Generator, **options) -> float:
+def train(
+    model: Layer, rows: Rows, loss: Loss, epochs: int, rate: float, rng: np.random.Generator, **options: Any
+) -> float:
     """Adam, its learning rate falling linearly to zero; returns seconds."""
     optimizer = Adam(rate)
 
@@ -178,7 +181,7 @@ def pretrained(task: Task, data: Data, seed: int) -> Layer:
     """Two hidden layers, trained on the base's rows."""
     rng = np.random.default_rng((seed, 1))
     sizes = (data.base.inputs.shape[-1], HIDDEN, HIDDEN)
-    layers = [DenseLayer(*pair, relu, initializer=he_uniform, rng=rng) for pair in zip(sizes, sizes[1:], strict=False)]
+    layers = [DenseLayer(*pair, relu, initializer=he_uniform, rng=rng) for pair in itertools.pairwise(sizes)]
     base = Sequential([*layers, DenseLayer(HIDDEN, task.outputs, rng=rng)])
     train(base, data.base, task.loss, BASE_EPOCHS, BASE_RATE, rng)
     return base

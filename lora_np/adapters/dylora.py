@@ -121,11 +121,7 @@ class DyLoRAAdapter(AdditiveAdapter):
         """A drawn rank in training, or one for each row; the deployment rank otherwise."""
         rank = self._deployment_rank
         if training and self._row_quantile is not None:
-            if self.mode == "frozen":
-                raise InvalidOperationError(
-                    f"{self.layer_name}: mode 'frozen' trains one block of components in a pass, so each row cannot have a "
-                    "rank of its own: row_quantile must be None"
-                )
+            self._require_row_ranks()
             return Selection("lora", _RankPerRow(self._lora, partial(self.ranks_of_rows, self._row_quantile)))
         if training:
             rank = self.rank_at(self._rng.random()) if self._training_rank is None else self._training_rank
@@ -135,6 +131,13 @@ class DyLoRAAdapter(AdditiveAdapter):
         """The active rank at a quantile, in [0, 1), of the rank distribution: a uniform draw gives a rank."""
         index = np.searchsorted(self._cumulative, fraction("quantile", quantile), side="right")
         return self._active_ranks[int(index)]
+
+    def _require_row_ranks(self) -> None:
+        if self.mode == "frozen":
+            raise InvalidOperationError(
+                f"{self.layer_name}: mode must be 'full' where each row has a rank of its own, got 'frozen': "
+                "it trains one block of components in a pass"
+            )
 
     def ranks_of_rows(self, quantile: float, rows: int) -> Array:
         """The active ranks at the quantiles ``(quantile + i / rows) mod 1``, i from 0 up to `rows`.
@@ -299,6 +302,8 @@ class DyLoRAAdapter(AdditiveAdapter):
             The loss is infinite or NaN; the parameters are those with which it was last finite.
         """
         draws_rows = one_of("rank_per", rank_per, ("pass", "row")) == "row"
+        if draws_rows:
+            self._require_row_ranks()
         inputs, targets = _sequence("inputs", inputs), _sequence("targets", targets)
         if len(inputs) != len(targets) or not inputs:
             raise ArgumentError(f"inputs and targets must be as many, and some: got {len(inputs)} and {len(targets)}")
