@@ -129,8 +129,10 @@ class DyLoRAAdapter(AdditiveAdapter):
 
     def rank_at(self, quantile: float) -> int:
         """The active rank at a quantile, in [0, 1), of the rank distribution: a uniform draw gives a rank."""
-        index = np.searchsorted(self._cumulative, fraction("quantile", quantile), side="right")
-        return self._active_ranks[int(index)]
+        return int(self._ranks_at(fraction("quantile", quantile)))
+
+    def _ranks_at(self, quantiles: Any) -> Array:
+        return np.array(self._active_ranks)[np.searchsorted(self._cumulative, quantiles, side="right")]
 
     def _require_row_ranks(self) -> None:
         if self.mode == "frozen":
@@ -155,8 +157,7 @@ class DyLoRAAdapter(AdditiveAdapter):
         -------
         array of int, shape (rows,)
         """
-        quantiles = (fraction("quantile", quantile) + np.arange(rows) / max(rows, 1)) % 1
-        return np.array(self._active_ranks)[np.searchsorted(self._cumulative, quantiles, side="right")]
+        return self._ranks_at((fraction("quantile", quantile) + np.arange(rows) / max(rows, 1)) % 1)
 
     def _previous(self, rank: int) -> int:
         index = self._active_ranks.index(rank)

@@ -530,6 +530,18 @@ def test_the_branch_of_such_a_pass_is_a_low_rank_layer_like_the_adapters_own():
     assert branch.estimate_flops() == adapter.lora_layer.estimate_flops()
 
 
+def test_a_pass_with_ranks_of_rows_computes_only_the_gradients_that_are_wanted():
+    adapter, dy = per_row(), batch(3, 5)
+    _, cache = adapter.apply(batch(3, 6), training=True)
+    dx, gradients = adapter.vjp(dy, cache)
+    only_dx, nothing = adapter.vjp(dy, cache, parameters=False)
+    no_dx, only_gradients = adapter.vjp(dy, cache, inputs=False)
+    assert_array_equal(only_dx, dx)
+    assert nothing == {}
+    assert no_dx is None
+    assert bits(only_gradients) == bits(gradients)
+
+
 def test_a_changed_branch_forgets_the_quantile_of_rows():
     adapter = per_row()
     assert adapter.with_branches(lambda branch: branch).row_quantile is None
