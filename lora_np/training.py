@@ -65,8 +65,8 @@ def shared_rank(adapters: Sequence[DyLoRAAdapter], rng: Generator) -> None:
 def rank_per_row(adapters: Sequence[DyLoRAAdapter], rng: Generator) -> None:
     """A rank for each row of the batch, the same in all adapters: every step trains every rank (Rippel et al. 2014).
 
-    A rank's share of the rows is its probability, to within one row. For the price of one pass it trains better than
-    `shared_rank`: measured in ``docs/dylora-quality.md``. Adapters in frozen mode refuse it.
+    A rank's share of the rows is its probability, to within one row; the price is that of one pass. How it compares with
+    `shared_rank` is measured in ``docs/dylora-quality.md``. Adapters in frozen mode refuse it.
     """
     quantile = rng.random()
     for adapter in adapters:
