@@ -1,0 +1,87 @@
+"""What y means to a network: classes, or values."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, final
+
+import numpy as np
+
+from .._typing import Array
+from ..errors import ArgumentError
+from ..losses import Loss, MeanSquaredError, SoftmaxCrossEntropy
+
+
+class Objective(ABC):
+    """How y becomes the targets of a network, and which loss compares them."""
+
+    loss: ClassVar[Loss]
+    outputs: int
+    """How many outputs the network has."""
+
+    @abstractmethod
+    def encode(self, y: Array) -> Array:
+        """Targets as `loss` takes them; an ArgumentError where y does not fit."""
+
+
+@final
+class Classes(Objective):
+    """One output for each class: its logit.
+
+    Parameters
+    ----------
+    labels : array, shape (classes,)
+        Different from each other, ascending.
+    """
+
+    loss = SoftmaxCrossEntropy()
+
+    def __init__(self, labels: Array) -> None:
+        self.labels = labels
+        self.outputs = len(labels)
+
+    def encode(self, y: Array) -> Array:
+        """The position of each label."""
+        unknown = np.setdiff1d(y, self.labels)
+        if len(unknown):
+            raise ArgumentError(f"y must hold the classes {self.labels.tolist()}, got {unknown.tolist()[0]!r}")
+        return np.searchsorted(self.labels, y)
+
+
+@final
+class Values(Objective):
+    """One output for each value of a sample.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The shape of one sample's y: ``()``, or ``(values,)``.
+    """
+
+    loss = MeanSquaredError()
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.outputs = math.prod(shape)
+
+    def encode(self, y: Array) -> Array:
+        """A row for each sample."""
+        if y.shape[1:] != self.shape:
+            raise ArgumentError(f"y must have shape {('samples', *self.shape)} as before, got {y.shape}")
+        return y.reshape(len(y), self.outputs)
+
+    def decode(self, outputs: Array) -> Array:
+        """The outputs in the shape of y."""
+        return outputs.reshape(len(outputs), *self.shape)
+
+
+def all_classes(classes: Any, known: Array | None) -> Classes:
+    """The classes of a `partial_fit`: those that are given at the first call, which later ones may repeat."""
+    if classes is None and known is None:
+        raise ArgumentError("classes must be given at the first call to partial_fit")
+    if classes is None or known is None:
+        return Classes(np.unique(classes) if known is None else known)
+    if not np.array_equal(np.unique(classes), known):
+        raise ArgumentError(f"classes must be those of the first call, {known.tolist()}, got {classes!r}")
+    return Classes(known)
