@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO, Self
 
@@ -24,7 +25,7 @@ from ..model import apply_lora, has_adapters
 from ..optimizers import Optimizer
 from ..training import Progress, fit
 from . import files, networks
-from .objectives import Classes, Objective
+from .objectives import Samples
 
 
 class LoRAEstimator(BaseEstimator, ABC):
@@ -48,70 +49,58 @@ class LoRAEstimator(BaseEstimator, ABC):
     """Whether the head belongs to `model_`."""
 
     @abstractmethod
-    def _factory(self, rng: Generator, tasks: Iterable[str] | None) -> Callable[[AffineLayer], LoRAAdapterBase]:
-        """What makes the adapter of a dense layer; checks the parameters that only it reads."""
+    def _factory(self, samples: Samples, rng: Generator) -> Callable[[AffineLayer], LoRAAdapterBase]:
+        """What makes the adapter of a dense layer."""
 
     # ---------------------------------------------------------------- training
 
-    def _train(
-        self, X: Array, y: Array, objective: Objective, *, epochs: int, tasks: tuple[str, ...] | None = None
-    ) -> None:
+    def _train(self, samples: Samples, epochs: int) -> None:
         """Build the network, train what it lacks, adapt it, train the adapters; nothing is kept before all is done."""
         self._check_parameters()
-        rng, optimizer = self._generator(), self._new_optimizer()
-        factory = self._factory(rng, None if tasks is None else dict.fromkeys(tasks))
-        targets = objective.encode(y)
-        network = self._network(X, targets, objective, rng)
-        model = apply_lora(network, factory, self.targets, None if self._keeps_head else networks.HEAD)
-        curve = self._descend("adapters", model, X, targets, objective, optimizer, epochs, rng, tasks)
+        optimizer, rng = self._new_optimizer(), self._generator()
+        network = self._network(samples, rng)
+        exclude = None if self._keeps_head else networks.HEAD
+        model = apply_lora(network, self._factory(samples, rng), self.targets, exclude)
+        losses = self._descend("adapters", model, samples, optimizer, epochs, rng)
         self.model_ = model if self._keeps_head else model.children()[networks.BASE]
-        self.loss_curve_ = np.array(curve)
+        self.loss_curve_ = np.array(losses)
         self._optimizer, self._rng = optimizer, rng
 
-    def _continue(self, X: Array, y: Array, objective: Objective, tasks: tuple[str, ...] | None = None) -> None:
+    def _continue(self, samples: Samples) -> None:
         """One more epoch for the adapters."""
         if not has_adapters(self.model_):
             raise InvalidOperationError("partial_fit needs adapters, and they are merged; fit trains new ones")
-        targets = objective.encode(y)
         self._optimizer.learning_rate = self.learning_rate
-        curve = self._descend("adapters", self.model_, X, targets, objective, self._optimizer, 1, self._rng, tasks)
-        self.loss_curve_ = np.append(self.loss_curve_, curve)
+        losses = self._descend("adapters", self.model_, samples, self._optimizer, 1, self._rng)
+        self.loss_curve_ = np.append(self.loss_curve_, losses)
 
-    def _network(self, X: Array, targets: Array, objective: Objective, rng: Generator) -> Sequential:
+    def _network(self, samples: Samples, rng: Generator) -> Sequential:
         """What is to be adapted: the given base if its outputs fit; otherwise a head, or all of it, is trained first."""
+        inputs, outputs = samples.X.shape[1], samples.objective.outputs
         if self.base is None:
-            base = networks.hidden_layers(X.shape[1], self.hidden_layer_sizes, self.activation, rng)
+            base = networks.hidden_layers(inputs, self.hidden_layer_sizes, self.activation, rng)
         else:
-            base = networks.own_copy(self.base, X.shape[1])
-            if self._keeps_head and base.output_size == objective.outputs:
+            base = networks.own_copy(self.base, inputs)
+            if self._keeps_head and base.output_size == outputs:
                 return base
-        if isinstance(objective, Classes) and len(X) < objective.outputs:
-            missing = "the base" if self.base is None else "a head for the base"
-            raise ArgumentError(
-                f"X must have at least as many samples as there are classes, {objective.outputs}, when {missing} is to be "
-                f"trained first; got {len(X)}"
-            )
-        network = networks.with_head(base, objective.outputs, rng, freeze_base=self.base is not None)
-        self._descend("base", network, X, targets, objective, self._new_optimizer(), self.base_epochs, rng, None)
+        samples.check_enough("the base" if self.base is None else "a head for the base")
+        network = networks.with_head(base, outputs, rng, freeze_base=self.base is not None)
+        # What all tasks share is trained on all samples alike.
+        self._descend("base", network, replace(samples, tasks=None), self._new_optimizer(), self.base_epochs, rng)
         return network
 
     def _descend(
-        self,
-        label: str,
-        model: Layer,
-        X: Array,
-        targets: Array,
-        objective: Objective,
-        optimizer: Optimizer,
-        epochs: int,
-        rng: Generator,
-        tasks: tuple[str, ...] | None,
+        self, label: str, model: Layer, samples: Samples, optimizer: Optimizer, epochs: int, rng: Generator
     ) -> list[float]:
-        shown = _on_terminal(label) if self.verbose else ()
-        history = fit(
-            model, (X, targets), objective.loss, optimizer, epochs, self.batch_size, tasks=tasks, rng=rng, callbacks=shown
-        )
-        return history.epoch_losses
+        data, loss, tasks = (samples.X, samples.targets), samples.objective.loss, samples.tasks
+        callbacks = _on_terminal(label) if self.verbose else ()
+        return fit(
+            model, data, loss, optimizer, epochs, self.batch_size, tasks=tasks, rng=rng, callbacks=callbacks
+        ).epoch_losses
+
+    def _begin_training(self) -> None:
+        """What `_continue` needs, new."""
+        self._optimizer, self._rng = self._new_optimizer(), self._generator()
 
     def _check_parameters(self) -> None:
         for name in ("rank", "epochs", "base_epochs", "batch_size"):
@@ -134,7 +123,7 @@ class LoRAEstimator(BaseEstimator, ABC):
 
     # ---------------------------------------------------------------- data
 
-    def _samples(self, X: Any, *y: Any, reset: bool, **checks: Any) -> Any:
+    def _validated(self, X: Any, *y: Any, reset: bool, **checks: Any) -> Any:
         """X, or X and y, as scikit-learn checks them, in the dtype of the network."""
         dtype = self.base.dtype if isinstance(self.base, Layer) else np.float64
         return validate_data(self, X, *y, reset=reset, dtype=dtype if reset else self.model_.dtype, **checks)
@@ -142,7 +131,7 @@ class LoRAEstimator(BaseEstimator, ABC):
     def _outputs(self, X: Any) -> Array:
         """What the network gives for X."""
         check_is_fitted(self, "model_")
-        return self.model_.predict(self._samples(X, reset=False))
+        return self.model_.predict(self._validated(X, reset=False))
 
     # ---------------------------------------------------------------- files
 
@@ -180,9 +169,7 @@ class LoRAEstimator(BaseEstimator, ABC):
         FormatError
             The file is damaged, or does not hold an estimator of this class.
         """
-        estimator: Self = files.load(cls, file)
-        estimator._optimizer, estimator._rng = estimator._new_optimizer(), estimator._generator()
-        return estimator
+        return files.load(cls, file)
 
 
 def _on_terminal(label: str) -> tuple[Callable[[Progress], None], ...]:

@@ -57,9 +57,11 @@ def load(kind: type[Estimator], file: str | os.PathLike[str] | BinaryIO) -> Esti
         base = None if said["base"] is None else networks.without_adapters(model.walk()[said["base"]]).clone()
         parameters = {name: _decoded(value) for name, value in said["parameters"].items()}
         learned = {name: _decoded(value) for name, value in said["attributes"].items()}
-        return _built(kind, base, parameters, learned | {"model_": model})
+        estimator = _built(kind, base, parameters, learned | {"model_": model})
+        estimator._begin_training()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"the file's description of the estimator is damaged: {error!r}") from error
+    return estimator
 
 
 def attributes(estimator: LoRAEstimator) -> dict[str, Any]:

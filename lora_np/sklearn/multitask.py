@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self, final
 
@@ -22,7 +22,7 @@ from ..optimizers import Adam
 from . import files
 from .estimator import LoRAEstimator
 from .networks import choice_of_outputs, rank_and_alpha
-from .objectives import Classes, Objective, Values, all_classes
+from .objectives import Classes, Samples, Values, all_classes
 from .onetask import LoRAClassifier, LoRARegressor
 
 DEFAULT_TASK = "default"
@@ -83,30 +83,29 @@ class ManyTasksEstimator(LoRAEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _factory(self, rng: Generator, tasks: Iterable[str] | None) -> Callable[[AffineLayer], LoRAAdapterBase]:
-        return partial(self._multi, tasks=sorted(set(tasks or ())), rng=rng)
+    def _factory(self, samples: Samples, rng: Generator) -> Callable[[AffineLayer], LoRAAdapterBase]:
+        return partial(self._multi, tasks=samples.task_names, rng=rng)
 
-    def _multi(self, layer: AffineLayer, tasks: list[str], rng: Generator) -> LoRAAdapterBase:
+    def _multi(self, layer: AffineLayer, tasks: tuple[str, ...], rng: Generator) -> LoRAAdapterBase:
         rank, alpha = rank_and_alpha(layer, self.rank, self.alpha)
         adapter = MultiLoRAAdapter(layer, tasks[0], rank, alpha, rng=rng)
         for task in tasks[1:]:
             adapter.add_task(task, rank, alpha)
         return adapter
 
-    def _train(self, X: Array, y: Array, objective: Objective, **keywords: Any) -> None:
-        super()._train(X, y, objective, **keywords)
-        self.tasks_ = tuple(sorted(set(keywords["tasks"])))
+    def _train(self, samples: Samples, epochs: int) -> None:
+        super()._train(samples, epochs)
+        self.tasks_ = samples.task_names
 
-    def _continue(self, X: Array, y: Array, objective: Objective, tasks: tuple[str, ...] | None = None) -> None:
+    def _continue(self, samples: Samples) -> None:
         """One more epoch for the branches of the tasks present, with new branches for new tasks."""
-        new = sorted(set(tasks or ()) - set(self.tasks_))
-        objective.encode(y)  # what does not fit is refused before anything changes
+        new = tuple(name for name in samples.task_names if name not in self.tasks_)
         for adapter in self.model_.walk().values():
             if isinstance(adapter, MultiLoRAAdapter):
                 for task in new:
                     adapter.add_task(task, *rank_and_alpha(adapter, self.rank, self.alpha))
-        self.tasks_ += tuple(new)
-        super()._continue(X, y, objective, tasks)
+        self.tasks_ += new
+        super()._continue(samples)
 
     def _known_tasks(self, task: Any, samples: int) -> tuple[str, ...]:
         """The task of each sample, for which there must be a branch."""
@@ -123,7 +122,7 @@ class ManyTasksEstimator(LoRAEstimator):
 
     def _routed_outputs(self, X: Any, task: Any) -> tuple[Array, tuple[str, ...]]:
         check_is_fitted(self, "model_")
-        X = self._samples(X, reset=False)
+        X = self._validated(X, reset=False)
         tasks = self._known_tasks(task, len(X))
         return self.model_.predict_routed(X, tasks), tasks
 
@@ -203,12 +202,12 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         NonFiniteError
             The training diverged.
         """
-        X, y = self._samples(X, y, reset=True)
+        X, y = self._validated(X, y, reset=True)
         check_classification_targets(y)
-        tasks = task_names(task, len(X))
         classes = Classes(np.unique(y))
-        self._train(X, y, classes, epochs=self.epochs, tasks=tasks)
-        self.classes_, self.task_classes_ = classes.labels, labels_by_task(y, tasks)
+        samples = Samples(X, y, classes, task_names(task, len(X)))
+        self._train(samples, self.epochs)
+        self.classes_, self.task_classes_ = classes.labels, samples.labels_by_task()
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, task: Any = None) -> Self:
@@ -227,16 +226,16 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
             The name of each sample's task.
         """
         is_first = not hasattr(self, "model_")
-        X, y = self._samples(X, y, reset=is_first)
-        tasks = task_names(task, len(X))
+        X, y = self._validated(X, y, reset=is_first)
         objective = all_classes(classes, None if is_first else self.classes_)
+        samples = Samples(X, y, objective, task_names(task, len(X)))
         if is_first:
-            self._train(X, y, objective, epochs=1, tasks=tasks)
-            self.classes_, self.task_classes_ = objective.labels, labels_by_task(y, tasks)
+            self._train(samples, epochs=1)
+            self.classes_, self.task_classes_ = objective.labels, {}
         else:
-            self._continue(X, y, objective, tasks)
-            for name, labels in labels_by_task(y, tasks).items():
-                self.task_classes_[name] = np.union1d(self.task_classes_.get(name, labels), labels)
+            self._continue(samples)
+        for name, labels in samples.labels_by_task().items():
+            self.task_classes_[name] = np.union1d(self.task_classes_.get(name, labels), labels)
         return self
 
     def predict_proba(self, X: Any, task: Any = None) -> Array:
@@ -312,9 +311,10 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         NonFiniteError
             The training diverged.
         """
-        X, y = self._samples(X, y, reset=True, multi_output=True, y_numeric=True)
-        self._train(X, y, Values(y.shape[1:]), epochs=self.epochs, tasks=task_names(task, len(X)))
-        self.output_shape_ = y.shape[1:]
+        X, y = self._validated(X, y, reset=True, multi_output=True, y_numeric=True)
+        objective = Values(y.shape[1:])
+        self._train(Samples(X, y, objective, task_names(task, len(X))), self.epochs)
+        self.output_shape_ = objective.shape
         return self
 
     def partial_fit(self, X: Any, y: Any, task: Any = None) -> Self:
@@ -328,13 +328,14 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
             The name of each sample's task.
         """
         is_first = not hasattr(self, "model_")
-        X, y = self._samples(X, y, reset=is_first, multi_output=True, y_numeric=True)
-        tasks = task_names(task, len(X))
+        X, y = self._validated(X, y, reset=is_first, multi_output=True, y_numeric=True)
+        objective = Values(y.shape[1:] if is_first else self.output_shape_)
+        samples = Samples(X, y, objective, task_names(task, len(X)))
         if is_first:
-            self._train(X, y, Values(y.shape[1:]), epochs=1, tasks=tasks)
-            self.output_shape_ = y.shape[1:]
+            self._train(samples, epochs=1)
+            self.output_shape_ = objective.shape
         else:
-            self._continue(X, y, Values(self.output_shape_), tasks)
+            self._continue(samples)
         return self
 
     def predict(self, X: Any, task: Any = None) -> Array:
@@ -368,9 +369,3 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
-
-
-def labels_by_task(y: Array, tasks: tuple[str, ...]) -> dict[str, Array]:
-    """The labels that each task has."""
-    names = np.array(tasks, dtype=object)
-    return {name: np.unique(y[names == name]) for name in sorted(set(tasks))}

@@ -1,9 +1,10 @@
-"""What y means to a network: classes, or values."""
+"""Samples, and what their y means to a network: classes, or values."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -85,3 +86,49 @@ def all_classes(classes: Any, known: Array | None) -> Classes:
     if not np.array_equal(np.unique(classes), known):
         raise ArgumentError(f"classes must be those of the first call, {known.tolist()}, got {classes!r}")
     return Classes(known)
+
+
+@final
+@dataclass(frozen=True)
+class Samples:
+    """What a fit is given, checked.
+
+    Raises
+    ------
+    ArgumentError
+        y does not fit the objective.
+    """
+
+    X: Array
+    """(samples, features)."""
+    y: Array
+    objective: Objective
+    tasks: tuple[str, ...] | None = None
+    """The task of each sample."""
+
+    def __post_init__(self) -> None:
+        self.objective.encode(self.y)
+
+    @property
+    def targets(self) -> Array:
+        """Y as the loss takes it."""
+        return self.objective.encode(self.y)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The different tasks, ascending."""
+        return tuple(sorted(set(self.tasks or ())))
+
+    def labels_by_task(self) -> dict[str, Array]:
+        """The different labels of each task, ascending."""
+        tasks = np.array(self.tasks, dtype=object)
+        return {name: np.unique(self.y[tasks == name]) for name in self.task_names}
+
+    def check_enough(self, what: str) -> None:
+        """Refuse to train something on fewer samples than there are classes."""
+        count, classes = len(self.X), self.objective.outputs
+        if isinstance(self.objective, Classes) and count < classes:
+            raise ArgumentError(
+                f"X must have at least as many samples as there are classes, {classes}, when {what} is to be trained "
+                f"first; got {count}"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self, final
 
@@ -22,7 +22,7 @@ from ..optimizers import Adam
 from . import files
 from .estimator import LoRAEstimator
 from .networks import nested_ranks, rank_and_alpha
-from .objectives import Classes, Objective, Values, all_classes
+from .objectives import Classes, Samples, Values, all_classes
 
 
 class OneTaskEstimator(LoRAEstimator):
@@ -98,7 +98,7 @@ class OneTaskEstimator(LoRAEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _factory(self, rng: Generator, tasks: Iterable[str] | None) -> Callable[[AffineLayer], LoRAAdapterBase]:
+    def _factory(self, samples: Samples, rng: Generator) -> Callable[[AffineLayer], LoRAAdapterBase]:
         makers = {"standard": self._standard, "dylora": self._dylora, "dora": self._dora}
         return partial(makers[self.adapter], rng=rng)
 
@@ -114,8 +114,8 @@ class OneTaskEstimator(LoRAEstimator):
         ranks = range(1, self.rank + 1) if self.active_ranks is None else self.active_ranks
         return ascending_ranks("active_ranks", ranks, self.rank)
 
-    def _train(self, X: Array, y: Array, objective: Objective, **keywords: Any) -> None:
-        super()._train(X, y, objective, **keywords)
+    def _train(self, samples: Samples, epochs: int) -> None:
+        super()._train(samples, epochs)
         self.active_ranks_ = self._trained_ranks()
 
     def _standard(self, layer: AffineLayer, rng: Generator) -> LoRAAdapterBase:
@@ -217,10 +217,10 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         NonFiniteError
             The training diverged.
         """
-        X, y = self._samples(X, y, reset=True)
+        X, y = self._validated(X, y, reset=True)
         check_classification_targets(y)
         classes = Classes(np.unique(y))
-        self._train(X, y, classes, epochs=self.epochs)
+        self._train(Samples(X, y, classes), self.epochs)
         self.classes_ = classes.labels
         return self
 
@@ -238,13 +238,14 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
             All labels that will ever be there; needed at the first call.
         """
         is_first = not hasattr(self, "model_")
-        X, y = self._samples(X, y, reset=is_first)
+        X, y = self._validated(X, y, reset=is_first)
         objective = all_classes(classes, None if is_first else self.classes_)
+        samples = Samples(X, y, objective)
         if is_first:
-            self._train(X, y, objective, epochs=1)
+            self._train(samples, epochs=1)
             self.classes_ = objective.labels
         else:
-            self._continue(X, y, objective)
+            self._continue(samples)
         return self
 
     def predict_proba(self, X: Any) -> Array:
@@ -286,9 +287,9 @@ class LoRARegressor(RegressorMixin, OneTaskEstimator):
         NonFiniteError
             The training diverged.
         """
-        X, y = self._samples(X, y, reset=True, multi_output=True, y_numeric=True)
+        X, y = self._validated(X, y, reset=True, multi_output=True, y_numeric=True)
         objective = Values(y.shape[1:])
-        self._train(X, y, objective, epochs=self.epochs)
+        self._train(Samples(X, y, objective), self.epochs)
         self.output_shape_ = objective.shape
         return self
 
@@ -301,12 +302,14 @@ class LoRARegressor(RegressorMixin, OneTaskEstimator):
         y : array-like, shape (samples,) or (samples, values)
         """
         is_first = not hasattr(self, "model_")
-        X, y = self._samples(X, y, reset=is_first, multi_output=True, y_numeric=True)
+        X, y = self._validated(X, y, reset=is_first, multi_output=True, y_numeric=True)
+        objective = Values(y.shape[1:] if is_first else self.output_shape_)
+        samples = Samples(X, y, objective)
         if is_first:
-            self._train(X, y, Values(y.shape[1:]), epochs=1)
-            self.output_shape_ = y.shape[1:]
+            self._train(samples, epochs=1)
+            self.output_shape_ = objective.shape
         else:
-            self._continue(X, y, Values(self.output_shape_))
+            self._continue(samples)
         return self
 
     def predict(self, X: Any) -> Array:

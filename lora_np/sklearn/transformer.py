@@ -13,7 +13,7 @@ from .._typing import Array
 from .._validation import one_of
 from ..activations import relu
 from ..optimizers import Adam
-from .objectives import Classes, Objective, Values
+from .objectives import Classes, Objective, Samples, Values
 from .onetask import OneTaskEstimator
 
 
@@ -96,9 +96,9 @@ class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTask
         NonFiniteError
             The training diverged.
         """
-        X, y = self._samples(X, y, reset=True, multi_output=True)
+        X, y = self._validated(X, y, reset=True, multi_output=True)
         objective, y = self._objective(y)
-        self._train(X, y, objective, epochs=self.epochs)
+        self._train(Samples(X, y, objective), self.epochs)
         return self
 
     def _objective(self, y: Array) -> tuple[Objective, Array]:
