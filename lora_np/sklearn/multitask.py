@@ -177,7 +177,7 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
     >>> images, digits = load_digits()
     >>> X, y = np.tile(images.reshape(-1, 64), (2, 1)), np.concatenate([digits, digits % 2])
     >>> task = np.repeat(["digit", "odd"], len(digits))
-    >>> classifier = MultiLoRAClassifier(random_state=0).fit(X, y, task=task)
+    >>> classifier = MultiLoRAClassifier(epochs=2, base_epochs=5, random_state=0).fit(X, y, task=task)
     >>> classifier.task_classes_["odd"]
     array([0, 1])
     >>> classifier.score(X, y, task=task) > 0.95
