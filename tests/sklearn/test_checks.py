@@ -42,7 +42,7 @@ def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
 
-@parametrize_with_checks([LoRAClassifier(adapter="dylora", **QUICK), LoRARegressor(adapter="dora", **QUICK)])
+@parametrize_with_checks([LoRARegressor(adapter="dylora", **QUICK), LoRATransformer(adapter="dora", **QUICK)])
 def test_scikit_learns_checks_with_other_adapters(estimator, check):
     check(estimator)
 
