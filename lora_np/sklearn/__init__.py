@@ -1,7 +1,7 @@
 """Estimators with scikit-learn's interface: the extra ``lora_np[sklearn]``."""
 
 try:
-    from sklearn.utils.validation import validate_data as _validate_data  # noqa: F401  the newest name that is used here
+    import sklearn as _sklearn  # noqa: F401
 except ImportError as error:
     raise ImportError('lora_np.sklearn needs scikit-learn: pip install "lora_np[sklearn]"') from error
 

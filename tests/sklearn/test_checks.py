@@ -17,7 +17,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import lora_np.sklearn
 from lora_np.sklearn import LoRAClassifier, LoRARegressor, LoRATransformer, MultiLoRAClassifier, MultiLoRARegressor
@@ -37,12 +37,18 @@ def outputs(estimator, X):
     return estimator.transform(X) if hasattr(estimator, "transform") else estimator.predict(X)
 
 
-@parametrize_with_checks([kind(**QUICK) for kind in KINDS])
+def checks(*estimators):
+    pairs = [pair for estimator in estimators for pair in estimator_checks_generator(estimator)]
+    ids = [f"{type(estimator).__name__}-{check.func.__name__}" for estimator, check in pairs]
+    return pytest.mark.parametrize(("estimator", "check"), pairs, ids=ids)
+
+
+@checks(*(kind(**QUICK) for kind in KINDS))
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
 
-@parametrize_with_checks([LoRARegressor(adapter="dylora", **QUICK), LoRATransformer(adapter="dora", **QUICK)])
+@checks(LoRARegressor(adapter="dylora", **QUICK), LoRATransformer(adapter="dora", **QUICK))
 def test_scikit_learns_checks_with_other_adapters(estimator, check):
     check(estimator)
 
@@ -143,7 +149,7 @@ def test_tasks_are_routed_through_pipelines_and_cross_validation():
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.utils.validation", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     spec = importlib.util.spec_from_file_location("without_scikit_learn", lora_np.sklearn.__file__)
     with pytest.raises(ImportError, match=r'lora_np\.sklearn needs scikit-learn: pip install "lora_np\[sklearn\]"'):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
