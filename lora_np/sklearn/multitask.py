@@ -103,9 +103,10 @@ class ManyTasksEstimator(LoRAEstimator):
         for adapter in self.model_.walk().values():
             if isinstance(adapter, MultiLoRAAdapter):
                 for task in new:
-                    adapter.add_task(task, *rank_and_alpha(adapter, self.rank, self.alpha))
-        self.tasks_ += new
+                    if task not in adapter:  # it is there when an earlier call added it, and then diverged
+                        adapter.add_task(task, *rank_and_alpha(adapter, self.rank, self.alpha))
         super()._continue(samples)
+        self.tasks_ += new
 
     def _known_tasks(self, task: Any, samples: int) -> tuple[str, ...]:
         """The task of each sample, for which there must be a branch."""

@@ -79,11 +79,11 @@ class Values(Objective):
 
 def all_classes(classes: Any, known: Array | None) -> Classes:
     """The classes of a `partial_fit`: those that are given at the first call, which later ones may repeat."""
-    if classes is None and known is None:
-        raise ArgumentError("classes must be given at the first call to partial_fit")
-    if classes is None or known is None:
-        return Classes(np.unique(classes) if known is None else known)
-    if not np.array_equal(np.unique(classes), known):
+    if known is None:
+        if classes is None:
+            raise ArgumentError("classes must be given at the first call to partial_fit")
+        return Classes(np.unique(classes))
+    if classes is not None and not np.array_equal(np.unique(classes), known):
         raise ArgumentError(f"classes must be those of the first call, {known.tolist()}, got {classes!r}")
     return Classes(known)
 
@@ -111,7 +111,7 @@ class Samples:
 
     @property
     def targets(self) -> Array:
-        """Y as the loss takes it."""
+        """What the loss compares the outputs with."""
         return self.objective.encode(self.y)
 
     @property

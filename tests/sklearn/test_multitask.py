@@ -5,7 +5,7 @@ import pytest
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
 
-from lora_np import ArgumentError, MultiLoRAAdapter, has_adapters
+from lora_np import SGD, ArgumentError, MultiLoRAAdapter, NonFiniteError, has_adapters
 from lora_np.sklearn import LoRAClassifier, LoRARegressor, MultiLoRAClassifier, MultiLoRARegressor
 
 from .conftest import blobs, network
@@ -175,6 +175,16 @@ def test_what_does_not_fit_adds_no_task(base):
         classifier.partial_fit(X[:1], [7], task=["new"])
     assert classifier.tasks_ == ("first", "three")
     assert [list(a.task_adapters) for a in adapters(classifier)] == [["first", "three"]] * 2
+
+
+def test_a_new_task_whose_training_diverges_is_not_there(base):
+    X, y, tasks = two_tasks()
+    classifier = MultiLoRAClassifier(base, optimizer=SGD, **QUICK).fit(X, y, task=tasks)
+    with pytest.raises(NonFiniteError):
+        classifier.set_params(learning_rate=1e300).partial_fit(X, y, task=["new"] * len(X))
+    assert classifier.tasks_ == ("first", "three")
+    classifier.set_params(learning_rate=0.01).partial_fit(X, y, task=["new"] * len(X))
+    assert classifier.tasks_ == ("first", "three", "new")
 
 
 def test_classes_must_be_given_first():
