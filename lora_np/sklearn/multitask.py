@@ -30,27 +30,7 @@ DEFAULT_TASK = "default"
 
 
 class ManyTasksEstimator(LoRAEstimator):
-    """An estimator with a branch for each task at each layer.
-
-    `task` is metadata: an array-like with the name of each sample's task. Left out of `fit`, it is one task named
-    ``"default"``; left out of predictions, it is the only task that there is. Inside a Pipeline, and in `cross_validate`,
-    it is routed once ``sklearn.set_config(enable_metadata_routing=True)`` and `set_fit_request`, `set_score_request` and so
-    on have asked for it.
-
-    Parameters
-    ----------
-    base : Layer, optional
-        What all tasks share: any network of lora_np that ends in logits, in values, or in features. It is copied, not
-        changed. Where it does not have as many outputs as there are classes (values of y), a linear head is put after it,
-        and trained first. If it is left out, a network of dense layers is trained first. Both are trained on the samples of
-        all tasks.
-    rank : int, default 4
-        Of each task's branch at each dense layer; a layer that is smaller takes its full rank, with the same scaling.
-    hidden_layer_sizes, activation, alpha, targets, optimizer, learning_rate
-        As in `LoRAClassifier`.
-    epochs, base_epochs, batch_size, random_state, verbose
-        As in `LoRAClassifier`.
-    """
+    """An estimator with a branch for each task at each layer; `MultiLoRAClassifier` describes the parameters."""
 
     def __init__(
         self,
@@ -157,7 +137,22 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
     Every task has the outputs of all classes, and may have labels of its own: a prediction for a task is one of the classes
     that this task had in training, and the probabilities of the others are zero.
 
-    The parameters are those of `ManyTasksEstimator`.
+    `task` is metadata: an array-like with the name of each sample's task. Left out of `fit`, it is one task named
+    ``"default"``; left out of predictions, it is the only task that there is. Inside a Pipeline, and in `cross_validate`,
+    it is routed once ``sklearn.set_config(enable_metadata_routing=True)`` and `set_fit_request`, `set_score_request` and so
+    on have asked for it.
+
+    Parameters
+    ----------
+    base : Layer, optional
+        What all tasks share, as in `LoRAClassifier`; its outputs are the classes of all tasks. What is trained first, the
+        head or the network, is trained on the samples of all tasks alike.
+    rank : int, default 4
+        Of each task's branch at each dense layer; a layer that is smaller takes its full rank, with the same scaling.
+    hidden_layer_sizes, activation, alpha, targets, optimizer, learning_rate
+        As in `LoRAClassifier`.
+    epochs, base_epochs, batch_size, random_state, verbose
+        As in `LoRAClassifier`.
 
     Attributes
     ----------
@@ -285,7 +280,7 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
 class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
     """A regressor for several tasks that share a frozen network; y has the same shape for all of them.
 
-    The parameters are those of `ManyTasksEstimator`; the loss is the mean squared error.
+    The parameters, and `task`, are those of `MultiLoRAClassifier`; the loss is the mean squared error.
 
     Attributes
     ----------

@@ -26,42 +26,7 @@ from .objectives import Classes, Samples, Values, all_classes
 
 
 class OneTaskEstimator(LoRAEstimator):
-    """An estimator with one adapter for each layer.
-
-    Parameters
-    ----------
-    base : Layer, optional
-        What to adapt: any network of lora_np that ends in logits, in values, or in features. It is copied, not changed.
-        Where it does not have as many outputs as there are classes (values of y), a linear head is put after it, and
-        trained first. If it is left out, a network of dense layers is trained first, on the same samples.
-    hidden_layer_sizes : sequence of int, default (64,)
-        Of the network that is trained where there is no base.
-    activation : Activation, default relu
-        Of its hidden layers.
-    adapter : {"standard", "dylora", "dora"}, default "standard"
-        LoRA, DyLoRA, which can be deployed at each of its ranks, or DoRA.
-    rank : int, default 4
-        Of the adapter of each dense layer; a layer that is smaller takes its full rank, with the same scaling.
-    alpha : float, default -1
-        The scaling is alpha / rank; a negative alpha stands for the rank.
-    active_ranks : sequence of int, optional
-        The ranks that DyLoRA trains, ascending, at most `rank`; all of them if left out. The last is the first to be
-        deployed. Other adapters do not read it.
-    targets : names, optional
-        Which layers to adapt, as in `lora_np.apply_lora`; all dense layers if left out.
-    optimizer : callable, default Adam
-        Makes an Optimizer of a learning rate. ``functools.partial(AdamW, weight_decay=0.1)`` has settings of its own.
-    learning_rate : float, default 0.01
-    epochs : int, default 20
-        For the adapters.
-    base_epochs : int, default 20
-        For what is trained first: the network where there is no base, or the head.
-    batch_size : int, default 32
-    random_state : int, numpy.random.RandomState or None
-        By scikit-learn's rules: None is NumPy's global generator, which lora_np uses nowhere else.
-    verbose : bool, default False
-        Whether to show the progress, where standard error is a terminal.
-    """
+    """An estimator with one adapter for each layer; `LoRAClassifier` describes the parameters."""
 
     def __init__(
         self,
@@ -173,7 +138,39 @@ class OneTaskEstimator(LoRAEstimator):
 class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
     """A classifier: a frozen network, whose outputs are the logits of the classes, and adapters that learn.
 
-    The parameters are those of `OneTaskEstimator`. The outputs of a given base belong to the classes in ascending order.
+    Parameters
+    ----------
+    base : Layer, optional
+        What to adapt: any network of lora_np. It is copied, not changed. If it has one output for each class (or value of
+        y), these are the logits of the classes in ascending order. Otherwise a linear head is put after it, and trained
+        first. Without a base, a network of dense layers is trained first, on the same samples.
+    hidden_layer_sizes : sequence of int, default (64,)
+        Of the network that is trained where there is no base.
+    activation : Activation, default relu
+        Of its hidden layers.
+    adapter : {"standard", "dylora", "dora"}, default "standard"
+        LoRA, DyLoRA, which can be deployed at each of its ranks, or DoRA.
+    rank : int, default 4
+        Of the adapter of each dense layer; a layer that is smaller takes its full rank, with the same scaling.
+    alpha : float, default -1
+        The scaling is alpha / rank; a negative alpha stands for the rank.
+    active_ranks : sequence of int, optional
+        The ranks that DyLoRA trains, ascending, at most `rank`; all of them if left out. The last is the first to be
+        deployed. Other adapters do not read it.
+    targets : names, optional
+        Which layers to adapt, as in `lora_np.apply_lora`; all dense layers if left out.
+    optimizer : callable, default Adam
+        Makes an Optimizer of a learning rate. ``functools.partial(AdamW, weight_decay=0.1)`` has settings of its own.
+    learning_rate : float, default 0.01
+    epochs : int, default 20
+        For the adapters.
+    base_epochs : int, default 20
+        For what is trained first: the network where there is no base, or the head.
+    batch_size : int, default 32
+    random_state : int, numpy.random.RandomState or None
+        By scikit-learn's rules: None is NumPy's global generator, which lora_np uses nowhere else.
+    verbose : bool, default False
+        Whether to show the progress, where standard error is a terminal.
 
     Attributes
     ----------
@@ -262,7 +259,7 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
 class LoRARegressor(RegressorMixin, OneTaskEstimator):
     """A regressor: a frozen network, whose outputs are the values of y, and adapters that learn.
 
-    The parameters are those of `OneTaskEstimator`; the loss is the mean squared error.
+    The parameters are those of `LoRAClassifier`; the loss is the mean squared error.
 
     Attributes
     ----------

@@ -30,7 +30,7 @@ class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTask
         Whether y holds labels, or numbers to be approximated. ``"auto"`` takes whole numbers, strings and booleans in one
         column for labels.
     **parameters
-        Those of `OneTaskEstimator`. Where there is no base, the features are the last of `hidden_layer_sizes`.
+        Those of `LoRAClassifier`. Where there is no base, the features are the last of `hidden_layer_sizes`.
 
     Attributes
     ----------
