@@ -1,0 +1,12 @@
+"""Estimators with scikit-learn's interface: the extra ``lora_np[sklearn]``."""
+
+try:
+    import sklearn as _sklearn  # noqa: F401
+except ImportError as error:
+    raise ImportError('lora_np.sklearn needs scikit-learn: pip install "lora_np[sklearn]"') from error
+
+from .multitask import MultiLoRAClassifier as MultiLoRAClassifier
+from .multitask import MultiLoRARegressor as MultiLoRARegressor
+from .onetask import LoRAClassifier as LoRAClassifier
+from .onetask import LoRARegressor as LoRARegressor
+from .transformer import LoRATransformer as LoRATransformer

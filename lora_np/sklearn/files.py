@@ -1,0 +1,128 @@
+"""Fitted estimators in npz files: the file of a layer, whose header also says what the estimator is."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+import numpy as np
+
+from .. import _archive, optimizers
+from ..activations import Activation
+from ..errors import FormatError, NotSupportedError
+from ..io.npz import load_layer
+from ..layers import Layer, serialization
+from . import networks
+
+if TYPE_CHECKING:
+    from .estimator import LoRAEstimator
+
+    Estimator = TypeVar("Estimator", bound=LoRAEstimator)
+
+ESTIMATOR = "estimator"
+"""The entry of the header."""
+
+OPTIMIZERS = {kind.__name__: kind for kind in (optimizers.SGD, optimizers.Momentum, optimizers.Adam, optimizers.AdamW)}
+
+
+def save(estimator: LoRAEstimator, file: str | os.PathLike[str] | BinaryIO) -> None:
+    """See `LoRAEstimator.save`."""
+    model, parameters = estimator.model_, estimator.get_params(deep=False)
+    base = parameters.pop("base")
+    # Where a head was added, the base is the part before it.
+    path = "" if base is None or base.output_size == model.output_size else networks.BASE
+    if isinstance(parameters["random_state"], np.random.RandomState):
+        parameters["random_state"] = None
+    header = serialization.header(model)
+    header[ESTIMATOR] = {
+        "type": type(estimator).__name__,
+        "base": None if base is None else path,
+        "parameters": {name: _encoded(name, value) for name, value in parameters.items()},
+        "attributes": {name: _encoded(name, value) for name, value in attributes(estimator).items() if name != "model_"},
+    }
+    _archive.write(file, header, model.named_parameters(frozen=True))
+
+
+def load(kind: type[Estimator], file: str | os.PathLike[str] | BinaryIO) -> Estimator:
+    """See `LoRAEstimator.load`."""
+    header, _ = _archive.read(file)
+    said = header.get(ESTIMATOR)
+    if not isinstance(said, dict):
+        raise FormatError(f"the file must hold a {kind.__name__}, not a layer alone; lora_np.load_layer reads that")
+    if said.get("type") != kind.__name__:
+        raise FormatError(f"the file must hold a {kind.__name__}, not a {said.get('type')}")
+    model = load_layer(file)
+    try:
+        base = None if said["base"] is None else networks.without_adapters(model.walk()[said["base"]]).clone()
+        parameters = {name: _decoded(value) for name, value in said["parameters"].items()}
+        learned = {name: _decoded(value) for name, value in said["attributes"].items()}
+        estimator = _built(kind, base, parameters, learned | {"model_": model})
+        estimator._begin_training()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"the file's description of the estimator is damaged: {error!r}") from error
+    return estimator
+
+
+def attributes(estimator: LoRAEstimator) -> dict[str, Any]:
+    """What a fit has learned, by scikit-learn's convention for names."""
+    return {name: value for name, value in vars(estimator).items() if name.endswith("_") and not name.startswith("_")}
+
+
+def twin(estimator: LoRAEstimator, kind: type[Estimator], model: Layer, **learned: Any) -> Estimator:
+    """An estimator of one task that is fitted with another network, which is also its base.
+
+    It has the other parameters and attributes of the given one, apart from those about tasks.
+    """
+    parameters = {name: value for name, value in estimator.get_params(deep=False).items() if name != "base"}
+    kept = {name: value for name, value in attributes(estimator).items() if name not in ("tasks_", "task_classes_")}
+    return _built(kind, model, parameters, kept | {"model_": model} | learned)
+
+
+def _built(kind: type[Estimator], base: Layer | None, parameters: dict[str, Any], learned: dict[str, Any]) -> Estimator:
+    estimator = kind(base=base, **parameters)
+    for name, value in learned.items():
+        setattr(estimator, name, value)
+    return estimator
+
+
+# ---------------------------------------------------------------- values as JSON
+
+# Keys with a dot, as those of layers: no parameter has one.
+ARRAY, MAPPING, OPTIMIZER = "lora_np.array", "lora_np.mapping", "lora_np.optimizer"
+
+
+def _encoded(name: str, value: Any) -> Any:
+    """A parameter or an attribute as JSON."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return _encoded(name, value.item())
+    if isinstance(value, Activation):
+        return serialization.encode(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUO":
+        return {ARRAY: [_encoded(name, item) for item in value.tolist()], "dtype": value.dtype.str}
+    if isinstance(value, list | tuple):
+        return [_encoded(name, item) for item in value]
+    if isinstance(value, dict):
+        return {MAPPING: [[_encoded(name, key), _encoded(name, item)] for key, item in value.items()]}
+    function, settings = (value.func, value.keywords) if isinstance(value, partial) and not value.args else (value, {})
+    if isinstance(function, type) and function in OPTIMIZERS.values():
+        return {OPTIMIZER: function.__name__, "settings": _encoded(name, settings)}
+    raise NotSupportedError(f"{name} cannot be saved without pickle: {value!r}")
+
+
+def _decoded(value: Any) -> Any:
+    """The inverse of `_encoded`, apart from lists, which become tuples."""
+    if isinstance(value, list):
+        return tuple(_decoded(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if ARRAY in value:
+        return np.array(value[ARRAY], dtype=value["dtype"])
+    if MAPPING in value:
+        return {key: _decoded(item) for key, item in value[MAPPING]}
+    if OPTIMIZER in value:
+        kind, settings = OPTIMIZERS[value[OPTIMIZER]], _decoded(value["settings"])
+        return partial(kind, **settings) if settings else kind
+    return Activation.from_config(value[serialization.CONFIG])

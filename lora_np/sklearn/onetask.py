@@ -1,0 +1,320 @@
+"""One task: a classifier and a regressor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self, final
+
+import numpy as np
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+
+from .._typing import Array, Generator
+from .._validation import ascending_ranks, integer, one_of
+from ..activations import relu, softmax
+from ..adapters import DoRAAdapter, DyLoRAAdapter, LoRAAdapterBase, StandardLoRAAdapter
+from ..errors import ArgumentError, InvalidOperationError
+from ..layers import AffineLayer
+from ..model import merge_in_place
+from ..optimizers import Adam
+from . import files
+from .estimator import LoRAEstimator
+from .networks import nested_ranks, rank_and_alpha
+from .objectives import Classes, Samples, Values, all_classes
+
+
+class OneTaskEstimator(LoRAEstimator):
+    """An estimator with one adapter for each layer; `LoRAClassifier` describes the parameters."""
+
+    def __init__(
+        self,
+        base: Any = None,
+        *,
+        hidden_layer_sizes: Any = (64,),
+        activation: Any = relu,
+        adapter: str = "standard",
+        rank: int = 4,
+        alpha: float = -1.0,
+        active_ranks: Any = None,
+        targets: Any = None,
+        optimizer: Any = Adam,
+        learning_rate: float = 0.01,
+        epochs: int = 20,
+        base_epochs: int = 20,
+        batch_size: int = 32,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.base = base
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.adapter = adapter
+        self.rank = rank
+        self.alpha = alpha
+        self.active_ranks = active_ranks
+        self.targets = targets
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.epochs = epochs
+        self.base_epochs = base_epochs
+        self.batch_size = batch_size
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _factory(self, samples: Samples, rng: Generator) -> Callable[[AffineLayer], LoRAAdapterBase]:
+        makers = {"standard": self._standard, "dylora": self._dylora, "dora": self._dora}
+        return partial(makers[self.adapter], rng=rng)
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        one_of("adapter", self.adapter, ("standard", "dylora", "dora"))
+        self._trained_ranks()
+
+    def _trained_ranks(self) -> tuple[int, ...]:
+        """The ranks that DyLoRA trains; none for other adapters."""
+        if self.adapter != "dylora":
+            return ()
+        ranks = range(1, self.rank + 1) if self.active_ranks is None else self.active_ranks
+        return ascending_ranks("active_ranks", ranks, self.rank)
+
+    def _train(self, samples: Samples, epochs: int) -> None:
+        super()._train(samples, epochs)
+        self.active_ranks_ = self._trained_ranks()
+
+    def _standard(self, layer: AffineLayer, rng: Generator) -> LoRAAdapterBase:
+        return StandardLoRAAdapter(layer, *rank_and_alpha(layer, self.rank, self.alpha), rng=rng)
+
+    def _dora(self, layer: AffineLayer, rng: Generator) -> LoRAAdapterBase:
+        return DoRAAdapter(layer, *rank_and_alpha(layer, self.rank, self.alpha), rng=rng)
+
+    def _dylora(self, layer: AffineLayer, rng: Generator) -> LoRAAdapterBase:
+        rank, alpha = rank_and_alpha(layer, self.rank, self.alpha)
+        ranks, probabilities = nested_ranks(self._trained_ranks(), rank)
+        return DyLoRAAdapter(layer, rank, ranks, alpha, rank_distribution=probabilities, rng=rng)
+
+    def set_deployment_rank(self, rank: int) -> Self:
+        """Choose the rank of predictions and of `merge`, without training again.
+
+        Parameters
+        ----------
+        rank : int
+            One of the ranks that were trained; a layer that is smaller takes its full rank.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InvalidOperationError
+            The adapters are not DyLoRA's.
+        ArgumentError
+            The rank was not trained.
+        """
+        check_is_fitted(self, "model_")
+        adapters = [layer for layer in self.model_.walk().values() if isinstance(layer, DyLoRAAdapter)]
+        if not adapters:
+            raise InvalidOperationError('set_deployment_rank needs adapters that were trained with adapter="dylora"')
+        if integer("rank", rank) not in self.active_ranks_:
+            raise ArgumentError(f"rank must be one of the ranks that were trained, {self.active_ranks_}, got {rank}")
+        for adapter in adapters:
+            adapter.set_deployment_rank(min(rank, adapter.max_rank))
+        return self
+
+    def merge(self) -> Self:
+        """A fitted estimator with the same predictions, whose network has no adapters: they are merged into its weights.
+
+        Its parameter `base` is the merged network, so that a new `fit` would adapt that one.
+        """
+        check_is_fitted(self, "model_")
+        model = self.model_.clone()
+        merge_in_place(model)
+        return files.twin(self, type(self), model)
+
+
+@final
+class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
+    """A classifier: a frozen network, whose outputs are the logits of the classes, and adapters that learn.
+
+    Parameters
+    ----------
+    base : Layer, optional
+        What to adapt: any network of lora_np. It is copied, not changed. If it has one output for each class (or value of
+        y), these are the logits of the classes in ascending order. Otherwise a linear head is put after it, and trained
+        first. Without a base, a network of dense layers is trained first, on the same samples.
+    hidden_layer_sizes : sequence of int, default (64,)
+        Of the network that is trained where there is no base.
+    activation : Activation, default relu
+        Of its hidden layers.
+    adapter : {"standard", "dylora", "dora"}, default "standard"
+        LoRA, DyLoRA, which can be deployed at each of its ranks, or DoRA.
+    rank : int, default 4
+        Of the adapter of each dense layer; a layer that is smaller takes its full rank, with the same scaling.
+    alpha : float, default -1
+        The scaling is alpha / rank; a negative alpha stands for the rank.
+    active_ranks : sequence of int, optional
+        The ranks that DyLoRA trains, ascending, at most `rank`; all of them if left out. The last is the first to be
+        deployed. Other adapters do not read it.
+    targets : names, optional
+        Which layers to adapt, as in `lora_np.apply_lora`; all dense layers if left out.
+    optimizer : callable, default Adam
+        Makes an Optimizer of a learning rate. ``functools.partial(AdamW, weight_decay=0.1)`` has settings of its own.
+    learning_rate : float, default 0.01
+    epochs : int, default 20
+        For the adapters.
+    base_epochs : int, default 20
+        For what is trained first: the network where there is no base, or the head.
+    batch_size : int, default 32
+    random_state : int, numpy.random.RandomState or None
+        By scikit-learn's rules: None is NumPy's global generator, which lora_np uses nowhere else.
+    verbose : bool, default False
+        Whether to show the progress, where standard error is a terminal.
+
+    Attributes
+    ----------
+    classes_ : array
+        The classes, ascending.
+    model_ : Layer
+        The adapted network, from X to logits.
+    active_ranks_ : tuple of int
+        The ranks that can be deployed; empty unless the adapters are DyLoRA's.
+    loss_curve_ : array of float
+        The mean loss of each epoch that trained the adapters.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    Examples
+    --------
+    >>> from lora_np.data import load_digits
+    >>> from lora_np.sklearn import LoRAClassifier
+    >>> images, labels = load_digits()
+    >>> X = images.reshape(-1, 64)
+    >>> classifier = LoRAClassifier(adapter="dylora", active_ranks=[1, 2, 4], random_state=0).fit(X[:300], labels[:300])
+    >>> classifier.score(X[300:], labels[300:]) > 0.8
+    True
+    >>> classifier.set_deployment_rank(1).score(X[300:], labels[300:]) > 0.8
+    True
+    """
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train the adapters, and before them the network if there is none.
+
+        Parameters
+        ----------
+        X : array-like, shape (samples, features)
+        y : array-like, shape (samples,)
+            Labels.
+
+        Raises
+        ------
+        ArgumentError
+            A parameter breaks its rule, or does not fit the samples.
+        NonFiniteError
+            The training diverged.
+        """
+        X, y = self._validated(X, y, reset=True)
+        check_classification_targets(y)
+        classes = Classes(np.unique(y))
+        self._train(Samples(X, y, classes), self.epochs)
+        self.classes_ = classes.labels
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+        """Train the adapters for one epoch more.
+
+        The first call builds the network, and trains what it lacks, as `fit` does: a base is best given.
+
+        Parameters
+        ----------
+        X : array-like, shape (samples, features)
+        y : array-like, shape (samples,)
+            Labels.
+        classes : array-like, shape (classes,)
+            All labels that will ever be there; needed at the first call.
+        """
+        is_first = not hasattr(self, "model_")
+        X, y = self._validated(X, y, reset=is_first)
+        objective = all_classes(classes, None if is_first else self.classes_)
+        samples = Samples(X, y, objective)
+        if is_first:
+            self._train(samples, epochs=1)
+            self.classes_ = objective.labels
+        else:
+            self._continue(samples)
+        return self
+
+    def predict_proba(self, X: Any) -> Array:
+        """The probability of each class, shape (samples, classes)."""
+        return softmax(self._outputs(X))
+
+    def predict(self, X: Any) -> Array:
+        """The most probable class of each sample."""
+        best = self._outputs(X).argmax(axis=1)
+        return self.classes_[best]
+
+
+@final
+class LoRARegressor(RegressorMixin, OneTaskEstimator):
+    """A regressor: a frozen network, whose outputs are the values of y, and adapters that learn.
+
+    The parameters are those of `LoRAClassifier`; the loss is the mean squared error.
+
+    Attributes
+    ----------
+    output_shape_ : tuple of int
+        The shape of one sample's y: ``()``, or ``(values,)``.
+    model_, active_ranks_, loss_curve_, n_features_in_, feature_names_in_
+        As in `LoRAClassifier`.
+    """
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train the adapters, and before them the network if there is none.
+
+        Parameters
+        ----------
+        X : array-like, shape (samples, features)
+        y : array-like, shape (samples,) or (samples, values)
+
+        Raises
+        ------
+        ArgumentError
+            A parameter breaks its rule, or does not fit the samples.
+        NonFiniteError
+            The training diverged.
+        """
+        X, y = self._validated(X, y, reset=True, multi_output=True, y_numeric=True)
+        objective = Values(y.shape[1:])
+        self._train(Samples(X, y, objective), self.epochs)
+        self.output_shape_ = objective.shape
+        return self
+
+    def partial_fit(self, X: Any, y: Any) -> Self:
+        """Train the adapters for one epoch more; the first call builds the network, and trains what it lacks.
+
+        Parameters
+        ----------
+        X : array-like, shape (samples, features)
+        y : array-like, shape (samples,) or (samples, values)
+        """
+        is_first = not hasattr(self, "model_")
+        X, y = self._validated(X, y, reset=is_first, multi_output=True, y_numeric=True)
+        objective = Values(y.shape[1:] if is_first else self.output_shape_)
+        samples = Samples(X, y, objective)
+        if is_first:
+            self._train(samples, epochs=1)
+            self.output_shape_ = objective.shape
+        else:
+            self._continue(samples)
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """The values of each sample, in the shape of y."""
+        outputs = self._outputs(X)
+        return Values(self.output_shape_).decode(outputs)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

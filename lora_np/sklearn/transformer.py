@@ -1,0 +1,125 @@
+"""Features: a transformer."""
+
+from __future__ import annotations
+
+from typing import Any, Self, final
+
+import numpy as np
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import column_or_1d
+
+from .._typing import Array
+from .._validation import one_of
+from ..activations import relu
+from ..optimizers import Adam
+from .objectives import Classes, Objective, Samples, Values
+from .onetask import OneTaskEstimator
+
+
+@final
+class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTaskEstimator):
+    """Features from a frozen network, adapted so that a linear head can tell y from them.
+
+    In `fit` a linear head is put after the network and trained first, the given base frozen; then the adapters are trained
+    through it. `transform` gives what the adapted network gives to the head; the head is dropped.
+
+    Parameters
+    ----------
+    objective : {"auto", "classes", "values"}, default "auto"
+        Whether y holds labels, or numbers to be approximated. ``"auto"`` takes whole numbers, strings and booleans in one
+        column for labels.
+    **parameters
+        Those of `LoRAClassifier`. Where there is no base, the features are the last of `hidden_layer_sizes`.
+
+    Attributes
+    ----------
+    model_ : Layer
+        The adapted network without the head, from X to features.
+    active_ranks_, loss_curve_, n_features_in_, feature_names_in_
+        As in `LoRAClassifier`.
+    """
+
+    _keeps_head = False
+
+    def __init__(
+        self,
+        base: Any = None,
+        *,
+        hidden_layer_sizes: Any = (64,),
+        activation: Any = relu,
+        adapter: str = "standard",
+        rank: int = 4,
+        alpha: float = -1.0,
+        active_ranks: Any = None,
+        targets: Any = None,
+        optimizer: Any = Adam,
+        learning_rate: float = 0.01,
+        epochs: int = 20,
+        base_epochs: int = 20,
+        batch_size: int = 32,
+        random_state: Any = None,
+        verbose: bool = False,
+        objective: str = "auto",
+    ) -> None:
+        super().__init__(
+            base,
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            adapter=adapter,
+            rank=rank,
+            alpha=alpha,
+            active_ranks=active_ranks,
+            targets=targets,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            epochs=epochs,
+            base_epochs=base_epochs,
+            batch_size=batch_size,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.objective = objective
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train the head and the adapters, and before them the network if there is none.
+
+        Parameters
+        ----------
+        X : array-like, shape (samples, features)
+        y : array-like, shape (samples,) or (samples, values)
+
+        Raises
+        ------
+        ArgumentError
+            A parameter breaks its rule, or does not fit the samples.
+        NonFiniteError
+            The training diverged.
+        """
+        X, y = self._validated(X, y, reset=True, multi_output=True)
+        objective, y = self._objective(y)
+        self._train(Samples(X, y, objective), self.epochs)
+        return self
+
+    def _objective(self, y: Array) -> tuple[Objective, Array]:
+        one_of("objective", self.objective, ("auto", "classes", "values"))
+        kind = self.objective
+        if kind == "auto":
+            kind = "classes" if type_of_target(y) in ("binary", "multiclass") else "values"
+        if kind == "classes":
+            y = column_or_1d(y)
+            return Classes(np.unique(y)), y
+        return Values(y.shape[1:]), y.astype(np.float64)
+
+    def transform(self, X: Any) -> Array:
+        """The features of each sample, shape (samples, outputs of the base)."""
+        return self._outputs(X)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.model_.output_size
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        return tags
