@@ -118,7 +118,9 @@ class LoRAEstimator(BaseEstimator, ABC):
         return optimizer
 
     def _generator(self) -> Generator:
-        """A generator that follows scikit-learn's rules for `random_state`."""
+        """A generator that follows scikit-learn's rules for `random_state`, but for the global generator, which stays alone."""
+        if self.random_state is None:
+            return np.random.default_rng()
         return np.random.default_rng(check_random_state(self.random_state).randint(2**31, size=4))
 
     # ---------------------------------------------------------------- data

@@ -168,7 +168,7 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         For what is trained first: the network where there is no base, or the head.
     batch_size : int, default 32
     random_state : int, numpy.random.RandomState or None
-        By scikit-learn's rules: None is NumPy's global generator, which lora_np uses nowhere else.
+        None draws anew each time; NumPy's global generator is not touched.
     verbose : bool, default False
         Whether to show the progress, where standard error is a terminal.
 

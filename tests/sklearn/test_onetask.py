@@ -405,3 +405,11 @@ def test_continuous_labels_are_refused():
     X, y = waves()
     with pytest.raises(ValueError, match="Unknown label type"):
         LoRAClassifier().fit(X, y)
+
+
+def test_without_a_random_state_the_global_generator_stays_alone():
+    X, y = np.ones((12, 3)), np.arange(12) % 2
+    before = np.random.get_state()[1].tobytes()  # noqa: NPY002 - to see that nobody uses it
+    first, second = (LoRAClassifier(epochs=1, base_epochs=1).fit(X, y) for _ in range(2))
+    assert np.random.get_state()[1].tobytes() == before  # noqa: NPY002
+    assert first.model_.get_parameters().tobytes() != second.model_.get_parameters().tobytes()
