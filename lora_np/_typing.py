@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,6 +22,9 @@ Part: TypeAlias = tuple[slice, ...]
 
 Parts: TypeAlias = Mapping[str, Part]
 """The trained part by dotted parameter name; an array that is not named is trained whole."""
+
+Rank: TypeAlias = int | Callable[[int], Array]
+"""How many components a pass uses: one number, or a function from the number of rows to a number for each."""
 
 Tasks: TypeAlias = tuple[str | None, ...]
 """A task name, or None for the base alone, for each entry of the first axis."""

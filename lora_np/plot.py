@@ -1,7 +1,7 @@
 """Pictures of adapters: each function draws into the axes that it is given, or into new ones, and returns them.
 
-Needs matplotlib, which ``pip install "lora_np[plot]"`` brings. Its global state is not touched: `ax.figure.savefig` writes a
-picture, and a notebook shows one that is the last value of a cell through ``ax.figure``.
+Needs matplotlib, which ``pip install "lora_np[plot]"`` brings. Its global state is not touched: `ax.figure.savefig` writes
+a picture, and a notebook shows one that is the last value of a cell through ``ax.figure``.
 """
 
 from __future__ import annotations

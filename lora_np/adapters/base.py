@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple, Protocol, Self
 
-from .._typing import Array, Cache, Gradients, Parts, Routing, Tasks
+from .._typing import Array, Cache, Gradients, Parts, Rank, Routing, Tasks
 from .._validation import not_none
 from ..activations import identity
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
@@ -146,7 +146,7 @@ class Branch(Protocol):
     """What an adapter adds to its base: a LowRankLayer, or those of all tasks in a mixed batch."""
 
     def apply(
-        self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
+        self, x: Array, *, training: bool = False, rank: Rank | None = None, trained_from: int = 0
     ) -> tuple[Array, Cache]:
         """The output, and what `vjp` needs; see `LowRankLayer.apply`."""
 
@@ -165,7 +165,7 @@ class Selection(NamedTuple):
     name: str
     """The branch's name among the children."""
     layer: LowRankLayer
-    rank: int | None = None
+    rank: Rank | None = None
     """How many of its components take part; None for all."""
     trained_from: int = 0
     """The first component that gets a gradient."""
@@ -184,7 +184,7 @@ class AdditiveAdapter(LoRAAdapterBase):
     def select(self, *, training: bool) -> Selection:
         """The branch and the rank for one pass; only a training pass may draw random numbers."""
 
-    def select_routed(self, tasks: Tasks, *, training: bool) -> tuple[str, Branch, int | None, int]:
+    def select_routed(self, tasks: Tasks, *, training: bool) -> tuple[str, Branch, Rank | None, int]:
         """The same for a mixed batch; an adapter without tasks has one branch for all rows."""
         return self.select(training=training)
 
@@ -224,11 +224,12 @@ class AdditiveAdapter(LoRAAdapterBase):
             The base is not a DenseLayer or FullyConnectedLayer, or it has an activation.
         """
         base, chosen = self.mergeable_base(), self.select(training=False)
+        assert not callable(chosen.rank)  # ranks of rows are for training
         return base.with_matrix(base.matrix + chosen.layer.merge_weights(rank=chosen.rank))
 
 
 def _with_branch(
-    x: Array, base: tuple[Array, Cache], selected: tuple[str, Branch, int | None, int], training: bool
+    x: Array, base: tuple[Array, Cache], selected: tuple[str, Branch, Rank | None, int], training: bool
 ) -> tuple[Array, Cache]:
     """The base's output plus that of the selected branch."""
     base_y, base_cache = base

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, final
 
 import numpy as np
 
-from .._typing import RNG, Array, Cache, Gradients, Parts
+from .._typing import RNG, Array
 from .._validation import (
     ascending_ranks,
     finite_float,
@@ -27,9 +27,9 @@ from .._validation import (
 )
 from ..descent import Descent
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
-from ..kernels import sum_outer
+from ..kernels import product
 from ..layers.base import Layer
-from ..layers.lora import LoRALayer, LowRankLayer
+from ..layers.lora import LoRALayer
 from ..losses import FunctionLoss, Loss
 from ..optimizers import SGD
 from .base import AdditiveAdapter, Selection
@@ -122,7 +122,7 @@ class DyLoRAAdapter(AdditiveAdapter):
         rank = self._deployment_rank
         if training and self._row_quantile is not None:
             self._require_row_ranks()
-            return Selection("lora", _RankPerRow(self._lora, partial(self.ranks_of_rows, self._row_quantile)))
+            return Selection("lora", self._lora, partial(self.ranks_of_rows, self._row_quantile))
         if training:
             rank = self.rank_at(self._rng.random()) if self._training_rank is None else self._training_rank
         return Selection("lora", self._lora, rank, self._previous(rank) if self.mode == "frozen" else 0)
@@ -254,10 +254,10 @@ class DyLoRAAdapter(AdditiveAdapter):
         x = self._checked_input(input)
         base = self.base_layer.predict(x)
         A, B = self._lora.matrix_a[:, : self._active_ranks[-1]], self._lora.matrix_b
-        h = x @ A  # (..., in) @ (in, r) -> (..., r)
+        h = product(x, A)  # (..., in) @ (in, r) -> (..., r)
         outputs, branch, first = {}, np.zeros_like(base), 0
         for rank in self._active_ranks:
-            branch = branch + h[..., first:rank] @ B[first:rank]  # (..., block) @ (block, out) -> (..., out)
+            branch = branch + product(h[..., first:rank], B[first:rank])  # (..., block) @ (block, out) -> (..., out)
             outputs[rank] = base + self._lora.scaling_at(rank) * branch
             first = rank
         return outputs
@@ -390,76 +390,6 @@ class DyLoRAAdapter(AdditiveAdapter):
             "scaling": self._lora.scaling_rule,
             "rank_distribution": self.rank_distribution,
         }
-
-
-@final
-class _RankPerRow(LowRankLayer):
-    """``y = ((x A) ∘ M) B``: a branch with a rank for each row (nested dropout as in Rippel et al. 2014).
-
-    Row i of M, (rows, r), is the scaling s of that row's rank in the columns up to the rank, and zero beyond.
-
-    Parameters
-    ----------
-    branch : LoRALayer
-        Whose factors these are.
-    ranks : callable
-        From the number of rows to their ranks.
-    """
-
-    def __init__(self, branch: LoRALayer, ranks: Callable[[int], Array]) -> None:
-        sizes = branch.input_size, branch.output_size, branch.rank
-        super().__init__(*sizes, branch.alpha, branch.scaling_rule, branch.dtype)
-        self.branch = branch
-        self.ranks = ranks
-
-    def apply(
-        self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
-    ) -> tuple[Array, Cache]:
-        """``h = (x A) ∘ M``, ``y = h B``."""
-        M = self._gates(x.shape[:-1])
-        r = M.shape[-1]
-        A, B = self.branch.matrix_a[:, :r], self.branch.matrix_b[:r]
-        h = (x @ A) * M  # (..., in) @ (in, r) -> (..., r)
-        y = h @ B  # (..., r) @ (r, out) -> (..., out)
-        return y, (x, h, M)
-
-    def vjp(
-        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
-    ) -> tuple[Array | None, Gradients]:
-        """``dB = hᵀ dy``, ``dh = (dy Bᵀ) ∘ M``, ``dA = xᵀ dh``, ``dx = dh Aᵀ``."""
-        x, h, M = cache
-        r = M.shape[-1]
-        A, B = self.branch.matrix_a[:, :r], self.branch.matrix_b[:r]
-        dh = (dy @ B.T) * M  # (..., out) @ (out, r) -> (..., r)
-        gradients = {}
-        if parameters:
-            dA, dB = np.zeros_like(self.branch.matrix_a), np.zeros_like(self.branch.matrix_b)
-            dA[:, :r] = sum_outer(x, dh)  # (in, ...) @ (..., r) -> (in, r)
-            dB[:r] = sum_outer(h, dy)  # (r, ...) @ (..., out) -> (r, out)
-            gradients = {"matrix_a": dA, "matrix_b": dB}
-        dx = dh @ A.T if inputs else None  # (..., r) @ (r, in) -> (..., in)
-        return dx, gradients
-
-    def _gates(self, leading: tuple[int, ...]) -> Array:
-        """M for input with these leading axes, of which the first counts the rows: shape (rows, 1, ..., 1, r)."""
-        ranks = self.ranks(leading[0] if leading else 1)
-        r = int(ranks.max(initial=1))
-        s = np.array([self.scaling_at(rank) for rank in range(1, r + 1)], self.dtype)
-        gates = np.tri(r, dtype=self.dtype) * s[:, np.newaxis]  # one row for each rank from 1 to r
-        return gates[ranks - 1].reshape(*leading[:1], *[1] * (len(leading) - 1), r)
-
-    def active_parts(self, cache: Cache) -> Parts:
-        """The components up to the highest rank of a row."""
-        r = cache[2].shape[-1]
-        return {"matrix_a": (slice(None), slice(0, r)), "matrix_b": (slice(0, r), slice(None))}
-
-    def merge_weights(self, *, rank: int | None = None) -> Array:
-        """The branch's."""
-        return self.branch.merge_weights(rank=rank)
-
-    def estimate_flops(self) -> int:
-        """The branch's."""
-        return self.branch.estimate_flops()
 
 
 def geometric(ranks: Sequence[int], p: float = 0.15) -> tuple[float, ...]:

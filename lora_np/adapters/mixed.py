@@ -8,7 +8,7 @@ from typing import final
 
 import numpy as np
 
-from .._typing import Array, Cache, Gradients, Parts, Tasks
+from .._typing import Array, Cache, Gradients, Parts, Rank, Tasks
 from ..layers.lora import LoRALayer
 
 
@@ -55,7 +55,7 @@ class MixedBranch:
             self._inverse[self._order] = np.arange(len(numbers))
 
     def apply(
-        self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
+        self, x: Array, *, training: bool = False, rank: Rank | None = None, trained_from: int = 0
     ) -> tuple[Array, Cache]:
         """``h = x A``, ``y = s h B`` with the factors of each row's task, at their full rank."""
         inner = math.prod(x.shape[1:-1])

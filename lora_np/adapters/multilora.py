@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Self, final
 
-from .._typing import RNG, Routing, Tasks
+from .._typing import RNG, Rank, Routing, Tasks
 from .._validation import generator, not_none, rank_within
 from ..errors import ArgumentError, ArgumentNullError, InvalidOperationError, NotSupportedError
 from ..layers.base import Layer
@@ -85,7 +85,7 @@ class MultiLoRAAdapter(AdditiveAdapter):
         """The current task's branch."""
         return self._selection(self._current_task)
 
-    def select_routed(self, tasks: Tasks, *, training: bool) -> tuple[str, Branch, int | None, int]:
+    def select_routed(self, tasks: Tasks, *, training: bool) -> tuple[str, Branch, Rank | None, int]:
         """The branch of the one task that all rows have, or the branches of all tasks present."""
         present = set(tasks)
         only = present.pop() if len(present) == 1 else None

@@ -6,10 +6,10 @@ from typing import Any, final
 
 import numpy as np
 
-from .._typing import RNG, Array, Cache, Gradients, Parts
+from .._typing import RNG, Array, Cache, Gradients, Parts, Rank
 from .._validation import finite_float, generator, rank_within
 from ..initializers import he_uniform
-from ..kernels import sum_rows
+from ..kernels import product, sum_rows
 from ..layers.base import Layer
 from ..layers.lora import LowRankLayer
 from .base import AdditiveAdapter, Selection
@@ -58,33 +58,33 @@ class VeRALayer(LowRankLayer):
         self.projection_b: Array = he_uniform((self.rank, self.output_size), self.dtype, random)
 
     def apply(
-        self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
+        self, x: Array, *, training: bool = False, rank: Rank | None = None, trained_from: int = 0
     ) -> tuple[Array, Cache]:
         """``h = x A``, ``t = s (h d) B``, ``y = t b``."""
-        r = self.rank if rank is None else rank
+        r, s = self.cut(rank, x.shape[:-1])
         A, B, d, b = self.projection_a[:, :r], self.projection_b[:r], self.vector_d[:r], self.vector_b
-        h = x @ A  # (..., in) @ (in, r) -> (..., r)
-        t = self.scaling_at(r) * (h * d) @ B  # (..., r) @ (r, out) -> (..., out)
-        return t * b, (h, t, r, trained_from)
+        h = product(x, A)  # (..., in) @ (in, r) -> (..., r)
+        t = product(s * (h * d), B)  # (..., r) @ (r, out) -> (..., out)
+        return t * b, (h, t, r, s, trained_from)
 
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
         """``db = Σ dy t``, ``dq = s (dy b) Bᵀ``, ``dd = Σ h dq``, ``dx = (dq d) Aᵀ``."""
-        h, t, r, first = cache
+        h, t, r, s, first = cache
         A, B, d, b = self.projection_a[:, :r], self.projection_b[:r], self.vector_d[:r], self.vector_b
-        dq = self.scaling_at(r) * (dy * b) @ B.T  # (..., out) @ (out, r) -> (..., r)
+        dq = s * product(dy * b, B.T)  # (..., out) @ (out, r) -> (..., r)
         gradients = {}
         if parameters:
             dd = np.zeros_like(self.vector_d)
             dd[first:r] = sum_rows((h * dq)[..., first:])
             gradients = {"vector_d": dd, "vector_b": sum_rows(dy * t)}
-        dx = (dq * d) @ A.T if inputs else None  # (..., r) @ (r, in) -> (..., in)
+        dx = product(dq * d, A.T) if inputs else None  # (..., r) @ (r, in) -> (..., in)
         return dx, gradients
 
     def active_parts(self, cache: Cache) -> Parts:
         """The elements of d that trained."""
-        *_, r, first = cache
+        *_, r, _, first = cache
         return {"vector_d": (slice(first, r),)}
 
     def merge_weights(self, *, rank: int | None = None) -> Array:

@@ -8,7 +8,7 @@ from typing import Any, Self, final
 
 import numpy as np
 
-from .._typing import RNG, Array, Cache, Gradients, Parts
+from .._typing import RNG, Array, Cache, Gradients, Parts, Rank
 from .._validation import (
     array_shape,
     float_dtype,
@@ -67,9 +67,35 @@ class LowRankLayer(Layer):
         """The factor at the full rank."""
         return self.scaling_at(self.rank)
 
+    def cut(self, rank: Rank | None, leading: tuple[int, ...]) -> tuple[int, float | Array]:
+        """How many components a pass needs, and the scaling s of each.
+
+        Parameters
+        ----------
+        rank : int, or function from the number of rows to a rank for each, or None for the full rank
+        leading : tuple of int
+            The input's axes but the last; the first counts the rows.
+
+        Returns
+        -------
+        r : int
+            The largest rank.
+        s : float, or array of shape (rows, 1, ..., 1, r)
+            Where each row has a rank of its own, row i of s is ``scaling_at`` of that rank in the columns up to it, and
+            zero beyond (nested dropout: Rippel et al. 2014).
+        """
+        if not callable(rank):
+            r = self.rank if rank is None else rank
+            return r, self.scaling_at(r)
+        ranks = rank(leading[0] if leading else 1)
+        r = int(ranks.max(initial=1))
+        scalings = np.array([self.scaling_at(each) for each in range(1, r + 1)], self.dtype)
+        by_rank = np.tri(r, dtype=self.dtype) * scalings[:, np.newaxis]  # row k: the first k + 1 components
+        return r, by_rank[ranks - 1].reshape(*leading[:1], *[1] * (len(leading) - 1), r)
+
     @abstractmethod
     def apply(
-        self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
+        self, x: Array, *, training: bool = False, rank: Rank | None = None, trained_from: int = 0
     ) -> tuple[Array, Cache]:
         """The map of the first `rank` components; `vjp` gives gradients to components `trained_from` up to `rank`."""
 
@@ -123,7 +149,8 @@ class LoRALayer(LowRankLayer):
         H = s X A,  Y = H B
         dB = Hᵀ G,  dH = s G Bᵀ,  dA = Xᵀ dH,  dX = dH Aᵀ
 
-    At a lower rank, A and B stand for their first columns and rows, and the gradients beyond them are exactly zero.
+    At a lower rank, A and B stand for their first columns and rows, and the gradients beyond them are exactly zero. Where
+    each row has a rank of its own, s is a matrix, and multiplies element by element: see `cut`.
 
     Examples
     --------
@@ -157,22 +184,22 @@ class LoRALayer(LowRankLayer):
         self.matrix_b: Array = np.zeros((self.rank, self.output_size), self.dtype)
 
     def apply(
-        self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
+        self, x: Array, *, training: bool = False, rank: Rank | None = None, trained_from: int = 0
     ) -> tuple[Array, Cache]:
         """``h = s x A``, ``y = h B``, with the first `rank` columns of A and rows of B."""
-        r = self.rank if rank is None else rank
-        A, B, s = self.matrix_a[:, :r], self.matrix_b[:r], self.scaling_at(r)
+        r, s = self.cut(rank, x.shape[:-1])
+        A, B = self.matrix_a[:, :r], self.matrix_b[:r]
         h = product(x, A)  # (..., in) @ (in, r) -> (..., r)
         h *= s
         y = product(h, B)  # (..., r) @ (r, out) -> (..., out)
-        return y, (x, h, r, trained_from)
+        return y, (x, h, r, s, trained_from)
 
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
         """``dB = hᵀ dy``, ``dh = s dy Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ``."""
-        x, h, r, first = cache
-        A, B, s = self.matrix_a[:, :r], self.matrix_b[:r], self.scaling_at(r)
+        x, h, r, s, first = cache
+        A, B = self.matrix_a[:, :r], self.matrix_b[:r]
         dh = product(dy, B.T)  # (..., out) @ (out, r) -> (..., r)
         dh *= s
         gradients = {}
@@ -192,7 +219,7 @@ class LoRALayer(LowRankLayer):
 
     def active_parts(self, cache: Cache) -> Parts:
         """The components that trained: columns of A, rows of B."""
-        _, _, r, first = cache
+        _, _, r, _, first = cache
         return {"matrix_a": (slice(None), slice(first, r)), "matrix_b": (slice(first, r), slice(None))}
 
     def merge_weights(self, *, rank: int | None = None) -> Array:

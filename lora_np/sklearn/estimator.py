@@ -118,7 +118,7 @@ class LoRAEstimator(BaseEstimator, ABC):
         return optimizer
 
     def _generator(self) -> Generator:
-        """A generator that follows scikit-learn's rules for `random_state`, but for the global generator, which stays alone."""
+        """A generator by scikit-learn's rules for `random_state`, but None does not stand for the global one."""
         if self.random_state is None:
             return np.random.default_rng()
         return np.random.default_rng(check_random_state(self.random_state).randint(2**31, size=4))
