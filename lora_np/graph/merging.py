@@ -93,7 +93,7 @@ def _piece(node: ComputationNode, inner: dict[ComputationNode, _Piece], keep: Co
 
 def _one_product(node: ComputationNode, source: ComputationNode, new_source: ComputationNode) -> ComputationNode:
     """``x M + c`` in the place of a piece."""
-    piece = ordered(node, stop=source)
+    piece = ordered(node, stop=[source])
     constants = [inner for inner in piece if inner.function is None]
     sums = [inner for inner in piece if inner.operation in ("add", "subtract")]
     added = dict.fromkeys(parent for inner in sums for parent in inner.parents if parent in constants)

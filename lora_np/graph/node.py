@@ -159,15 +159,15 @@ def getitem(array: Array, index: Any) -> Array:
     return array[index]
 
 
-def ordered(node: ComputationNode, stop: ComputationNode | None = None) -> tuple[ComputationNode, ...]:
-    """The nodes of a graph, parents before their children; nothing beyond `stop`, which is left out."""
+def ordered(node: ComputationNode, stop: Collection[ComputationNode] = ()) -> tuple[ComputationNode, ...]:
+    """The nodes of a graph, parents before their children; those of `stop` are left out with all that is beyond."""
     found: dict[ComputationNode, None] = {}
     waiting = [(node, False)]
     while waiting:
         current, parents_done = waiting.pop()
         if parents_done:
             found[current] = None
-        elif current not in found and current is not stop:
+        elif current not in found and current not in stop:
             waiting.append((current, True))
             waiting.extend((parent, False) for parent in reversed(current.parents))
     return tuple(found)
