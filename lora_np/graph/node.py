@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 
 from .._typing import Array
-from .._validation import finite_float, last_axis, real_array
+from .._validation import finite_float, last_axis, real_array, same_shape
 from ..errors import ArgumentError
 
 Shape: TypeAlias = tuple[int | EllipsisType, ...]
@@ -64,13 +64,13 @@ class ComputationNode:
     >>> adapter = StandardLoRAAdapter(DenseLayer(5, 3, tanh, rng=0), rank=2, alpha=4.0, rng=0)
     >>> graph = adapter.export_computation_graph([])
     >>> print(graph)
-    v1 = input @ base.weight          # (..., 3)
-    v2 = v1 + base.bias               # (..., 3)
-    v3 = tanh(v2)                     # (..., 3)
-    v4 = input @ lora.matrix_a[:, :2] # (..., 2)
-    v5 = lora.scaling * v4            # (..., 2)
-    v6 = v5 @ lora.matrix_b[:2]       # (..., 3)
-    v7 = v3 + v6                      # (..., 3)
+    v1 = input @ base.weight   # (..., 3)
+    v2 = v1 + base.bias        # (..., 3)
+    v3 = tanh(v2)              # (..., 3)
+    v4 = input @ lora.matrix_a # (..., 2)
+    v5 = lora.scaling * v4     # (..., 2)
+    v6 = v5 @ lora.matrix_b    # (..., 3)
+    v7 = v3 + v6               # (..., 3)
     >>> x = np.ones((4, 5))
     >>> bool(np.allclose(graph.evaluate({"input": x}), adapter.predict(x)))
     True
@@ -106,7 +106,8 @@ class ComputationNode:
         Parameters
         ----------
         values : arrays by name
-            One for every input, with any leading axes; and for any parameter that is to have another value than at export.
+            One for every input, with any leading axes; and one of the same shape for any parameter that is to have another
+            value than at export.
 
         Returns
         -------
@@ -116,7 +117,8 @@ class ComputationNode:
         Raises
         ------
         ArgumentError
-            An input is missing or has another last axis, a name is not in the graph, or a value is not real.
+            An input is missing or has another last axis, a name is not in the graph, or a value is not real or has another
+            shape.
         """
         nodes = self.nodes()
         named = {node.name for node in nodes if node.name}
@@ -243,6 +245,8 @@ def _leaf_value(node: ComputationNode, values: Mapping[str, Any]) -> Any:
     array = real_array(node.name, values[node.name], node.dtype)
     if node.operation == "input":
         last_axis(node.name, array, node.size)
+    else:
+        same_shape(node.name, array, node.shape)  # type: ignore[arg-type]
     return array
 
 

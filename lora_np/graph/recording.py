@@ -40,7 +40,7 @@ def record(layer: Layer, input_nodes: list[ComputationNode]) -> ComputationNode:
         raise ArgumentError(f"input_nodes must be a list of ComputationNode, got {input_nodes!r}")
     if len(input_nodes) > 1:
         raise ArgumentError(f"input_nodes must hold one node at most, for a layer has one input; got {len(input_nodes)}")
-    node = input_nodes[0] if input_nodes else ComputationNode("input", (..., layer.input_size), layer.dtype, name="input")
+    node = input_nodes[0] if input_nodes else _input_node(layer)
     if (node.shape, node.dtype) != ((..., layer.input_size), layer.dtype):
         expected = f"{shape_text((..., layer.input_size))} of {layer.dtype}"
         raise ArgumentError(f"input_nodes must hold a node {expected}, got {shape_text(node.shape)} of {node.dtype}")
@@ -53,7 +53,7 @@ def record(layer: Layer, input_nodes: list[ComputationNode]) -> ComputationNode:
 def is_recordable(layer: Layer) -> bool:
     """Whether `record` succeeds; nothing is copied."""
     try:
-        _recorded(layer, ComputationNode("input", (..., layer.input_size), layer.dtype, name="input"), np.asarray)
+        _recorded(layer, _input_node(layer), np.asarray)
     except NotSupportedError:
         return False
     return True
@@ -64,6 +64,10 @@ def record_function(function: Callable[..., Any], parents: Sequence[ComputationN
     return _node(function(*map(_symbol, parents)))
 
 
+def _input_node(layer: Layer) -> ComputationNode:
+    return ComputationNode("input", (..., layer.input_size), layer.dtype, name="input")
+
+
 def _recorded(layer: Layer, node: ComputationNode, constant: Callable[[Array], Array]) -> ComputationNode:
     try:
         apply: Callable[..., Any] = _twin(layer, constant).apply
@@ -72,8 +76,7 @@ def _recorded(layer: Layer, node: ComputationNode, constant: Callable[[Array], A
             raise NotSupportedError(f"its output has the shape {shape_text(output.shape)}")
     except Exception as error:  # an apply that was written for arrays may raise anything on a symbol
         for child in layer.children().values():
-            if not is_recordable(child):
-                return _recorded(child, ComputationNode("input", (..., child.input_size), child.dtype), constant)
+            _recorded(child, _input_node(child), np.asarray)  # where the reason lies in a child, this names the child
         reason = f"{layer.layer_name} ({type(layer).__name__}) has no computation graph: {error}"
         raise NotSupportedError(reason) from error
     return output
@@ -165,12 +168,19 @@ class _Symbol(np.lib.mixins.NDArrayOperatorsMixin):
         return _apply(function, arguments, options)
 
     def __getitem__(self, index: Any) -> _Symbol:
-        if index is ...:
-            return self
         entries = index if isinstance(index, tuple) else (index,)
         if not all(entry is None or entry is ... or isinstance(entry, int | slice) for entry in entries):
             _refuse(f"an index other than integers and slices cannot be recorded, got {index!r}")
-        return _apply(getitem, [self], {"index": index})
+        if not self._whole(entries):
+            return _apply(getitem, [self], {"index": index})
+        self.fresh = False
+        return _Symbol(self.node, self.sample)
+
+    def _whole(self, entries: tuple[Any, ...]) -> bool:
+        """Whether an index takes everything, however many leading axes there are."""
+        plain = all(entry is ... or (isinstance(entry, slice) and entry.step in (None, 1)) for entry in entries)
+        rows_alone = entries[0] is ... or not depends_on_input(self.node)
+        return plain and rows_alone and self.sample[entries].shape == self.sample.shape
 
     def _becomes(self, result: _Symbol) -> _Symbol:
         """An operation in place: on a fresh result it is the plain operation, under the same name."""
