@@ -257,8 +257,8 @@ def is_constant(node: ComputationNode, keep: Collection[str] = ()) -> bool:
 
 def folded(value: Any, constants: Iterable[ComputationNode]) -> ComputationNode:
     """A constant, called after the parameters that it was computed from."""
-    names = dict.fromkeys(name for node in constants for name in _parameters(node))
-    return constant_node(np.asarray(value), tuple(names))
+    names = {name for node in constants for name in _parameters(node)}
+    return constant_node(np.asarray(value), tuple(sorted(names)))
 
 
 def _parameters(node: ComputationNode) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ArgumentError
 from .merging import merged
 from .node import ComputationNode, folded, is_constant
 
@@ -32,6 +33,11 @@ def optimise(graph: ComputationNode, *, keep: Collection[str] = ()) -> Computati
         multiplications as one product, they are: ``x W + b + s (x A) B`` becomes ``x (W + s A B) + b``. So an adapter is
         merged into a linear base, and stays apart where an activation is in between.
 
+    Raises
+    ------
+    ArgumentError
+        The graph has no parameter of a name in `keep`.
+
     Notes
     -----
     A constant that was computed is called after the parameters in it: ``folded(base.weight, lora.matrix_a)``.
@@ -53,6 +59,10 @@ def optimise(graph: ComputationNode, *, keep: Collection[str] = ()) -> Computati
     >>> len(optimise(StandardLoRAAdapter(layer, 2).export_computation_graph([])).nodes())
     5
     """
+    names = {node.name for node in graph.nodes() if node.operation == "parameter"}
+    for name in keep:
+        if name not in names:
+            raise ArgumentError(f"keep must name parameters of the graph, got {name!r}")
     return merged(simplified(graph, keep), keep)
 
 

@@ -108,7 +108,7 @@ def save_onnx(
     if model.ByteSize() > LARGEST:
         raise NotSupportedError(f"an ONNX file can have {LARGEST} bytes, and {layer.layer_name} needs {model.ByteSize()}")
     with atomic_file(path) as file:
-        file.write(model.SerializeToString(deterministic=True))
+        file.write(model.SerializeToString())
 
 
 def to_onnx(layer: Layer, *, adapters: str = "merged", leading: Sequence[str] = ("batch",)) -> Any:
@@ -228,7 +228,7 @@ def _prepared(graph: ComputationNode, kept: Collection[str]) -> ComputationNode:
             new[node] = cut.setdefault(key, replace(array, shape=value.shape, value=value))
         else:
             new[node] = _in_operators(replace(node, parents=parents))
-    return optimise(new[graph], keep=kept)
+    return optimise(new[graph], keep=[node.name for node in new[graph].nodes() if node.name in kept])
 
 
 def _in_operators(node: ComputationNode) -> ComputationNode:

@@ -121,7 +121,7 @@ def test_versions_and_names():
     assert (model.ir_version, model.producer_name, model.graph.name) == (10, "lora_np", "StandardLoRAAdapter")
     assert operators(model) == ["MatMul", "Add"]
     assert [array.name for array in model.graph.initializer] == [
-        "folded(base.weight, lora.scaling, lora.matrix_a, lora.matrix_b)",
+        "folded(base.weight, lora.matrix_a, lora.matrix_b, lora.scaling)",
         "base.bias",
     ]
     assert shapes(model.graph.input) == {"input": ["batch", IN]}
