@@ -85,6 +85,14 @@ def test_every_activation(activation, dtype):
     assert_same(run(to_onnx(layer), input=x), expected, dtype)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+def test_what_is_not_finite_stays_so(activation):
+    layer = ActivationLayer(1, activation)
+    x = np.array([[np.nan], [np.inf], [-np.inf]])
+    with np.errstate(all="ignore"):
+        assert_allclose(run(to_onnx(layer), input=x), layer.predict(x))
+
+
 @pytest.mark.parametrize("name", ["sequential-of-adapters", "dense-softmax", "dora-on-fully-connected", "vera-on-dense"])
 @pytest.mark.parametrize("leading", [(), ("batch",), ("batch", "time"), ("a", "b", "c")])
 def test_leading_axes(name, leading):
