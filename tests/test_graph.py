@@ -1,6 +1,7 @@
 """Computation graphs: recorded from every kind of layer, evaluated, rewritten and drawn."""
 
 import copy
+import itertools
 import pickle
 import re
 from xml.etree import ElementTree
@@ -629,6 +630,19 @@ def test_edges_run_down_from_node_to_node(name):
     centres = [((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in boxes(to_svg(graph))]
     leaving = sum(any(abs(x - a) < 0.2 and abs(y - b) < 0.2 for a, b in centres) for x, y in starts)
     assert leaving == sum(len(node.parents) for node in graph.nodes())
+
+
+def test_rows_are_ordered_so_that_no_edges_cross():
+    # In the order of recording there would be six crossings.
+    svg = to_svg(export(build("sequential-of-adapters")))
+    paths = [path.get("d") for path in ElementTree.fromstring(svg).findall(f"{SVG}path")]
+    ends = [tuple(map(float, re.findall(r"-?[\d.]+", path))) for path in paths]
+    crossing = [
+        (one, other)
+        for one, other in itertools.combinations(ends, 2)
+        if one[1] == other[1] and (one[0] - other[0]) * (one[6] - other[6]) < 0
+    ]
+    assert crossing == []
 
 
 def test_names_are_escaped():
