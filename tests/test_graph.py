@@ -520,6 +520,11 @@ REWRITTEN = {
         lambda z, kept: (z @ SQUARE) * (z @ SQUARE + 1) + np.tanh(z) @ SQUARE,
         ["matmul", "add", "multiply", "tanh", "matmul", "add"],
     ),
+    "one column to many": (lambda z, kept: (z @ SQUARE[:, :1] + np.ones(4)) @ SQUARE, ["matmul", "add", "matmul"]),
+    "vectors": (
+        lambda z, kept: ((z @ SQUARE[0]) + (z @ SQUARE[1]))[..., None] * z,
+        ["matmul", "matmul", "add", "getitem", "multiply"],
+    ),
     "infinite": (lambda z, kept: (z @ np.full((4, 4), np.inf)) @ SQUARE, ["matmul", "matmul"]),
 }
 SQUARE = batch(4, 4, seed=3)
