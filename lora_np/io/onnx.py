@@ -216,16 +216,17 @@ def _adapter_axes(layer: Layer) -> dict[str, tuple[int, str] | None]:
 
 
 def _prepared(graph: ComputationNode, kept: Collection[str]) -> ComputationNode:
-    """The graph with operators of ONNX alone, optimised; an index into a kept array is taken once and for all."""
+    """The graph with operators of ONNX alone, optimised; a kept array is cut to the part of it that is used."""
+    uses: dict[str, set[str]] = {}
+    for node in graph.nodes():
+        for parent in node.parents:
+            uses.setdefault(parent.name, set()).add(repr(node.options) if node.operation == "getitem" else "all of it")
     new: dict[ComputationNode, ComputationNode] = {}
-    cut: dict[Any, ComputationNode] = {}
     for node in graph.nodes():
         parents = tuple(new[parent] for parent in node.parents)
-        if node.operation == "getitem" and parents[0].name in kept:
-            (array,) = parents
-            value = array.value[node.options["index"]]
-            key = array.name, repr(node.options)
-            new[node] = cut.setdefault(key, replace(array, shape=value.shape, value=value))
+        if node.operation == "getitem" and parents[0].name in kept and len(uses[parents[0].name]) == 1:
+            value = parents[0].value[node.options["index"]]
+            new[node] = replace(parents[0], shape=value.shape, value=value)
         else:
             new[node] = _in_operators(replace(node, parents=parents))
     return optimise(new[graph], keep=[node.name for node in new[graph].nodes() if node.name in kept])

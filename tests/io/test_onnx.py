@@ -328,7 +328,23 @@ class Transposing(LoRALayer):
 
     def apply(self, x, *, training=False, rank=None, trained_from=0):
         W = self.matrix_b.T @ self.matrix_a.T
-        return x @ W * W.sum() + W.max(axis=0), ()
+        return x @ W * W.sum() + W.max(axis=1), ()
+
+
+class Cutting(Transposing):
+    """It uses one array in two parts, and a part of the other one twice."""
+
+    def apply(self, x, *, training=False, rank=None, trained_from=0):
+        A, B = self.matrix_a, self.matrix_b
+        return (x @ A[:, :1]) * B[:1].sum(axis=0) + (x @ A[:, 1:]) * B[:1], ()
+
+
+def test_an_array_is_cut_where_all_uses_are_of_the_same_part():
+    layer, x = Cutting(), batch(2, 3)
+    model = to_onnx(layer, adapters="inputs")
+    assert_same(run(model, input=x), layer.predict(x), np.float64)
+    arrays = {array.name: tuple(array.dims) for array in model.graph.initializer}
+    assert (arrays["matrix_a"], arrays["matrix_b"]) == ((3, 2), (1, 3))
 
 
 REFUSED = {
