@@ -307,6 +307,30 @@ def test_operators(name, dtype):
     assert {word for word in name.split() if word in OPERATORS.values()} <= set(operators(model))
 
 
+def test_slices_with_other_leading_axes():
+    layer, x = Own(lambda x: x[..., ::-1] * x[..., 1:2]), batch(2, 4, 3)
+    assert_same(run(to_onnx(layer, leading=("batch", "time")), input=x), layer.predict(x), np.float64)
+    assert_same(run(to_onnx(layer, leading=()), input=x[0, 0]), layer.predict(x[0, 0]), np.float64)
+
+
+class Named(Own):
+    """Its arrays have names that the file uses for something else."""
+
+    parameter_names = ("output", "v1")
+
+    def __init__(self):
+        super().__init__(None)
+        self.output, self.v1 = SQUARE, batch(3, 3, seed=4)
+
+    def apply(self, x, *, training=False):
+        return np.tanh(x @ self.output) @ self.v1, ()
+
+
+def test_names_that_are_taken():
+    x = batch(2, 3)
+    assert_same(run(to_onnx(Named()), input=x), Named().predict(x), np.float64)
+
+
 def test_every_operator_is_tested():
     tested = {word for name in OWN for word in name.split()} | {"Relu", "Sigmoid", "Softmax", "Tanh"}
     assert set(OPERATORS.values()) - {"Transpose"} <= tested
