@@ -107,17 +107,18 @@ def sum_rows(dy: Array) -> Array:
     return np.add.reduce(_rows(dy))
 
 
-def add(total: Array, term: Array) -> Array:
-    """``total + term``, in the memory of the total where the sum fits there: the caller gives it up.
+def add(a: Array, b: Array, *, room: Array) -> Array:
+    """``a + b``, in the memory of one of them where the sum fits there: the caller gives it up.
 
     Parameters
     ----------
-    total, term : arrays that broadcast to the shape of `total`
+    a, b : arrays
+    room : array, shape of the sum
+        One of the two.
     """
-    if type(total) is np.ndarray and total.dtype == term.dtype:
-        total += term
-        return total
-    return total + term
+    if type(room) is np.ndarray and a.dtype == b.dtype:
+        return np.add(a, b, out=room)
+    return a + b
 
 
 class PackedMatrix(NamedTuple):

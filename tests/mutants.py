@@ -535,23 +535,23 @@ MUTANTS = [
     ),
     Mutant(
         "every row with the gate of the highest rank",
-        "adapters/dylora.py",
-        "gates[ranks - 1].reshape",
-        "gates[np.full_like(ranks, r - 1)].reshape",
+        "layers/lora.py",
+        "by_rank[ranks - 1].reshape",
+        "by_rank[np.full_like(ranks, r - 1)].reshape",
         (DYLORA,),
     ),
     Mutant(
         "the gradient forgets the ranks of rows",
-        "adapters/dylora.py",
-        "dh = (dy @ B.T) * M",
-        "dh = dy @ B.T",
+        "layers/lora.py",
+        "        dh *= s\n",
+        "        dh *= s if isinstance(s, float) else 1.0\n",
         (DYLORA,),
     ),
     Mutant(
         "a pass with ranks of rows moves every component",
-        "adapters/dylora.py",
-        '"matrix_a": (slice(None), slice(0, r)), "matrix_b": (slice(0, r), slice(None))}',
-        '"matrix_a": (slice(None), slice(None)), "matrix_b": (slice(None), slice(None))}',
+        "layers/lora.py",
+        "(slice(None), slice(first, r))",
+        "(slice(None), slice(None))",
         (f"{DYLORA}::test_components_beyond_every_rows_rank_stand_still",),
     ),
     Mutant(
@@ -579,15 +579,15 @@ MUTANTS = [
     Mutant(
         "the input gradient of the branch is dropped",
         "adapters/base.py",
-        "else base_dx + branch_dx",
+        "else add(base_dx, branch_dx, room=branch_dx)",
         "else base_dx",
         (STANDARD,),
     ),
     Mutant(
         "the input gradient of the base is dropped",
         "adapters/base.py",
-        "else base_dx + branch_dx",
-        "else 0 * base_dx + branch_dx",
+        "else add(base_dx, branch_dx, room=branch_dx)",
+        "else branch_dx",
         (STANDARD,),
     ),
     Mutant(
@@ -866,9 +866,9 @@ MUTANTS = [
         '+ dV.reshape(base_gradients["weight"].shape)',
         (DORA,),
     ),
-    Mutant("VeRA's backward without b", "adapters/vera.py", "(dy * b) @ B.T", "dy @ B.T", (VERA,)),
+    Mutant("VeRA's backward without b", "adapters/vera.py", "product(dy * b, B.T)", "product(dy, B.T)", (VERA,)),
     Mutant("VeRA's forward without b", "adapters/vera.py", "return t * b, (h, t", "return t, (h, t", (VERA,)),
-    Mutant("VeRA's input gradient without d", "adapters/vera.py", "dx = (dq * d) @ A.T", "dx = dq @ A.T", (VERA,)),
+    Mutant("VeRA's input gradient without d", "adapters/vera.py", "dx = product(dq * d, A.T)", "dx = product(dq, A.T)", (VERA,)),
     Mutant("VeRA's merge without b", "adapters/vera.py", "(A * d) @ (B * b)", "(A * d) @ B", (VERA,)),
     # ---------------------------------------------------------------- optimizers
     Mutant(

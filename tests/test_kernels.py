@@ -159,13 +159,13 @@ def test_mixed_types_give_what_numpy_gives(lowered):
 
 
 def test_a_sum_is_made_in_place_only_where_it_fits():
-    total = np.ones(3)
-    assert kernels.add(total, np.ones(3)) is total
-    assert total.tolist() == [2, 2, 2]
-    narrow = np.ones(3, np.float32)
-    wide = kernels.add(narrow, np.full(3, 1e-20j))
+    total, term = np.ones(3), np.full(3, 2.0)
+    assert kernels.add(term, total, room=total) is total
+    assert total.tolist() == [3, 3, 3]
+    assert term.tolist() == [2, 2, 2]
+    wide = kernels.add(total, np.full(3, 1e-20j), room=total)
     assert wide.dtype == complex
-    assert narrow.tolist() == [1, 1, 1]
+    assert total.tolist() == [3, 3, 3]
 
 
 @pytest.mark.skipif(not kernels.LIMIT, reason="no small kernel on this processor")

@@ -206,7 +206,7 @@ class AdditiveAdapter(LoRAAdapterBase):
         trains_base = parameters and not self.is_base_layer_frozen
         base_dx, base_gradients = self.base_layer.vjp(dy, base_cache, parameters=trains_base, inputs=inputs)
         branch_dx, own = branch.vjp(dy, branch_cache, parameters=parameters, inputs=inputs)
-        dx = None if base_dx is None or branch_dx is None else add(branch_dx, base_dx)
+        dx = None if base_dx is None or branch_dx is None else add(base_dx, branch_dx, room=branch_dx)
         return dx, prefixed("base", base_gradients) | prefixed(name, own)
 
     def active_parts(self, cache: Cache) -> Parts:
@@ -235,4 +235,4 @@ def _with_branch(
     base_y, base_cache = base
     name, branch, rank, trained_from = selected
     branch_y, branch_cache = branch.apply(x, training=training, rank=rank, trained_from=trained_from)
-    return add(branch_y, base_y), (base_cache, name, branch, branch_cache)
+    return add(base_y, branch_y, room=branch_y), (base_cache, name, branch, branch_cache)

@@ -18,6 +18,7 @@ from .. import _archive
 from .._typing import Array, Cache, Gradients, Parts, Routing, Tasks
 from .._validation import finite_float, float_dtype, last_axis, one_of, positive_int, real_array, same_shape
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
+from ..graph import ComputationNode, recording
 from . import diagnostics, serialization, weight_loading
 from .weight_loading import WeightLoadResult, WeightLoadValidation
 
@@ -565,6 +566,36 @@ class Layer(ABC):
     def estimate_memory(self) -> dict[str, int]:
         """Bytes of the arrays by kind: ``"trainable"``, ``"frozen"`` and ``"packed"``, the copies that `pack` made."""
         return diagnostics.memory(self)
+
+    # ---------------------------------------------------------------- computation graph
+
+    @property
+    def supports_jit_compilation(self) -> bool:
+        """Whether `export_computation_graph` can record this layer: true for every layer of the package."""
+        return recording.is_recordable(self)
+
+    def export_computation_graph(self, input_nodes: list[ComputationNode]) -> ComputationNode:
+        """The map of `predict` as a graph, with a copy of every parameter under its name.
+
+        Parameters
+        ----------
+        input_nodes : list of ComputationNode
+            An empty list takes the new input node, which all branches share; where it holds a node, such as the output of
+            another graph, the layer's graph goes on from there.
+
+        Returns
+        -------
+        ComputationNode
+            The output.
+
+        Raises
+        ------
+        ArgumentError
+            Not such a list, or the node in it has another size or dtype than the layer's input.
+        NotSupportedError
+            The `apply` of a layer inside does what cannot be recorded; the message names the layer and says why.
+        """
+        return recording.record(self, input_nodes)
 
     # ---------------------------------------------------------------- weights by name, description, files
 

@@ -102,7 +102,8 @@ class AffineLayer(Layer):
     def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
         """``y = f(x W + b)``."""
         W, b = self._factor, self.bias
-        z = add(product(x, W), b)  # (..., in) @ (in, out) -> (..., out)
+        z = product(x, W)  # (..., in) @ (in, out) -> (..., out)
+        z = add(z, b, room=z)
         y = self.activation.apart(z)
         return y, (x, z)
 

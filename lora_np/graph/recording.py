@@ -1,0 +1,283 @@
+"""Recording a graph: a layer's own pure `apply` runs on symbols, which write down what is done with them.
+
+No formula is written a second time. A twin of the layer has a symbol in the place of each array; NumPy hands every function
+that meets a symbol over to it, by the protocols ``__array_ufunc__`` and ``__array_function__``. Shapes and dtypes come from
+NumPy as well: each symbol carries a sample, an array of no rows where it depends on the input.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from .._typing import Array
+from ..activations import Activation, identity
+from ..errors import ArgumentError, ArgumentNullError, NotSupportedError
+from .node import (
+    VIEWS,
+    ComputationNode,
+    Shape,
+    constant_node,
+    depends_on_input,
+    frozen_copy,
+    getitem,
+    shape_text,
+)
+
+if TYPE_CHECKING:
+    from ..layers.base import Layer
+
+
+def record(layer: Layer, input_nodes: list[ComputationNode]) -> ComputationNode:
+    """The graph of a layer's inference; see `lora_np.Layer.export_computation_graph`."""
+    if input_nodes is None:
+        raise ArgumentNullError("input_nodes must not be None; a new list takes the input node")
+    if not isinstance(input_nodes, list) or not all(isinstance(node, ComputationNode) for node in input_nodes):
+        raise ArgumentError(f"input_nodes must be a list of ComputationNode, got {input_nodes!r}")
+    if len(input_nodes) > 1:
+        raise ArgumentError(f"input_nodes must hold one node at most, for a layer has one input; got {len(input_nodes)}")
+    node = input_nodes[0] if input_nodes else _input_node(layer)
+    if (node.shape, node.dtype) != ((..., layer.input_size), layer.dtype):
+        expected = f"{shape_text((..., layer.input_size))} of {layer.dtype}"
+        raise ArgumentError(f"input_nodes must hold a node {expected}, got {shape_text(node.shape)} of {node.dtype}")
+    output = _recorded(layer, node, frozen_copy)
+    if not input_nodes:
+        input_nodes.append(node)
+    return output
+
+
+def is_recordable(layer: Layer) -> bool:
+    """Whether `record` succeeds; nothing is copied."""
+    try:
+        _recorded(layer, _input_node(layer), np.asarray)
+    except NotSupportedError:
+        return False
+    return True
+
+
+def record_function(function: Callable[..., Any], parents: Sequence[ComputationNode]) -> ComputationNode:
+    """What a function of arrays does, as a graph on top of its operands' nodes."""
+    return _node(function(*map(_symbol, parents)))
+
+
+def _input_node(layer: Layer) -> ComputationNode:
+    return ComputationNode("input", (..., layer.input_size), layer.dtype, name="input")
+
+
+def _recorded(layer: Layer, node: ComputationNode, constant: Callable[[Array], Array]) -> ComputationNode:
+    try:
+        apply: Callable[..., Any] = _twin(layer, constant).apply
+        output = _node(apply(_symbol(node), training=False)[0])
+        if output.shape != (..., layer.output_size):
+            raise NotSupportedError(f"its output has the shape {shape_text(output.shape)}")
+    except Exception as error:  # an apply that was written for arrays may raise anything on a symbol
+        for child in layer.children().values():
+            _recorded(child, _input_node(child), np.asarray)  # where the reason lies in a child, this names the child
+        reason = f"{layer.layer_name} ({type(layer).__name__}) has no computation graph: {error}"
+        raise NotSupportedError(reason) from error
+    return output
+
+
+def _twin(layer: Layer, constant: Callable[[Array], Array]) -> Layer:
+    """A copy with symbols in the place of arrays, wherever they are kept, and with activations that record themselves."""
+    arrays = layer.named_parameters(frozen=True)
+    memo: dict[int, Any] = {}
+    for name, array in arrays.items():
+        leaf = ComputationNode("parameter", array.shape, array.dtype, name=name, value=constant(array))
+        memo.setdefault(id(array), _symbol(leaf))
+    for inner in layer.walk().values():
+        activations = [value for value in vars(inner).values() if isinstance(value, Activation) and value != identity]
+        memo |= {id(activation): _RecordedActivation(activation) for activation in activations}
+    twin = copy.deepcopy(layer, memo)
+    for path, inner in twin.walk().items():
+        scaling_at = getattr(inner, "scaling_at", None)
+        if scaling_at is not None:
+            vars(inner)["scaling_at"] = partial(_named_scaling, f"{path}.scaling".lstrip("."), scaling_at)
+    return twin
+
+
+class _NamedFloat(float):
+    """A number that has a name where it meets a symbol, and is any number elsewhere."""
+
+    name: str
+
+
+def _named_scaling(name: str, scaling_at: Callable[[int], float], rank: int) -> _NamedFloat:
+    number = _NamedFloat(scaling_at(rank))
+    number.name = name
+    return number
+
+
+class _RecordedActivation:
+    """An activation that is recorded as one operation of its name."""
+
+    def __init__(self, activation: Activation) -> None:
+        self._activation = activation
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._activation, name)
+
+    def function(self, z: Any) -> Any:
+        return _apply(self._activation.function, [z], name=self._activation.name)
+
+    __call__ = apart = function
+
+
+def _reduction(function: Callable[..., Any]) -> Callable[..., _Symbol]:
+    """The method of arrays that is this function."""
+
+    def method(self: _Symbol, axis: Any = None, **options: Any) -> _Symbol:
+        return _apply(function, [self], {"axis": axis} | options)
+
+    return method
+
+
+class _Symbol(np.lib.mixins.NDArrayOperatorsMixin):
+    """Stands for an array, and records what is done with it.
+
+    Parameters
+    ----------
+    node : ComputationNode
+        What has been recorded.
+    sample : array
+        Of its shape and dtype, with a first axis of no rows where it depends on the input.
+    fresh : bool
+        Whether it is the only way to its array, which may then be written to.
+    """
+
+    def __init__(self, node: ComputationNode, sample: Any, *, fresh: bool = False) -> None:
+        self.node = node
+        self.sample = sample
+        self.fresh = fresh
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *operands: Any, out: Any = None, **options: Any) -> Any:
+        if method != "__call__" or options or ufunc.nout > 1:
+            _refuse(f"numpy.{ufunc.__name__}.{method} with {options} cannot be recorded")
+        result = _apply(ufunc, operands)
+        if out is None:
+            return result
+        return out[0]._becomes(result) if isinstance(out[0], _Symbol) else _refuse_writing()
+
+    def __array_function__(self, function: Any, types: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if function is np.may_share_memory:
+            return False  # nodes never change
+        return _apply(function, arguments, options)
+
+    def __getitem__(self, index: Any) -> _Symbol:
+        entries = index if isinstance(index, tuple) else (index,)
+        if not all(entry is None or entry is ... or isinstance(entry, int | slice) for entry in entries):
+            _refuse(f"an index other than integers and slices cannot be recorded, got {index!r}")
+        if not self._whole(entries):
+            return _apply(getitem, [self], {"index": index})
+        self.fresh = False
+        return _Symbol(self.node, self.sample)
+
+    def _whole(self, entries: tuple[Any, ...]) -> bool:
+        """Whether an index takes everything, however many leading axes there are."""
+        plain = all(entry is ... or (isinstance(entry, slice) and entry.step in (None, 1)) for entry in entries)
+        rows_alone = entries[0] is ... or not depends_on_input(self.node)
+        return plain and rows_alone and self.sample[entries].shape == self.sample.shape
+
+    def _becomes(self, result: _Symbol) -> _Symbol:
+        """An operation in place: on a fresh result it is the plain operation, under the same name."""
+        if not self.fresh or result.node.shape != self.node.shape:
+            _refuse_writing()
+        self.node, self.sample = result.node, result.sample
+        return self
+
+    @property
+    def shape(self) -> Shape:
+        return self.node.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.node.dtype
+
+    @property
+    def T(self) -> _Symbol:  # noqa: N802  as in NumPy
+        return _apply(np.transpose, [self])
+
+    @property
+    def real(self) -> _Symbol:
+        return self
+
+    def copy(self) -> _Symbol:
+        return _Symbol(self.node, self.sample, fresh=True)
+
+    sum, max, min, mean = _reduction(np.sum), _reduction(np.max), _reduction(np.min), _reduction(np.mean)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        _refuse("it makes an array of a value that is not known yet")
+
+    def __bool__(self) -> NoReturn:
+        _refuse("it decides by a value that is not known yet")
+
+    def __len__(self) -> NoReturn:
+        _refuse("it asks for the length of a value that is not known yet")
+
+    __iter__ = None
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise NotSupportedError(reason)
+
+
+def _refuse_writing() -> NoReturn:
+    _refuse("it writes into an array that is not a fresh result")
+
+
+def _apply(
+    function: Callable[..., Any], operands: Sequence[Any], options: Mapping[str, Any] | None = None, name: str = ""
+) -> _Symbol:
+    """Record one operation."""
+    name = name or function.__name__
+    options = dict(options or {})
+    if any(isinstance(value, _Symbol | np.ndarray) for value in options.values()):
+        _refuse(f"{name} with arrays among its options cannot be recorded")
+    symbols = [_as_symbol(operand) for operand in operands]
+    with np.errstate(all="ignore"):
+        sample = function(*(symbol.sample for symbol in symbols), **options)
+    if not isinstance(sample, np.ndarray | np.generic):
+        _refuse(f"{name} does not give one array")
+    shape: Shape = sample.shape
+    if any(depends_on_input(symbol.node) for symbol in symbols):
+        if shape[:1] != (0,):
+            _refuse(f"{name} does not keep the rows of the input")
+        shape = (..., *shape[1:])
+    parents = tuple(symbol.node for symbol in symbols)
+    node = ComputationNode(name, shape, sample.dtype, parents, function=function, options=options)
+    if name in VIEWS:
+        symbols[0].fresh = False
+    return _Symbol(node, sample, fresh=name not in VIEWS)
+
+
+def _as_symbol(operand: Any) -> _Symbol:
+    """The operand itself, or a constant."""
+    if isinstance(operand, _Symbol):
+        return operand
+    if isinstance(operand, _NamedFloat):
+        value = float(operand)
+        return _Symbol(ComputationNode("parameter", (), np.dtype(float), name=operand.name, value=value), value)
+    if isinstance(operand, int | float):
+        return _Symbol(ComputationNode("constant", (), np.dtype(type(operand)), value=operand), operand)
+    array = np.asarray(operand)
+    if array.dtype.kind not in "biuf":
+        _refuse(f"it computes with {operand!r}, which is no array of real numbers")
+    return _Symbol(constant_node(array), array)
+
+
+def _symbol(node: ComputationNode) -> _Symbol:
+    """A symbol that stands for the value of a node."""
+    if depends_on_input(node):
+        return _Symbol(node, np.empty((0, *node.shape[1:]), node.dtype))
+    return _Symbol(node, node.evaluate({}) if node.function is not None else node.value)
+
+
+def _node(symbol: Any) -> ComputationNode:
+    if not isinstance(symbol, _Symbol):
+        _refuse(f"its output does not depend on its input: {type(symbol).__name__}")
+    return symbol.node

@@ -1,0 +1,460 @@
+"""ONNX files: checked by onnx, run by onnxruntime, and compared with what lora_np computes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from lora_np import (
+    Activation,
+    ActivationLayer,
+    ArgumentError,
+    DenseLayer,
+    DyLoRAAdapter,
+    Layer,
+    LoRALayer,
+    NotSupportedError,
+    Sequential,
+    StandardLoRAAdapter,
+    tanh,
+)
+from lora_np.activations import ACTIVATIONS
+from lora_np.io import onnx as lora_onnx
+from lora_np.io.onnx import OPERATORS, adapter_inputs, save_onnx, to_onnx
+from tests.kinds import IN, KINDS, LAYERS, OUT, RANK, batch, bits, build, dylora, multilora, randomised
+from tests.test_graph import models
+
+onnx = pytest.importorskip("onnx")
+runtime = pytest.importorskip("onnxruntime")
+
+ROOT = Path(__file__).parents[2]
+DTYPES = [np.float64, np.float32]
+TOLERANCE = {np.float64: 1e-12, np.float32: 1e-6}
+
+
+def run(model, **feeds):
+    """What onnxruntime computes with a checked model."""
+    onnx.checker.check_model(model, full_check=True)
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, feeds)
+    return output
+
+
+def assert_same(actual, expected, dtype):
+    assert (actual.dtype, actual.shape) == (dtype, expected.shape)
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+def operators(model):
+    return [node.op_type for node in model.graph.node]
+
+
+def shapes(values):
+    return {value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in values}
+
+
+# ---------------------------------------------------------------- what every layer promises
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("adapters", ["merged", "inputs"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_onnxruntime_computes_what_predict_computes(name, adapters, dtype):
+    layer = build(name, dtype)
+    model = to_onnx(layer, adapters=adapters)
+    x = batch(6, layer.input_size).astype(dtype)
+    assert_same(run(model, input=x), layer.predict(x), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+def test_every_activation(activation, dtype):
+    layer = ActivationLayer(5, activation, dtype=dtype)
+    x = np.concatenate([8 * batch(40, 5), np.zeros((1, 5)), [[1e4, -1e4, 100.0, -100.0, 1e-6]]]).astype(dtype)
+    with np.errstate(over="ignore"):
+        expected = layer.predict(x)
+    assert_same(run(to_onnx(layer), input=x), expected, dtype)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+def test_what_is_not_finite_stays_so(activation):
+    layer = ActivationLayer(1, activation)
+    x = np.array([[np.nan], [np.inf], [-np.inf]])
+    with np.errstate(all="ignore"):
+        assert_allclose(run(to_onnx(layer), input=x), layer.predict(x))
+
+
+@pytest.mark.parametrize("name", ["sequential-of-adapters", "dense-softmax", "dora-on-fully-connected", "vera-on-dense"])
+@pytest.mark.parametrize("leading", [(), ("batch",), ("batch", "time"), ("a", "b", "c")])
+def test_leading_axes(name, leading):
+    layer = build(name)
+    model = to_onnx(layer, leading=leading)
+    assert shapes(model.graph.input) == {"input": [*leading, layer.input_size]}
+    assert shapes(model.graph.output) == {"output": [*leading, layer.output_size]}
+    for sizes in [(3, 2, 1), (1, 1, 4)]:
+        x = batch(*sizes[: len(leading)], layer.input_size)
+        assert_same(run(model, input=x), layer.predict(x), np.float64)
+
+
+def test_no_rows_at_all():
+    layer = build("sequential-of-adapters")
+    assert run(to_onnx(layer), input=np.empty((0, layer.input_size))).shape == (0, layer.output_size)
+
+
+@settings(max_examples=15)
+@given(models(), st.sampled_from(["merged", "inputs"]))
+def test_random_compositions(model, adapters):
+    randomised(model)
+    x = batch(3, model.input_size)
+    expected = model.predict(x)
+    scale = max(1.0, float(np.abs(expected).max()))
+    assert_allclose(run(to_onnx(model, adapters=adapters), input=x), expected, rtol=1e-9, atol=1e-9 * scale)
+
+
+# ---------------------------------------------------------------- what is in the file
+
+
+def test_versions_and_names():
+    model = to_onnx(build("standard-on-dense"))
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 21)]
+    assert (model.ir_version, model.producer_name, model.graph.name) == (10, "lora_np", "StandardLoRAAdapter")
+    assert operators(model) == ["MatMul", "Add"]
+    assert [array.name for array in model.graph.initializer] == [
+        "folded(base.weight, lora.matrix_a, lora.matrix_b, lora.scaling)",
+        "base.bias",
+    ]
+    assert shapes(model.graph.input) == {"input": ["batch", IN]}
+    assert shapes(model.graph.output) == {"output": ["batch", OUT]}
+
+
+def test_parameters_keep_their_names():
+    layer = build("sequential")
+    arrays = {array.name: onnx.numpy_helper.to_array(array) for array in to_onnx(layer).graph.initializer}
+    parameters = layer.named_parameters()
+    assert set(arrays) == {"0.weight", "0.bias", "folded(1.weight)", "1.bias"}
+    assert_array_equal(arrays["0.weight"], parameters["0.weight"])
+    assert_array_equal(arrays["folded(1.weight)"], parameters["1.weight"].T)
+
+
+def test_activations_that_onnx_has_are_its_operators():
+    layers = [ActivationLayer(3, activation) for activation in ACTIVATIONS]
+    single = {layer.activation.name: operators(to_onnx(layer)) for layer in layers}
+    assert {name: found for name, found in single.items() if len(found) == 1} == {
+        "identity": ["Identity"],
+        "relu": ["Relu"],
+        "sigmoid": ["Sigmoid"],
+        "tanh": ["Tanh"],
+        "softmax": ["Softmax"],
+    }
+
+
+def test_two_files_of_one_layer_are_equal(tmp_path):
+    layer = build("sequential-of-adapters")
+    save_onnx(layer, tmp_path / "one.onnx")
+    save_onnx(layer, tmp_path / "two.onnx")
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+    x = batch(2, layer.input_size)
+    assert_same(run(onnx.load(tmp_path / "one.onnx"), input=x), layer.predict(x), np.float64)
+
+
+# ---------------------------------------------------------------- adapters as inputs
+
+
+def other_rank(kind, rank, base):
+    """An adapter of this kind and another rank, on the same base, with values of its own."""
+    twin = base.clone()
+    adapter = randomised(KINDS[kind](twin, rank, 2.5, rng=0), seed=rank + 10)
+    for name, array in base.named_parameters().items():
+        twin.set_parameter(name, array)
+    return adapter
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("adapters", ["inputs", "required"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_file_serves_adapters_of_any_rank(kind, adapters, dtype):
+    base = randomised(DenseLayer(IN, OUT, dtype=dtype))
+    model = to_onnx(other_rank(kind, RANK, base), adapters=adapters)
+    x = batch(4, IN).astype(dtype)
+    for rank in (1, 2, 3):
+        adapter = other_rank(kind, rank, base)
+        feeds = adapter_inputs(adapter)
+        assert {name for name in shapes(model.graph.input) if name != "input"} == set(feeds)
+        assert_same(run(model, input=x, **feeds), adapter.predict(x), dtype)
+
+
+def test_inputs_have_free_axes_and_defaults():
+    model = to_onnx(build("sequential-of-adapters"), adapters="inputs")
+    assert shapes(model.graph.input) == {
+        "input": ["batch", IN],
+        "0.lora.scaling": [],
+        "0.lora.matrix_a": [IN, "0.lora.rank"],
+        "0.lora.matrix_b": ["0.lora.rank", 4],
+        "2.tasks.second.scaling": [],
+        "2.tasks.second.matrix_a": [4, "2.tasks.second.rank"],
+        "2.tasks.second.matrix_b": ["2.tasks.second.rank", OUT],
+    }
+    assert set(shapes(model.graph.input)) - {array.name for array in model.graph.initializer} == {"input"}
+
+
+def test_required_inputs_have_no_defaults():
+    layer = build("sequential-of-adapters")
+    with_defaults, without = (to_onnx(layer, adapters=adapters).graph for adapters in ("inputs", "required"))
+    assert shapes(without.input) == shapes(with_defaults.input)
+    assert {array.name for array in without.initializer} == {"0.base.weight", "0.base.bias", "2.base.weight", "2.base.bias"}
+
+
+def test_a_branch_by_itself_has_inputs_too():
+    model = to_onnx(build("lora"), adapters="inputs")
+    assert shapes(model.graph.input) == {
+        "input": ["batch", IN],
+        "scaling": [],
+        "matrix_a": [IN, "rank"],
+        "matrix_b": ["rank", OUT],
+    }
+
+
+def test_dora_has_its_magnitude_as_input():
+    assert shapes(to_onnx(build("dora-on-dense"), adapters="inputs").graph.input)["magnitude"] == [OUT]
+
+
+def test_a_scaling_of_one_is_an_input_all_the_same():
+    adapter = randomised(StandardLoRAAdapter(DenseLayer(IN, OUT), 2, rng=0))
+    assert adapter.lora_layer.scaling == 1
+    assert "lora.scaling" in shapes(to_onnx(adapter, adapters="inputs").graph.input)
+
+
+def test_the_deployment_rank_is_what_the_file_holds():
+    adapter = dylora(DenseLayer(IN, OUT), 3, rng=0)
+    adapter.current_deployment_rank = 2
+    assert {name: value.shape for name, value in adapter_inputs(randomised(adapter)).items()} == {
+        "lora.scaling": (),
+        "lora.matrix_a": (IN, 2),
+        "lora.matrix_b": (2, OUT),
+    }
+
+
+def test_tasks_of_any_name():
+    adapter = multilora(DenseLayer(IN, OUT), 2, rng=0)
+    for name in ("v1", "input", "ünï, (code)"):
+        adapter.add_task(name, 1)
+        adapter.current_task = name
+        randomised(adapter)
+        x = batch(2, IN)
+        for adapters in ("merged", "inputs"):
+            assert_same(run(to_onnx(adapter, adapters=adapters), input=x), adapter.predict(x), np.float64)
+
+
+# ---------------------------------------------------------------- layers of one's own
+
+
+class Own(Layer):
+    """A layer of somebody else, whose `apply` is a function."""
+
+    def __init__(self, compute, output_size=3, dtype=np.float64):
+        super().__init__(3, output_size, dtype)
+        self.compute = compute
+
+    def apply(self, x, *, training=False):
+        return self.compute(x), ()
+
+    def vjp(self, dy, cache, *, parameters=True, inputs=True):
+        raise NotImplementedError
+
+    def estimate_flops(self):
+        return 0
+
+
+SQUARE = batch(3, 3, seed=3)
+
+OWN = {
+    "MatMul Add Sub Mul Div Neg Abs": lambda x: abs(-x) / (1 - x * x) + x @ SQUARE.astype(x.dtype),
+    "Pow Sqrt Log Exp": lambda x: np.sqrt(np.exp(x)) + np.log(1 + x**2),
+    "Max Min": lambda x: np.maximum(x, 0.5) - np.minimum(x, 0),
+    "Where Less LessOrEqual Greater GreaterOrEqual Equal": lambda x: np.where(
+        x > 1, 1, np.where(x >= 0.5, 2, np.where(x < -1, 3, np.where(x <= -0.5, 4, np.where(x == 0, 5, x))))
+    ),
+    "ReduceSum ReduceMax ReduceMin ReduceMean": lambda x: (
+        x.sum(axis=-1, keepdims=True) * x.max(axis=-1, keepdims=True)
+        - x.min(axis=(-1,), keepdims=True)
+        + x.mean(axis=-1, keepdims=True) * x
+    ),
+    "reduced away": lambda x: x + 0 * x[..., :1] + np.sum(SQUARE.astype(x.dtype), axis=0),
+    "Slice": lambda x: x[..., ::-1] + x[:, :] + x[..., 1:2] + x[..., -1:] + x[:, ::-2][:, :1],
+    "whole numbers": lambda x: x * np.array([1, 2, 3], dtype=np.int8) + True,
+    "truth values": lambda x: x * (x > 0) + (x[..., :1] == (x > 0)),
+    "expm1 log1p": lambda x: np.expm1(x) + np.log1p(abs(x)),
+    "a constant twice": lambda x: np.where(x * 0.5 > 0.5, x * 0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("name", OWN)
+def test_operators(name, dtype):
+    layer = Own(OWN[name], dtype=dtype)
+    x = np.concatenate([batch(8, 3), np.zeros((1, 3))]).astype(dtype)
+    model = to_onnx(layer)
+    assert_same(run(model, input=x), layer.predict(x), dtype)
+    assert {word for word in name.split() if word in OPERATORS.values()} <= set(operators(model))
+
+
+def test_slices_with_other_leading_axes():
+    layer, x = Own(lambda x: x[..., ::-1] * x[..., 1:2]), batch(2, 4, 3)
+    assert_same(run(to_onnx(layer, leading=("batch", "time")), input=x), layer.predict(x), np.float64)
+    assert_same(run(to_onnx(layer, leading=()), input=x[0, 0]), layer.predict(x[0, 0]), np.float64)
+
+
+class Named(Own):
+    """Its arrays have names that the file uses for something else."""
+
+    parameter_names = ("output", "v1")
+
+    def __init__(self):
+        super().__init__(None)
+        self.output, self.v1 = SQUARE, batch(3, 3, seed=4)
+
+    def apply(self, x, *, training=False):
+        return np.tanh(x @ self.output) @ self.v1, ()
+
+
+def test_names_that_are_taken():
+    x = batch(2, 3)
+    assert_same(run(to_onnx(Named()), input=x), Named().predict(x), np.float64)
+
+
+def test_every_operator_is_tested():
+    tested = {word for name in OWN for word in name.split()} | {"Relu", "Sigmoid", "Softmax", "Tanh"}
+    assert set(OPERATORS.values()) - {"Transpose"} <= tested
+
+
+def test_transposed_and_kept():
+    model = to_onnx(Transposing(), adapters="inputs")
+    assert "Transpose" in operators(model)
+    x = batch(2, 3)
+    assert_same(run(model, input=x), Transposing().predict(x), np.float64)
+
+
+class Transposing(LoRALayer):
+    """Its arrays are inputs, and used in ways of their own."""
+
+    def __init__(self):
+        super().__init__(3, 3, 2, 1.5, rng=0)
+        randomised(self)
+
+    def apply(self, x, *, training=False, rank=None, trained_from=0):
+        W = self.matrix_b.T @ self.matrix_a.T
+        return x @ W * W.sum() + W.max(axis=1), ()
+
+
+class Cutting(Transposing):
+    """It uses one array in two parts, and a part of the other one twice."""
+
+    def apply(self, x, *, training=False, rank=None, trained_from=0):
+        A, B = self.matrix_a, self.matrix_b
+        return (x @ A[:, :1]) * B[:1].sum(axis=0) + (x @ A[:, 1:]) * B[:1], ()
+
+
+def test_an_array_is_cut_where_all_uses_are_of_the_same_part():
+    layer, x = Cutting(), batch(2, 3)
+    model = to_onnx(layer, adapters="inputs")
+    assert_same(run(model, input=x), layer.predict(x), np.float64)
+    arrays = {array.name: tuple(array.dims) for array in model.graph.initializer}
+    assert (arrays["matrix_a"], arrays["matrix_b"]) == ((3, 2), (1, 3))
+
+
+REFUSED = {
+    "no operator": (lambda x: np.sin(x), "there is no operator for sin"),
+    "option": (lambda x: np.linalg.norm(x, axis=-1, keepdims=True) * x, "norm has no operator and cannot be taken apart: "),
+    "axis by place": (lambda x: x + np.sum(x, -1, keepdims=True), "sum with other arguments than axis= and keepdims="),
+    "sum with a dtype": (lambda x: x + x.sum(axis=-1, keepdims=True, dtype=np.float64), "sum with other arguments than"),
+    "integer index": (lambda x: x + x[..., 0, None], "an index other than slices"),
+    "options of a function": (lambda x: np.transpose(x, axes=(0, 1)), "transpose with axes"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_written_is_refused_with_a_reason(name, tmp_path):
+    compute, reason = REFUSED[name]
+    inner = Own(compute)
+    model = Sequential({"first": DenseLayer(4, 3), "own": StandardLoRAAdapter(inner, 1, rng=0)})
+    with pytest.raises(NotSupportedError) as caught:
+        save_onnx(model, tmp_path / "model.onnx")
+    assert str(caught.value).startswith(f"{inner.layer_name} (Own) cannot be written as ONNX: {reason}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_activation_of_ones_own_is_written_in_its_parts():
+    cubic = Activation("cubic", lambda z: z - z**3 / 3, None)
+    layer, x = randomised(DenseLayer(4, 3, cubic)), batch(5, 4)
+    assert_same(run(to_onnx(layer), input=x), layer.predict(x), np.float64)
+
+
+def test_an_activation_that_cannot_be_recorded_is_refused():
+    strange = Activation("strange", lambda z: np.asarray(z), None)
+    layer = Sequential([DenseLayer(4, 3, tanh), DenseLayer(3, 2, strange)])
+    with pytest.raises(NotSupportedError, match="strange has no operator and cannot be taken apart") as caught:
+        to_onnx(layer)
+    assert str(caught.value).startswith(layer.layers[1].layer_name)
+
+
+def test_a_layer_without_a_graph_is_named():
+    inner = Own(np.asarray)
+    with pytest.raises(NotSupportedError, match=f"^{inner.layer_name} \\(Own\\) has no computation graph"):
+        to_onnx(Sequential([inner]))
+
+
+# ---------------------------------------------------------------- arguments and files
+
+
+def test_adapters_is_one_of_three_words():
+    with pytest.raises(ArgumentError, match="adapters must be one of 'merged', 'inputs', 'required', got 'apart'"):
+        to_onnx(build("dense"), adapters="apart")
+
+
+@pytest.mark.parametrize("leading", ["batch", ("a", "a"), (1,), ("",)])
+def test_leading_axes_have_different_names(leading):
+    with pytest.raises(ArgumentError, match="leading must be a sequence of different names of axes, got "):
+        to_onnx(build("dense"), leading=leading)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(NotSupportedError, match=r'needs the package onnx.* pip install "lora_np\[onnx\]"'):
+        to_onnx(build("dense"))
+
+
+def test_a_file_that_is_too_large_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(lora_onnx, "LARGEST", 100)
+    layer = build("dense")
+    with pytest.raises(NotSupportedError, match=f"an ONNX file can have 100 bytes, and {layer.layer_name} needs [0-9]+"):
+        save_onnx(layer, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_leaves_the_layer_as_it_is(tmp_path):
+    layer = DyLoRAAdapter(DenseLayer(4, 3), 2, [1, 2], rng=0)
+    before = bits(layer.named_parameters(frozen=True))
+    save_onnx(layer, tmp_path / "model.onnx", adapters="inputs")
+    assert bits(layer.named_parameters(frozen=True)) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_the_table_of_the_scripts_folder():
+    result = subprocess.run(
+        [sys.executable, "scripts/onnx_table.py", "dense-tanh", "dora-on-dense"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines() if "-on-" in line] == ["dora-on-dense"]
