@@ -7,12 +7,13 @@ step counts and weight decay move only for components that got a gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 
-from ._typing import Array, Part
+from ._typing import Array, Part, Parts
 from ._validation import finite_float, fraction, non_negative_float, same_shape
 from .errors import ArgumentOutOfRangeError
 from .layers.base import Layer
@@ -55,9 +56,12 @@ class Optimizer(ABC):
         InvalidOperationError
             No gradient is pending.
         """
-        gradients, parts = layer.pending_gradients(), layer.pending_parts
-        arrays = layer.named_parameters()
-        return {name: self.update(name, dp, arrays[name], parts.get(name)) for name, dp in gradients.items()}
+        return self.updates_of(layer.pending_gradients(), layer.named_parameters(), layer.pending_parts)
+
+    @final
+    def updates_of(self, gradients: Mapping[str, Array], parameters: Mapping[str, Array], parts: Parts) -> dict[str, Array]:
+        """The updates of named gradients; see `update`."""
+        return {name: self.update(name, dp, parameters[name], parts.get(name)) for name, dp in gradients.items()}
 
     @abstractmethod
     def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
