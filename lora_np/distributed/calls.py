@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, NamedTuple, final
 
 from ..errors import ArgumentError, InvalidOperationError
@@ -46,7 +46,7 @@ def results(executor: Executor, calls: Sequence[Call], retries: int) -> Iterator
     ArgumentError
         A call raised one, which repeating it would not change.
     InvalidOperationError
-        A call failed more often than that.
+        A call failed more often than that, or was cancelled by somebody else.
     """
     futures = [_submit(executor, call) for call in calls]
     try:
@@ -73,6 +73,9 @@ def _result(executor: Executor, call: Call, future: Future[Any], retries: int) -
             return future.result()
         except ArgumentError as error:
             raise ArgumentError(f"{call.name} does not fit: {error}") from error
+        except CancelledError as error:
+            # Nobody here has cancelled it: the executor has gone, or has lost what would run the call.
+            raise InvalidOperationError(f"{call.name} was given up by the executor {executor!r}") from error
         except Exception as error:
             failure = error
         if left:

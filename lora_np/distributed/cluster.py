@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
 
@@ -52,10 +52,26 @@ def dask_executor(address: str | None = None, *, workers: int | None = None) -> 
     with ExitStack() as stack:
         place: Any = address
         if address is None:
-            cluster = distributed.LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
+            # The dashboard takes any free port, so that a second cluster on this machine brings no warning.
+            cluster = distributed.LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0")
             place = stack.enter_context(cluster)
         client = stack.enter_context(distributed.Client(place, set_as_default=False))
-        yield client.get_executor(pure=False)
+        yield _ClientExecutor(client)
+
+
+@final
+class _ClientExecutor(Executor):
+    """Dask's own executor, which takes no call for which there is no scheduler any more."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._executor = client.get_executor(pure=False)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """A future of the call, which may run more than once."""
+        if self._client.status not in ("running", "connecting"):
+            raise ConnectionError(f"the connection to the Dask scheduler is {self._client.status}")
+        return self._executor.submit(fn, *args, **kwargs)
 
 
 def predict(model: Layer, input: DaskArray, *, replica: Source | None = None) -> DaskArray:
