@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -575,11 +576,11 @@ def test_a_broken_process_pool_ends_it_with_an_error_and_a_new_one_goes_on(tmp_p
     assert outcome(model, history, optimizer) == expected
 
 
-def kill_when_it_waits(folder):
-    """End the process that hangs in the shard `deadly`."""
+def kill_when_it_waits(folder, pid=None):
+    """End the process that hangs in the shard `deadly`, or another one, while it does."""
     while not (folder / "pid").exists():
         time.sleep(0.01)
-    os.kill(int((folder / "pid").read_text()), 9)
+    os.kill(pid or int((folder / "pid").read_text()), signal.SIGKILL)
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -82,61 +83,49 @@ def test_a_worker_that_is_killed_in_a_step_changes_no_bit(cluster, expected, tmp
     assert outcome(model, history, optimizer) == expected
 
 
-def started(folder):
-    """A scheduler and a worker as processes of their own, and the scheduler's address."""
+@contextmanager
+def other_processes(folder):
+    """A scheduler and a worker as processes of their own: the scheduler, and its address."""
     file = folder / "scheduler.json"
     common = ["--no-dashboard", "--scheduler-file", str(file)]
     commands = [["dask_scheduler", "--port", "0"], ["dask_worker", "--nthreads", "1", "--death-timeout", "20"]]
-    processes = [
-        subprocess.Popen([sys.executable, "-m", f"distributed.cli.{name}", *common, *options], stderr=subprocess.DEVNULL)
-        for name, *options in commands
-    ]
-    while not file.exists():
-        time.sleep(0.01)
-    return processes, json.loads(file.read_text())["address"]
+    processes = []
+    try:
+        for name, *options in commands:
+            command = [sys.executable, "-m", f"distributed.cli.{name}", *common, *options]
+            processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            while not (file.exists() and file.read_text().endswith("}")):
+                time.sleep(0.01)
+        yield processes[0], json.loads(file.read_text())["address"]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def test_a_scheduler_that_is_killed_in_a_step_ends_it_with_an_error_and_the_checkpoint_goes_on(expected, tmp_path):
-    (scheduler, worker), address = started(tmp_path)
     loaders = [shards()[0], partial(data.deadly, 1, tmp_path, 7), shards()[2]]
     options = {"batch_size": 4, "keep_shards": False, "checkpoint": tmp_path / "run.npz", "checkpoint_every": 1}
-    model = data.network()
+    first, killers = data.network(), []
+    words = r"step 3: shard \d, .* was given up by the executor"
+    with other_processes(tmp_path) as (scheduler, address):
 
-    def kill_the_scheduler():
-        while not (tmp_path / "pid").exists():
-            time.sleep(0.01)
-        scheduler.kill()
+        def kill_in_step_3(progress):
+            if progress.step == 2:
+                (tmp_path / "armed").touch()
+                killers.append(threading.Thread(target=kill_when_it_waits, args=(tmp_path, scheduler.pid)))
+                killers[0].start()
 
-    def arm(progress):
-        if progress.step == 2:
-            (tmp_path / "armed").touch()
-
-    killer = threading.Thread(target=kill_the_scheduler)
-    killer.start()
-    try:
-        words = r"step 3: shard \d, .* was given up by the executor"
         with dask_executor(address) as executor, pytest.raises(InvalidOperationError, match=words):
-            train(model, loaders, callbacks=[arm], executor=executor, replica=data.network, **options)
-    finally:
-        killer.join()
-        for process in (worker, scheduler):
-            process.kill()
-            process.wait()
-    before = model.get_parameters()
+            train(first, loaders, callbacks=[kill_in_step_3], executor=executor, replica=data.network, **options)
+        killers[0].join()
+    with pytest.raises(InvalidOperationError, match=r"shard 0, .*the connection to the Dask scheduler is closed"):
+        train(data.network(), executor=executor)
     with np.load(tmp_path / "run.npz") as file:
-        np.testing.assert_array_equal(file["parameters"], before)
+        np.testing.assert_array_equal(file["parameters"], first.get_parameters())
     model, optimizer = data.network(seed=3), Adam(0.05)
     history = train(model, loaders, optimizer, resume=True, **options)
     assert outcome(model, history, optimizer) == expected
-
-
-def test_an_executor_without_a_scheduler_takes_no_call():
-    with dask_executor(workers=1) as executor:
-        assert executor.submit(sum, [1, 2]).result() == 3
-    with pytest.raises(ConnectionError, match="the connection to the Dask scheduler is closed"):
-        executor.submit(sum, [1, 2])
-    with pytest.raises(InvalidOperationError, match=r"shard 0, .*the connection to the Dask scheduler is closed"):
-        train(data.network(), executor=executor)
 
 
 @pytest.mark.parametrize(
