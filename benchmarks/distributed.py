@@ -2,8 +2,8 @@
 
 Trains the adapters of a network on shards of random rows: in one process, in threads, in processes and on Dask. First
 asserts that all of them end with the same parameters, to the bit; then times steps, each on all rows of all shards, in
-turns. One BLAS thread each, so that the workers alone make the difference. Of each engine the fastest step counts: it is the
-one that other programs disturbed least.
+turns. One BLAS thread each, so that the workers alone make the difference. Of each engine the fastest step counts: it is
+the one that other programs disturbed least.
 """
 
 # ruff: noqa: E402  the environment is for NumPy, when it is imported

@@ -1,12 +1,24 @@
 """Shards and models for the tests of distributed training, in a module that worker processes import fast."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
 
-from lora_np import DenseLayer, DyLoRAAdapter, MultiLoRAAdapter, Sequential, StandardLoRAAdapter, apply_lora, tanh
+from lora_np import (
+    Adam,
+    DenseLayer,
+    DyLoRAAdapter,
+    MeanSquaredError,
+    MultiLoRAAdapter,
+    Sequential,
+    StandardLoRAAdapter,
+    apply_lora,
+    tanh,
+)
+from lora_np.distributed import fit_shards
 
 IN, OUT = 5, 3
 
@@ -54,6 +66,27 @@ def deadly(seed, folder, rows=6):
     os.rename(Path(folder) / "pid.part", Path(folder) / "pid")
     time.sleep(120)
     raise AssertionError("nobody ended the process")
+
+
+def fatal(seed, folder, rows):
+    """A shard that ends its process once when the file `armed` is there."""
+    try:
+        os.rename(Path(folder) / "armed", Path(folder) / "taken")
+    except FileNotFoundError:
+        return samples(seed, rows)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("never reached")
+
+
+def drive(loaders, folder):
+    """What a driver does that dies in its third step."""
+
+    def arm(progress):
+        if progress.step == 2:
+            (folder / "armed").touch()
+
+    options = {"keep_shards": False, "checkpoint": folder / "run.npz", "checkpoint_every": 1, "callbacks": [arm]}
+    fit_shards(network(), loaders, MeanSquaredError(), Adam(0.05), 2, 4, rng=0, **options)
 
 
 def network(seed=0):

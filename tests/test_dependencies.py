@@ -22,7 +22,7 @@ from lora_np import (
 
 ROOT = Path(__file__).parents[1]
 
-EXTRAS = ["matplotlib", "tqdm", "sklearn", "scipy", "torch", "pandas", "safetensors", "mpmath"]
+EXTRAS = ["matplotlib", "tqdm", "sklearn", "scipy", "torch", "pandas", "safetensors", "mpmath", "dask", "distributed"]
 
 # numpy.random brings the run time of its compiler along, under names of its own.
 LOADED = """

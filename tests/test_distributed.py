@@ -576,6 +576,18 @@ def test_a_broken_process_pool_ends_it_with_an_error_and_a_new_one_goes_on(tmp_p
     assert outcome(model, history, optimizer) == expected
 
 
+def test_a_driver_that_is_killed_in_a_step_is_resumed(tmp_path, expected):
+    loaders = [shards()[0], partial(data.fatal, 1, tmp_path, 7), shards()[2]]
+    driver = multiprocessing.get_context("spawn").Process(target=data.drive, args=(loaders, tmp_path))
+    driver.start()
+    driver.join()
+    assert driver.exitcode == -signal.SIGKILL
+    assert len(np.load(tmp_path / "run.npz")["history/step_losses"]) == 2
+    model, optimizer = data.network(seed=3), Adam(1.0)
+    history = train(model, loaders, optimizer, batch_size=4, checkpoint=tmp_path / "run.npz", resume=True)
+    assert outcome(model, history, optimizer) == expected
+
+
 def kill_when_it_waits(folder, pid=None):
     """End the process that hangs in the shard `deadly`, or another one, while it does."""
     while not (folder / "pid").exists():

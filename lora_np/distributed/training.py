@@ -145,7 +145,8 @@ def fit_shards(
         not_none("checkpoint", checkpoint)
     source: Source = Given(model) if replica is None else replica
     job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards))
-    workers = _Workers(executor or InProcessExecutor(), job, [Shard(*pair) for pair in enumerate(loaders)], retries)
+    place = InProcessExecutor() if executor is None else executor
+    workers = _Workers(place, job, [Shard(*pair) for pair in enumerate(loaders)], retries)
     with closing(workers), model.training_mode(True), training_ranks(_dylora(model)):
         sizes = workers.measure(model)
         batches = Batches(sizes, max(size.samples for size in sizes) if batch_size is None else batch_size)
