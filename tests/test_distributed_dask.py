@@ -88,7 +88,7 @@ def other_processes(folder):
     """A scheduler and a worker as processes of their own: the scheduler, and its address."""
     file = folder / "scheduler.json"
     common = ["--no-dashboard", "--scheduler-file", str(file)]
-    commands = [["dask_scheduler", "--port", "0"], ["dask_worker", "--nthreads", "1", "--death-timeout", "20"]]
+    commands = [["dask_scheduler", "--port", "0"], ["dask_worker", "--nthreads", "1", "--no-nanny", "--death-timeout", "20"]]
     processes = []
     try:
         for name, *options in commands:

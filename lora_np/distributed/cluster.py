@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
@@ -19,6 +20,10 @@ from .replicas import Given, Moment, Source, fingerprint
 
 if TYPE_CHECKING:
     from dask.array import Array as DaskArray
+
+
+PATIENCE = 10.0
+"""Seconds after which to look whether the scheduler is still there."""
 
 
 @contextmanager
@@ -61,17 +66,37 @@ def dask_executor(address: str | None = None, *, workers: int | None = None) -> 
 
 @final
 class _ClientExecutor(Executor):
-    """Dask's own executor, which takes no call for which there is no scheduler any more."""
+    """Calls on a Dask cluster; each ends, also where the scheduler is lost, which Dask's own executor does not ensure."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._executor = client.get_executor(pure=False)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """A future of the call, which may run more than once."""
-        if self._client.status not in ("running", "connecting"):
+        if not _is_connected(self._client):
             raise ConnectionError(f"the connection to the Dask scheduler is {self._client.status}")
-        return self._executor.submit(fn, *args, **kwargs)
+        future: Future[Any] = Future()
+        task = self._client.submit(fn, *args, pure=False, **kwargs)
+        task.add_done_callback(partial(_transfer, self._client, future))
+        return future
+
+
+def _is_connected(client: Any) -> bool:
+    return client.status in ("running", "connecting")
+
+
+def _transfer(client: Any, future: Future[Any], task: Any) -> None:
+    """Give a future the outcome of a Dask task that has ended."""
+    if not future.set_running_or_notify_cancel():
+        return
+    while not future.done():
+        try:
+            future.set_result(task.result(timeout=PATIENCE))
+        except Exception as error:
+            # Fetching a result from a scheduler that has died may never end.
+            is_slow = isinstance(error, TimeoutError) and task.status == "finished" and client.status == "running"
+            if not is_slow:
+                future.set_exception(error)
 
 
 def predict(model: Layer, input: DaskArray, *, replica: Source | None = None) -> DaskArray:
