@@ -321,6 +321,8 @@ def test_replicas_share_what_does_not_train():
             assert shared == (name not in first.named_parameters())
     with replicas.at(Moment.of(model)) as third:
         assert third in (first, second)
+        third.backward(third.forward(data.samples(0)[0]))
+    assert not third.gradients  # nor the pass that they come from
 
 
 def test_the_base_is_loaded_once_and_shards_are_read_once(tmp_path):
@@ -553,8 +555,8 @@ def test_a_loss_that_is_not_finite_ends_it_as_fit(loader):
     found, expected = data.network(), data.network()
     with pytest.raises(NonFiniteError) as other:
         fit(expected, loader(), MeanSquaredError(), SGD(1e60), 5, 6, rng=0)
-    with pytest.raises(NonFiniteError) as error:
-        train(found, [loader], SGD(1e60), 5)
+    with ThreadPoolExecutor(1) as executor, pytest.raises(NonFiniteError) as error:
+        train(found, [loader], SGD(1e60), 5, executor=executor)
     assert str(error.value) == str(other.value)
     assert bits(found.named_parameters()) == bits(expected.named_parameters())
 

@@ -5,8 +5,10 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import dask.array
 
 from lora_np import Adam, ArgumentError, DenseLayer, InvalidOperationError, StandardLoRAAdapter, save_layer
 from lora_np.distributed import dask_executor, predict
+from lora_np.distributed.cluster import _transfer
 from tests import distributed_shards as data
 from tests.kinds import bits
 from tests.test_distributed import kill_when_it_waits, outcome, shards, train
@@ -88,7 +91,10 @@ def other_processes(folder):
     """A scheduler and a worker as processes of their own: the scheduler, and its address."""
     file = folder / "scheduler.json"
     common = ["--no-dashboard", "--scheduler-file", str(file)]
-    commands = [["dask_scheduler", "--port", "0"], ["dask_worker", "--nthreads", "1", "--no-nanny", "--death-timeout", "20"]]
+    commands = [
+        ["dask_scheduler", "--port", "0"],
+        ["dask_worker", "--nthreads", "1", "--no-nanny", "--death-timeout", "20"],
+    ]
     processes = []
     try:
         for name, *options in commands:
@@ -107,7 +113,7 @@ def test_a_scheduler_that_is_killed_in_a_step_ends_it_with_an_error_and_the_chec
     loaders = [shards()[0], partial(data.deadly, 1, tmp_path, 7), shards()[2]]
     options = {"batch_size": 4, "keep_shards": False, "checkpoint": tmp_path / "run.npz", "checkpoint_every": 1}
     first, killers = data.network(), []
-    words = r"step 3: shard \d, .* was given up by the executor"
+    words = r"step 3: shard \d, .* (was given up by the executor|failed 3 times)"
     with other_processes(tmp_path) as (scheduler, address):
 
         def kill_in_step_3(progress):
@@ -126,6 +132,41 @@ def test_a_scheduler_that_is_killed_in_a_step_ends_it_with_an_error_and_the_chec
     model, optimizer = data.network(seed=3), Adam(0.05)
     history = train(model, loaders, optimizer, resume=True, **options)
     assert outcome(model, history, optimizer) == expected
+
+
+class Task:
+    """A Dask task that has ended, whose result takes a few attempts to fetch."""
+
+    def __init__(self, attempts, status="finished"):
+        self.attempts, self.status = attempts, status
+
+    def result(self, timeout):
+        self.attempts -= 1
+        if self.attempts:
+            raise TimeoutError("too slow")
+        return "fetched"
+
+
+@pytest.mark.parametrize(
+    ("task", "connection", "outcome"),
+    [
+        (Task(1), "running", "fetched"),
+        (Task(3), "running", "fetched"),
+        (Task(3), "closing", "too slow"),
+        (Task(3, "error"), "running", "too slow"),
+    ],
+)
+def test_a_result_is_waited_for_as_long_as_there_is_a_scheduler(task, connection, outcome):
+    future = Future()
+    _transfer(SimpleNamespace(status=connection), future, task)
+    assert str(future.exception() or future.result()) == outcome
+
+
+def test_a_call_that_was_cancelled_gets_no_result():
+    future, task = Future(), Task(1)
+    future.cancel()
+    _transfer(SimpleNamespace(status="running"), future, task)
+    assert task.attempts == 1
 
 
 @pytest.mark.parametrize(
