@@ -109,12 +109,16 @@ def other_processes(folder):
             process.wait()
 
 
-def test_a_scheduler_that_is_killed_in_a_step_ends_it_with_an_error_and_the_checkpoint_goes_on(expected, tmp_path):
+def test_a_scheduler_that_is_killed_in_a_step_ends_it_with_an_error_and_the_checkpoint_goes_on(
+    expected, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lora_np.distributed.cluster.PATIENCE", 1.0)
     loaders = [shards()[0], partial(data.deadly, 1, tmp_path, 7), shards()[2]]
     options = {"batch_size": 4, "keep_shards": False, "checkpoint": tmp_path / "run.npz", "checkpoint_every": 1}
     first, killers = data.network(), []
     words = r"step 3: shard \d, .* (was given up by the executor|failed 3 times)"
-    with other_processes(tmp_path) as (scheduler, address):
+    impatient = dask.config.set({"distributed.comm.timeouts.connect": "2s"})
+    with impatient, other_processes(tmp_path) as (scheduler, address):
 
         def kill_in_step_3(progress):
             if progress.step == 2:
