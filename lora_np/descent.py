@@ -7,7 +7,7 @@ from typing import Any, final
 
 import numpy as np
 
-from ._typing import Array
+from ._typing import Array, Parts
 from .errors import NonFiniteError
 from .layers.base import Layer
 from .losses import Loss
@@ -31,7 +31,8 @@ class Descent:
         self.layer = layer
         self.loss = loss
         self.optimizer = optimizer
-        self._before: dict[str, Array] = {}
+        self.before: dict[str, Array] = {}
+        """The arrays that the last step changed, as they were before it."""
 
     def step(self, forward: Callable[[], Array], targets: Any) -> float:
         """One update; returns the objective before it: the loss plus the layer's auxiliary loss.
@@ -45,16 +46,35 @@ class Descent:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             value, dy = self.loss.value_and_gradient(forward(), targets)
             objective = value + float(layer.compute_auxiliary_loss())
-            if not np.isfinite(objective):
-                self._go_back()
-                raise NonFiniteError(f"the loss is {objective}")
-            layer.backward(dy, need_input_grad=False)
-            self._require_finite("gradient", layer.gradients, objective)
-            updates = self.optimizer.updates(layer)
-            self._require_finite("update", updates, objective)
-        self._before = {name: parameter.copy() for name in updates if (parameter := layer.parameter(name)) is not None}
-        layer.apply_updates(updates)
+            if np.isfinite(objective):
+                layer.backward(dy, need_input_grad=False)
+        self.descend(objective, layer.gradients, layer.pending_parts)
         return objective
+
+    def descend(self, objective: float, gradients: Mapping[str, Array], parts: Parts) -> None:
+        """The update of a step whose objective and gradients are known.
+
+        Parameters
+        ----------
+        objective : float
+        gradients : mapping of arrays by name
+        parts : mapping of tuples of slices by name
+            The trained part of each array that is not trained whole.
+
+        Raises
+        ------
+        NonFiniteError
+            The objective, a gradient or an update is not finite.
+        """
+        if not np.isfinite(objective):
+            self._go_back()
+            raise NonFiniteError(f"the loss is {objective}")
+        self._require_finite("gradient", gradients, objective)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            updates = self.optimizer.updates_of(self.layer, gradients, parts)
+        self._require_finite("update", updates, objective)
+        self.before = {name: array.copy() for name in updates if (array := self.layer.parameter(name)) is not None}
+        self.layer.apply_updates(updates)
 
     def _require_finite(self, kind: str, arrays: Mapping[str, Array], objective: float) -> None:
         for name, array in arrays.items():
@@ -65,6 +85,6 @@ class Descent:
                 raise NonFiniteError(f"the {kind} of {name} is not finite, with a loss of {objective:g}")
 
     def _go_back(self) -> None:
-        for name, array in self._before.items():
+        for name, array in self.before.items():
             self.layer.set_parameter(name, array)
         self.layer.reset_state()

@@ -7,14 +7,15 @@ step counts and weight decay move only for components that got a gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
-from ._typing import Array, Part
+from ._typing import Array, Part, Parts
 from ._validation import finite_float, fraction, non_negative_float, same_shape
-from .errors import ArgumentOutOfRangeError
+from .errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 from .layers.base import Layer
 
 
@@ -28,6 +29,9 @@ class Optimizer(ABC):
     learning_rate : float
         Finite; it may be set between steps.
     """
+
+    state_type: ClassVar[Callable[..., Any] | None] = None
+    """A dataclass of arrays that is the state of one parameter; None where there is no state."""
 
     def __init__(self, learning_rate: float) -> None:
         self.learning_rate = learning_rate
@@ -47,6 +51,39 @@ class Optimizer(ABC):
         self._states: dict[str, Any] = {}
 
     @final
+    def get_state(self) -> dict[str, Array]:
+        """Copies of the state's arrays, by parameter name and kind, such as ``lora.matrix_a:second``.
+
+        Raises
+        ------
+        NotSupportedError
+            There is a state, but no `state_type`.
+        """
+        if self._states and self.state_type is None:
+            raise NotSupportedError(f"{type(self).__name__} keeps a state, and has no state_type that says of which arrays")
+        return {
+            f"{name}:{kind}": array.copy() for name, state in self._states.items() for kind, array in vars(state).items()
+        }
+
+    @final
+    def set_state(self, arrays: Mapping[str, Array]) -> None:
+        """Replace the state of every parameter by copies of arrays as `get_state` gives them.
+
+        Raises
+        ------
+        ArgumentError
+            They are not of this kind of optimizer; nothing is changed.
+        """
+        kinds: dict[str, dict[str, Array]] = {}
+        for key, array in arrays.items():
+            name, _, kind = key.rpartition(":")
+            kinds.setdefault(name, {})[kind] = array.copy()
+        try:
+            self._states = {name: self.state_type(**own) for name, own in kinds.items()}  # type: ignore[misc]
+        except TypeError:
+            raise ArgumentError(f"arrays must be the state of a {type(self).__name__}, got {list(arrays)[:4]}") from None
+
+    @final
     def updates(self, layer: Layer) -> dict[str, Array]:
         """The updates of a layer's pending gradients, for its `apply_updates`.
 
@@ -55,9 +92,13 @@ class Optimizer(ABC):
         InvalidOperationError
             No gradient is pending.
         """
-        parts = layer.pending_parts
+        return self.updates_of(layer, layer.pending_gradients(), layer.pending_parts)
+
+    @final
+    def updates_of(self, layer: Layer, gradients: Mapping[str, Array], parts: Parts) -> dict[str, Array]:
+        """The updates of gradients of a layer's parameters by name; see `update`."""
         updates = {}
-        for name, dp in layer.pending_gradients().items():
+        for name, dp in gradients.items():
             parameter = layer.parameter(name)
             assert parameter is not None
             updates[name] = self.update(name, dp, parameter, parts.get(name))
@@ -91,6 +132,11 @@ class SGD(Optimizer):
         return gradient * -self.learning_rate
 
 
+@dataclass
+class _Velocity:
+    velocity: Array
+
+
 @final
 class Momentum(Optimizer):
     """Gradient descent with momentum (Polyak 1964): ``v = μ v + g``, ``p += -η v``.
@@ -105,6 +151,8 @@ class Momentum(Optimizer):
         Whether to look ahead: ``p += -η (g + μ v)`` (Sutskever et al. 2013, eq. 3 and 4).
     """
 
+    state_type = _Velocity
+
     def __init__(self, learning_rate: float, momentum: float = 0.9, nesterov: bool = False) -> None:
         super().__init__(learning_rate)
         self.momentum = fraction("momentum", momentum)
@@ -113,8 +161,8 @@ class Momentum(Optimizer):
     def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
         """One step of the rule."""
         if name not in self._states:
-            self._states[name] = np.zeros_like(parameter)
-        velocity = self._states[name]
+            self._states[name] = _Velocity(np.zeros_like(parameter))
+        velocity = self._states[name].velocity
         same_shape(f"gradient of {name}", gradient, velocity.shape)
         update, here = _room_for(parameter, part)
         v, g, dp = velocity[here], gradient[here], update[here]
@@ -150,6 +198,8 @@ class _Moments:
 
 class _Adam(Optimizer):
     """Both forms of Adam; they differ in the weight decay."""
+
+    state_type = _Moments
 
     def __init__(self, learning_rate: float, beta1: float, beta2: float, epsilon: float, weight_decay: float) -> None:
         super().__init__(learning_rate)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -141,47 +141,27 @@ def fit(
     >>> history.epoch_losses[-1] < 1e-3
     True
     """
-    if not isinstance(loss, Loss):
-        raise ArgumentError(f"loss must be a Loss such as lora_np.MeanSquaredError(), got {loss!r}")
-    if not isinstance(optimizer, Optimizer):
-        raise ArgumentError(f"optimizer must be an Optimizer such as lora_np.Adam(), got {optimizer!r}")
-    inputs, targets = _checked_data(model, data)
-    rows = len(inputs)
+    callbacks = tuple(callbacks)
+    check_parts(model, loss, optimizer, callbacks)
+    samples = checked_samples(model, loss, data, tasks)
+    rows = len(samples.inputs)
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
-    if not model.supports_training:
-        raise InvalidOperationError(f"{model.layer_name} has nothing to train: all of its parameters are frozen")
-    row_tasks = None if tasks is None else np.array(model.check_tasks(tasks, rows), dtype=object)
-    # All targets are checked before the first step, against predictions of which only the shape matters.
-    loss.check(np.broadcast_to(np.zeros((), model.dtype), (*inputs.shape[:-1], model.output_size)), targets)
     random = generator(rng)
     adapters = [layer for layer in model.walk().values() if isinstance(layer, DyLoRAAdapter)]
-    callbacks = tuple(callbacks)
-    for callback in callbacks:
-        if not callable(callback):
-            raise ArgumentError(f"callbacks must be callable, got {callback!r}")
     descent = Descent(model, loss, optimizer)
     history = History()
     steps = epochs * -(-rows // batch_size)
-    with model.training_mode(True), _training_ranks(adapters):
+    with model.training_mode(True), training_ranks(adapters):
         for epoch in range(1, epochs + 1):
             order = random.permutation(rows) if shuffle else np.arange(rows)
             total = 0.0
             for start in range(0, rows, batch_size):
                 batch = order[start : start + batch_size]
                 rank_schedule(adapters, random)
-                forward = (
-                    partial(model.forward, inputs[batch])
-                    if row_tasks is None
-                    else partial(model.forward_routed, inputs[batch], row_tasks[batch])
-                )
                 try:
-                    value = descent.step(forward, targets[batch])
+                    value = descent.step(samples.forward(model, batch), samples.targets[batch])
                 except NonFiniteError as error:
-                    step = len(history.step_losses) + 1
-                    raise NonFiniteError(
-                        f"step {step}, epoch {epoch}: {error}; the parameters are those of the last finite loss. "
-                        "A smaller learning rate may help"
-                    ) from error
+                    raise stopped(error, len(history.step_losses) + 1, epoch) from error
                 history.step_losses.append(value)
                 history.ranks.append(tuple(a.training_rank for a in adapters if a.training_rank is not None))
                 total += value * len(batch)
@@ -192,7 +172,35 @@ def fit(
     return history
 
 
-def _checked_data(model: Layer, data: tuple[Any, Any]) -> tuple[Array, Array]:
+def check_parts(model: Layer, loss: Loss, optimizer: Optimizer, callbacks: Iterable[Callable[[Progress], None]]) -> None:
+    """Refuse what cannot be trained, or trained with."""
+    if not isinstance(loss, Loss):
+        raise ArgumentError(f"loss must be a Loss such as lora_np.MeanSquaredError(), got {loss!r}")
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentError(f"optimizer must be an Optimizer such as lora_np.Adam(), got {optimizer!r}")
+    for callback in callbacks:
+        if not callable(callback):
+            raise ArgumentError(f"callbacks must be callable, got {callback!r}")
+    if not model.supports_training:
+        raise InvalidOperationError(f"{model.layer_name} has nothing to train: all of its parameters are frozen")
+
+
+class Samples(NamedTuple):
+    """Data that fit a model and a loss, with one row for each sample."""
+
+    inputs: Array
+    targets: Array
+    tasks: Array | None
+
+    def forward(self, model: Layer, rows: Any) -> Callable[[], Array]:
+        """The forward pass of these rows."""
+        if self.tasks is None:
+            return partial(model.forward, self.inputs[rows])
+        return partial(model.forward_routed, self.inputs[rows], self.tasks[rows])
+
+
+def checked_samples(model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iterable[str | None] | None) -> Samples:
+    """Data in the form that the model and the loss take; an ArgumentError where they do not fit."""
     try:
         inputs, targets = data
     except (TypeError, ValueError):
@@ -205,11 +213,22 @@ def _checked_data(model: Layer, data: tuple[Any, Any]) -> tuple[Array, Array]:
             "data must have as many rows of inputs as of targets, and some: "
             f"got inputs of shape {inputs.shape}, targets of shape {targets.shape}"
         )
-    return inputs, targets
+    row_tasks = None if tasks is None else np.array(model.check_tasks(tasks, len(inputs)), dtype=object)
+    # All targets are checked at once, against predictions of which only the shape matters.
+    loss.check(np.broadcast_to(np.zeros((), model.dtype), (*inputs.shape[:-1], model.output_size)), targets)
+    return Samples(inputs, targets, row_tasks)
+
+
+def stopped(error: NonFiniteError, step: int, epoch: int) -> NonFiniteError:
+    """The error of a step, with its place in the training."""
+    return NonFiniteError(
+        f"step {step}, epoch {epoch}: {error}; the parameters are those of the last finite loss. "
+        "A smaller learning rate may help"
+    )
 
 
 @contextmanager
-def _training_ranks(adapters: Sequence[DyLoRAAdapter]) -> Iterator[None]:
+def training_ranks(adapters: Sequence[DyLoRAAdapter]) -> Iterator[None]:
     """Give the adapters their own training ranks back in the end."""
     with ExitStack() as stack:
         for adapter in adapters:

@@ -868,7 +868,9 @@ MUTANTS = [
     ),
     Mutant("VeRA's backward without b", "adapters/vera.py", "product(dy * b, B.T)", "product(dy, B.T)", (VERA,)),
     Mutant("VeRA's forward without b", "adapters/vera.py", "return t * b, (h, t", "return t, (h, t", (VERA,)),
-    Mutant("VeRA's input gradient without d", "adapters/vera.py", "dx = product(dq * d, A.T)", "dx = product(dq, A.T)", (VERA,)),
+    Mutant(
+        "VeRA's input gradient without d", "adapters/vera.py", "dx = product(dq * d, A.T)", "dx = product(dq, A.T)", (VERA,)
+    ),
     Mutant("VeRA's merge without b", "adapters/vera.py", "(A * d) @ (B * b)", "(A * d) @ B", (VERA,)),
     # ---------------------------------------------------------------- optimizers
     Mutant(

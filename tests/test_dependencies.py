@@ -22,7 +22,9 @@ from lora_np import (
 
 ROOT = Path(__file__).parents[1]
 
-EXTRAS = ["matplotlib", "tqdm", "sklearn", "scipy", "torch", "pandas", "safetensors", "mpmath", "onnx", "onnxruntime"]
+EXTRAS = (
+    "matplotlib tqdm sklearn scipy torch pandas safetensors mpmath onnx onnxruntime dask distributed jsonschema".split()
+)
 
 # numpy.random brings the run time of its compiler along, under names of its own.
 LOADED = """

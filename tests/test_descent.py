@@ -159,3 +159,24 @@ def test_a_state_that_is_not_finite_is_forgotten():
         step(descent)
     descent.loss = MeanSquaredError()
     assert np.isfinite([step(descent) for _ in range(3)]).all()
+
+
+def test_descending_on_given_gradients_is_the_step_that_computes_them():
+    found, expected = StandardLoRAAdapter(layer(), 1, rng=0), StandardLoRAAdapter(layer(), 1, rng=0)
+    value, dy = MeanSquaredError().value_and_gradient(expected.forward(X), T)
+    expected.backward(dy)
+    before = found.get_parameters()
+    descent = Descent(found, MeanSquaredError(), Adam(0.1))
+    descent.descend(value, dict(expected.gradients), {})
+    step(Descent(expected, MeanSquaredError(), Adam(0.1)))
+    np.testing.assert_array_equal(found.get_parameters(), expected.get_parameters())
+    np.testing.assert_array_equal(np.concatenate([array.ravel() for array in descent.before.values()]), before)
+
+
+def test_descending_touches_only_the_part_that_trained():
+    found = layer()
+    before = found.weight.copy()
+    gradient = np.array([[1.0], [0.0]])
+    Descent(found, MeanSquaredError(), Adam(0.1)).descend(1.0, {"weight": gradient}, {"weight": (slice(1), slice(None))})
+    assert found.weight[0] != before[0]
+    assert found.weight[1] == before[1]

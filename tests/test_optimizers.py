@@ -19,6 +19,7 @@ from lora_np import (
     DyLoRAAdapter,
     InvalidOperationError,
     Momentum,
+    NotSupportedError,
     Optimizer,
 )
 
@@ -379,3 +380,48 @@ def test_a_rule_of_your_own_writes_one_method():
 
     layer, updates = trained_once(Sign(0.5))
     np.testing.assert_array_equal(updates["weight"], -0.5 * np.sign(layer.gradients["weight"]))
+
+
+# ---------------------------------------------------------------- the state as arrays
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: SGD(0.1), lambda: Momentum(0.1), lambda: Adam(0.1)], ids=["SGD", "Momentum", "Adam"]
+)
+def test_an_optimizer_with_the_state_of_another_goes_on_as_it_would(build):
+    random = np.random.default_rng(0)
+    first, second, parameter = build(), build(), random.normal(size=SHAPE)
+    for part in PARTS:
+        first.update("a:b", random.normal(size=SHAPE), parameter, part)
+    state = first.get_state()
+    second.set_state(state)
+    gradient = random.normal(size=SHAPE)
+    expected = first.update("a:b", gradient, parameter)
+    np.testing.assert_array_equal(second.update("a:b", gradient, parameter), expected)
+    for array in state.values():
+        array[...] = 7  # both sides hold copies
+    np.testing.assert_array_equal(second.update("a:b", gradient, parameter), first.update("a:b", gradient, parameter))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [(Adam(0.1), Momentum(0.1)), (Momentum(0.1), Adam(0.1)), (Adam(0.1), SGD(0.1))]
+)
+def test_the_state_of_another_kind_is_refused(theirs, ours):
+    theirs.update("p", np.ones(2), np.ones(2))
+    before = ours.get_state()
+    with pytest.raises(ArgumentError, match=f"state of a {type(ours).__name__}"):
+        ours.set_state(theirs.get_state())
+    assert ours.get_state() == before == {}
+
+
+def test_a_state_of_an_unknown_kind_cannot_be_written_down():
+    class Counting(Optimizer):
+        def update(self, name, gradient, parameter, part=None):
+            self._states[name] = self._states.get(name, 0) + 1
+            return -gradient / self._states[name]
+
+    optimizer = Counting(0.1)
+    assert optimizer.get_state() == {}
+    optimizer.update("p", np.ones(2), np.ones(2))
+    with pytest.raises(NotSupportedError, match="Counting keeps a state"):
+        optimizer.get_state()

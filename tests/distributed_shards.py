@@ -1,0 +1,118 @@
+"""Shards and models for the tests of distributed training, in a module that worker processes import fast."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lora_np import (
+    Adam,
+    DenseLayer,
+    DyLoRAAdapter,
+    MeanSquaredError,
+    MultiLoRAAdapter,
+    Sequential,
+    StandardLoRAAdapter,
+    apply_lora,
+    tanh,
+)
+from lora_np.distributed import fit_shards
+
+IN, OUT = 5, 3
+
+
+def samples(seed, rows=6, inner=()):
+    """Random inputs and targets."""
+    random = np.random.default_rng(seed)
+    return random.normal(size=(rows, *inner, IN)), random.normal(size=(rows, *inner, OUT))
+
+
+def routed(seed, tasks):
+    """Random inputs and targets with a task for each row."""
+    return (*samples(seed, len(tasks)), tasks)
+
+
+def slow(seed, seconds):
+    """A shard that takes its time."""
+    time.sleep(seconds)
+    return samples(seed)
+
+
+def counted(seed, folder):
+    """A shard that leaves a mark each time it is read."""
+    number = len(list(Path(folder).iterdir()))
+    (Path(folder) / f"{number}-{os.getpid()}-{time.monotonic_ns()}").touch()
+    return samples(seed)
+
+
+def unreliable(seed, folder, failures):
+    """A shard whose first readings fail."""
+    number = len(list(Path(folder).iterdir()))
+    if number < failures:
+        (Path(folder) / str(number)).touch()
+        raise OSError("the disk is away")
+    return samples(seed)
+
+
+def deadly(seed, folder, rows=6):
+    """A shard that hangs once when the file `armed` is there, and says in which process it does."""
+    try:
+        os.rename(Path(folder) / "armed", Path(folder) / "taken")
+    except FileNotFoundError:
+        return samples(seed, rows)
+    (Path(folder) / "pid.part").write_text(str(os.getpid()))
+    os.rename(Path(folder) / "pid.part", Path(folder) / "pid")
+    time.sleep(120)
+    raise AssertionError("nobody ended the process")
+
+
+def fatal(seed, folder, rows):
+    """A shard that ends its process once when the file `armed` is there."""
+    try:
+        os.rename(Path(folder) / "armed", Path(folder) / "taken")
+    except FileNotFoundError:
+        return samples(seed, rows)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("never reached")
+
+
+def drive(loaders, folder):
+    """What a driver does that dies in its third step."""
+
+    def arm(progress):
+        if progress.step == 2:
+            (folder / "armed").touch()
+
+    options = {"keep_shards": False, "checkpoint": folder / "run.npz", "checkpoint_every": 1, "callbacks": [arm]}
+    fit_shards(network(), loaders, MeanSquaredError(), Adam(0.05), 2, 4, rng=0, **options)
+
+
+def network(seed=0):
+    """A frozen base of two layers, the first adapted by LoRA, the second by DyLoRA with active ranks below its own."""
+    base = Sequential({"first": DenseLayer(IN, 4, tanh, rng=1), "second": DenseLayer(4, OUT, rng=2)})
+    adapted = apply_lora(base, lambda layer: StandardLoRAAdapter(layer, 2, rng=seed), targets=["first"])
+    nested = apply_lora(adapted, lambda layer: DyLoRAAdapter(layer, 3, [1, 2], rng=seed), targets=["second"])
+    return filled(nested, seed)
+
+
+def many_tasks(seed=0):
+    """A frozen base with three tasks."""
+    adapter = MultiLoRAAdapter(DenseLayer(IN, OUT, rng=1), "a", 2, rng=seed)
+    adapter.add_task("b", 1)
+    adapter.add_task("c", 3)
+    return filled(adapter, seed)
+
+
+def filled(model, seed):
+    """The model with random parameters: none of them zero, so that every gradient counts."""
+    model.set_parameters(0.3 * np.random.default_rng(seed).normal(size=model.parameter_count))
+    return model
+
+
+def other_base():
+    """The network with one weight of the frozen base changed."""
+    model = network()
+    model.named_parameters(frozen=True)["first.base.weight"][0, 0] += 1e-9
+    return model
