@@ -22,8 +22,8 @@ from lora_np import (
 
 ROOT = Path(__file__).parents[1]
 
-EXTRAS = (
-    "matplotlib tqdm sklearn scipy torch pandas safetensors mpmath onnx onnxruntime dask distributed jsonschema".split()
+EXTRAS = ["matplotlib", "tqdm", "sklearn", "scipy", "torch", "pandas", "safetensors", "mpmath", "onnx", "onnxruntime"]
+EXTRAS += ["dask", "distributed", "jsonschema"]
 )
 
 # numpy.random brings the run time of its compiler along, under names of its own.

@@ -101,14 +101,16 @@ def test_a_sum_of_outer_products_is_the_sum(lowered, pair, n, seed):
 
 
 @pytest.mark.parametrize("dtype", REAL)
-def test_what_fills_no_tile_or_panel_counts_too(lowered, dtype):
-    x, W, dy = (whole_numbers(0, *shape).astype(dtype) for shape in [(7, 33), (33, 5), (7, 9)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 2), (3, 4), (7, 5), (8, 8), (9, 9)])
+def test_what_fills_no_tile_or_panel_counts_too(lowered, dtype, rows, columns):
+    x, W, dy = (whole_numbers(0, *shape).astype(dtype) for shape in [(rows, 33), (33, columns), (rows, 3 * columns)])
     packed = kernels.packed(W, forward=True, backward=True)
     assert len(packed.panels.blocks) == 9
     np.testing.assert_array_equal(kernels.product(x, packed), x @ W)
-    np.testing.assert_array_equal(kernels.product(x[:, :5].copy(), packed.T), x[:, :5] @ W.T)
-    np.testing.assert_array_equal(kernels.product(x[:, :3].copy(), W[:3]), x[:, :3] @ W[:3])
-    np.testing.assert_array_equal(kernels.sum_outer(x[:, :3].copy(), dy), x[:, :3].T @ dy)
+    np.testing.assert_array_equal(kernels.product(x[:, :columns].copy(), packed.T), x[:, :columns] @ W.T)
+    np.testing.assert_array_equal(kernels.product(x[:, :5].copy(), W[:5]), x[:, :5] @ W[:5])
+    np.testing.assert_array_equal(kernels.sum_outer(x[:, :2].copy(), dy), x[:, :2].T @ dy)
+    np.testing.assert_array_equal(kernels.sum_outer(x[:, :5].copy(), dy), x[:, :5].T @ dy)
 
 
 @pytest.mark.parametrize("dtype", REAL)
