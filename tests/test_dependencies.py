@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[1]
 
 EXTRAS = ["matplotlib", "tqdm", "sklearn", "scipy", "torch", "pandas", "safetensors", "mpmath", "onnx", "onnxruntime"]
 EXTRAS += ["dask", "distributed", "jsonschema"]
-)
 
 # numpy.random brings the run time of its compiler along, under names of its own.
 LOADED = """
