@@ -15,8 +15,8 @@ const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 
 // One of each digit at a time: the first 0, 1, ... of the held-out ones, then the second of each, and so on.
 const OF_LABEL = Array.from({ length: 10 }, (_, label) => DIGITS.flatMap((digit, i) => (digit.label === label ? [i] : [])));
-const START = OF_LABEL[7][0];
-const state = { ...DIGITS[START], digit: START, page: 0, cursor: 27, rank: 4, view: "rotated", task: "rotated" };
+const START = OF_LABEL[5][0];
+const state = { ...DIGITS[START], digit: START, page: 0, cursor: 27, rank: 3, view: "rotated", task: "rotated" };
 
 // ---------------------------------------------------------------- pictures
 
@@ -125,7 +125,7 @@ function draw(cell, amount = 1) {
 function brush(x, y) {
   const pixels = state.pixels.map((value, i) => {
     const distance = Math.hypot((i % 8) + 0.5 - x, Math.floor(i / 8) + 0.5 - y);
-    return Math.max(value, Math.round(16 * Math.max(0, Math.min(1, 1.45 - distance))) / 16);
+    return Math.max(value, Math.round(16 * Math.max(0, Math.min(1, 1.3 - distance))) / 16);
   });
   set({ pixels, label: null });
 }

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from ..errors import ArgumentError
+from .._validation import finite_float
+from ..errors import ArgumentError, ArgumentOutOfRangeError
 from .vectors import Case
 
 SHOWN = 80
@@ -45,8 +46,12 @@ def ask(command: str, cases: Iterable[Case], *, timeout: float = 60.0) -> Answer
     Raises
     ------
     ArgumentError
-        The command is empty or has an open quotation mark, or there is no such program.
+        The command is no text, is empty or has an open quotation mark; there is no such program; no time is given.
     """
+    if finite_float("timeout", timeout) <= 0:
+        raise ArgumentOutOfRangeError(f"timeout must be greater than 0, got {timeout}")
+    if not isinstance(command, str):
+        raise ArgumentError(f"command must be a program and its arguments in one string, got {command!r}")
     try:
         words = shlex.split(command)
     except ValueError as error:

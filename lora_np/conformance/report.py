@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .._validation import non_negative_float
 from .comparison import TOLERANCE, Verdict, compare
 from .program import ask
 from .vectors import Case, load_vectors
@@ -50,8 +51,9 @@ def check_program(
     Raises
     ------
     ArgumentError
-        There is no such program.
+        There is no such program, no time, or a tolerance below 0.
     """
+    tolerance = non_negative_float("tolerance", tolerance)
     cases = load_vectors() if cases is None else cases
     answers = ask(command, cases, timeout=timeout)
     verdicts = [compare(case, answers.results.get(case["name"]), tolerance=tolerance) for case in cases]

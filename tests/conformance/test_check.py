@@ -232,6 +232,21 @@ def test_a_command_that_cannot_run(command, words):
     assert str(caught.value).startswith(words)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"command": None}, "command must be a program and its arguments in one string, got None"),
+        ({"command": ["node", "a.js"]}, "command must be a program and its arguments in one string"),
+        ({"timeout": 0}, "timeout must be greater than 0, got 0"),
+        ({"timeout": np.nan}, "timeout must be finite"),
+        ({"tolerance": -1e-9}, "tolerance must be at least 0"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_runs(options, words):
+    with pytest.raises(ArgumentError, match=words):
+        check_program(**({"command": "no-such-program-here"} | options))
+
+
 def test_results_have_a_schema():
     result = SCHEMA | {"required": [], "properties": {}, "additionalProperties": True, "$ref": "#/$defs/result"}
     validator = jsonschema.Draft202012Validator(result)
@@ -273,7 +288,7 @@ def test_a_report_without_cases_is_no_success():
 
 def test_the_verb_writes_the_files(tmp_path, capsys):
     assert main(["vectors", "--out", str(tmp_path / "out")]) == 0
-    assert "103 cases in vectors.json, schema.json, vectors.safetensors" in capsys.readouterr().out
+    assert f"{len(RIGHT)} cases in vectors.json, schema.json, vectors.safetensors" in capsys.readouterr().out
     assert main(["vectors", "-o", str(tmp_path / "out")]) == 1
     assert "--force" in capsys.readouterr().err
     assert main(["vectors", "--json", "--force", "--out", str(tmp_path / "out")]) == 0

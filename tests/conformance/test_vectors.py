@@ -165,7 +165,16 @@ def test_numbers_are_the_shortest_that_give_the_double():
         assert json.dumps(json.loads(line), separators=(",", ":")) == line
 
 
-def test_the_tolerance_is_the_documented_one():
-    page = make.FILE.parents[2] / "docs" / "conformance.md"
+def test_the_page_tells_the_tolerance_and_the_number_of_cases():
+    page = (make.FILE.parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
     assert TOLERANCE == 1e-12
-    assert "10⁻¹²" in page.read_text(encoding="utf-8")
+    assert "no error is above 10⁻¹²" in page
+    assert f"{len(CASES)} small cases" in page
+    assert f"{len(CASES)} cases in vectors.json" in page
+
+
+def test_the_page_names_every_kind_function_and_array():
+    page = (make.FILE.parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
+    functions = {case["settings"]["function"] for case in cases("activation") + cases("loss")}
+    settings = {name for case in CASES for name in case["settings"] if name != "function"}
+    assert {name for name in functions | settings if f"`{name}`" not in page} == set()
