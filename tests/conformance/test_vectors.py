@@ -159,6 +159,14 @@ def test_the_written_files_hold_the_same(tmp_path):
         assert tensors[name].tolist() == values
 
 
+def test_the_reference_implementation_of_safetensors_reads_the_tensors(tmp_path):
+    library = pytest.importorskip("safetensors.numpy")
+    write_vectors(tmp_path)
+    tensors = library.load_file(tmp_path / "vectors.safetensors")
+    assert tensors["dense-tall/expected/grad.W"].tolist() == CASES[0]["expected"]["grad.W"]
+    assert tensors["loss-one-number/expected/value"].shape == ()
+
+
 def test_numbers_are_the_shortest_that_give_the_double():
     for line in make.FILE.read_text(encoding="utf-8").splitlines()[1:-1]:
         line = line.removesuffix(",")
