@@ -16,8 +16,9 @@ from .gradcheck import GRADCHECK
 from .inspect import INSPECT
 from .merge import MERGE, UNMERGE
 from .truncate import TRUNCATE
+from .vectors import VECTORS
 
-VERBS = (DEMO, GRADCHECK, INSPECT, MERGE, UNMERGE, TRUNCATE, COMBINE, CONVERT, DIFF)
+VERBS = (DEMO, GRADCHECK, INSPECT, MERGE, UNMERGE, TRUNCATE, COMBINE, CONVERT, DIFF, VECTORS)
 
 REPORTED = (ArgumentError, GradientError, InvalidOperationError, NonFiniteError, NotSupportedError, OSError)
 """Errors that a user can do something about: one line instead of a traceback."""

@@ -36,3 +36,11 @@ def tolerance(text: str) -> float:
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or above, got {text!r}")
     return value
+
+
+def positive_seconds(text: str) -> float:
+    """A number above 0."""
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text!r}")
+    return value

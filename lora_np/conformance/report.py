@@ -1,0 +1,60 @@
+"""All cases of a program."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .._validation import non_negative_float
+from .comparison import TOLERANCE, Verdict, compare
+from .program import ask
+from .vectors import Case, load_vectors
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a program did."""
+
+    verdicts: tuple[Verdict, ...]
+    """One for each case, in their order."""
+    problems: tuple[str, ...]
+    """What went wrong beside the cases."""
+
+    def count(self, result: str) -> int:
+        """The number of cases with this result."""
+        return sum(verdict.result == result for verdict in self.verdicts)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there was no problem, no case failed, and one at least passed."""
+        return not self.problems and not self.count("FAIL") and self.count("pass") > 0
+
+
+def check_program(
+    command: str, cases: Sequence[Case] | None = None, *, tolerance: float = TOLERANCE, timeout: float = 60.0
+) -> Report:
+    """Ask a program every case, and compare its results with what is expected.
+
+    Parameters
+    ----------
+    command : str
+        The program and its arguments; see `ask`.
+    cases : sequence of Case, optional
+        Those of `load_vectors` if left out.
+    tolerance : float, default 1e-12
+        The largest relative error that passes.
+    timeout : float, default 60
+        Seconds for all cases together.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ArgumentError
+        There is no such program, no time, or a tolerance below 0.
+    """
+    tolerance = non_negative_float("tolerance", tolerance)
+    cases = load_vectors() if cases is None else cases
+    answers = ask(command, cases, timeout=timeout)
+    verdicts = [compare(case, answers.results.get(case["name"]), tolerance=tolerance) for case in cases]
+    return Report(tuple(verdicts), tuple(answers.problems))

@@ -1,0 +1,70 @@
+"""The committed cases: read, and written for others."""
+
+import json
+import os
+from importlib.resources import files
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .._archive import atomic_file
+from ..io.safetensors import save_safetensors
+
+Case: TypeAlias = dict[str, Any]
+"""One case: ``name``, ``kind``, ``settings``, and the nested lists of ``arrays`` and ``expected`` by name."""
+
+FILES = ("vectors.json", "schema.json")
+
+
+def load_vectors() -> list[Case]:
+    """Every case, in the order of the file.
+
+    Returns
+    -------
+    list of dict
+        As ``schema.json`` describes them.
+
+    Examples
+    --------
+    >>> from lora_np.conformance import load_vectors
+    >>> load_vectors()[0]["name"]
+    'dense-tall'
+    """
+    cases: list[Case] = json.loads(_content("vectors.json"))["cases"]
+    return cases
+
+
+def write_vectors(folder: str | os.PathLike[str]) -> list[str]:
+    """Write ``vectors.json``, its JSON Schema ``schema.json``, and the same arrays as ``vectors.safetensors``.
+
+    Parameters
+    ----------
+    folder : path
+        Made where it does not exist; files of these names in it are replaced.
+
+    Returns
+    -------
+    list of str
+        The names of the files.
+
+    Notes
+    -----
+    In the safetensors file all tensors are F64, ``dense-tall/arrays/x`` and ``dense-tall/expected/y`` for instance; the
+    settings of the cases stand in the JSON file alone.
+    """
+    os.makedirs(folder, exist_ok=True)
+    tensors = {
+        f"{case['name']}/{part}/{name}": np.array(values, np.float64)
+        for case in load_vectors()
+        for part in ("arrays", "expected")
+        for name, values in case[part].items()
+    }
+    save_safetensors(os.path.join(folder, "vectors.safetensors"), tensors, {"format": "lora_np conformance"})
+    for name in FILES:
+        with atomic_file(os.path.join(folder, name)) as file:
+            file.write(_content(name))
+    return [*FILES, "vectors.safetensors"]
+
+
+def _content(name: str) -> bytes:
+    return (files(__package__) / name).read_bytes()

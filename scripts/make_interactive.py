@@ -1,0 +1,130 @@
+#!/usr/bin/env python
+"""Train the small models of docs/interactive on the digits, and write their weights and held-out digits to data.js.
+
+Run ``python scripts/make_interactive.py``: it takes a few seconds, and needs nothing but numpy.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lora_np import (
+    Adam,
+    DenseLayer,
+    DyLoRAAdapter,
+    MultiLoRAAdapter,
+    Sequential,
+    SoftmaxCrossEntropy,
+    apply_lora,
+    fit,
+    relu,
+    select_task,
+)
+from lora_np.data import load_digits
+from lora_np.initializers import he_uniform
+
+FILE = Path(__file__).parents[1] / "docs" / "interactive" / "data.js"
+
+HIDDEN, MAX_RANK, TASK_RANK, HELD_OUT, SEED = 32, 8, 4, 300, 0
+RANKS = list(range(1, MAX_RANK + 1))
+VIEWS = {
+    "upright": lambda images: images,
+    "rotated": lambda images: np.rot90(images, axes=(1, 2)),
+    "mirrored": lambda images: images[:, :, ::-1],
+    "upside down": lambda images: images[:, ::-1],
+}
+DYLORA_VIEW = "rotated and inverted"
+
+
+def shifted(images):
+    """What the DyLoRA learns: every pixel means something else."""
+    return 1 - VIEWS["rotated"](images)
+
+
+def train(model, images, labels, epochs, rate, rng):
+    """Adam with a learning rate that falls to zero."""
+    optimizer = Adam(rate)
+
+    def slow_down(progress):
+        optimizer.learning_rate = rate * (1 - progress.step / progress.steps)
+
+    rows = images.reshape(len(images), -1)
+    fit(model, (rows, labels), SoftmaxCrossEntropy(), optimizer, epochs, 16, rng=rng, callbacks=[slow_down])
+
+
+def accuracy(model, images, labels):
+    return float((model.predict(images.reshape(len(images), -1)).argmax(axis=-1) == labels).mean())
+
+
+def short(array):
+    """Four significant digits: these, and no others, are the weights of the page."""
+    return [short(row) for row in array] if array.ndim > 1 else [float(f"{value:.4g}") for value in array]
+
+
+def main():
+    images, labels = load_digits()
+    rng = np.random.default_rng(SEED)
+    held_out, trained = np.split(rng.permutation(len(images)), [HELD_OUT])
+    x, t = images[trained], labels[trained]
+
+    base = Sequential(
+        {
+            "hidden": DenseLayer(64, HIDDEN, relu, initializer=he_uniform, rng=rng),
+            "output": DenseLayer(HIDDEN, 10, rng=rng),
+        }
+    )
+    train(base, x, t, 40, 0.003, rng)
+
+    dylora = apply_lora(base, lambda layer: DyLoRAAdapter(layer, MAX_RANK, RANKS, rng=rng), targets=["hidden"])
+    train(dylora, shifted(x), t, 80, 0.02, rng)
+
+    tasks = [view for view in VIEWS if view != "upright"]
+
+    def with_tasks(layer):
+        adapter = MultiLoRAAdapter(layer, tasks[0], TASK_RANK, rng=rng)
+        for task in tasks[1:]:
+            adapter.add_task(task, TASK_RANK)
+        return adapter
+
+    multilora = apply_lora(base, with_tasks, targets=["hidden"])
+    for task in tasks:
+        select_task(multilora, task)
+        train(multilora, VIEWS[task](x), t, 60, 0.005, rng)
+
+    branch = dylora["hidden"].lora_layer
+    data = {
+        "source": "Digits: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning "
+        "Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0; some of its test set, "
+        "held out from training, with a letter for each pixel.",
+        "made": "python scripts/make_interactive.py",
+        "hidden": {"W": short(base["hidden"].matrix), "b": short(base["hidden"].bias), "activation": "relu"},
+        "output": {"W": short(base["output"].matrix), "b": short(base["output"].bias)},
+        "dylora": {"view": DYLORA_VIEW, "alpha": MAX_RANK, "A": short(branch.matrix_a), "B": short(branch.matrix_b)},
+        "multilora": {
+            "alpha": TASK_RANK,
+            "tasks": {
+                task: {"A": short(layer.matrix_a), "B": short(layer.matrix_b)}
+                for task, layer in multilora["hidden"].task_adapters.items()
+            },
+        },
+        # a for 0, the background, up to q for 16
+        "images": ["".join(chr(97 + round(16 * v)) for v in image.ravel()) for image in images[held_out]],
+        "labels": labels[held_out].tolist(),
+    }
+    text = json.dumps(data, separators=(",", ":"))
+    FILE.write_text(f'"use strict";\nconst DATA =\n{text}\n;\nif (typeof module !== "undefined") module.exports = DATA;\n')
+    print(f"{FILE.name}: {FILE.stat().st_size:,} bytes")
+
+    x, t = images[held_out], labels[held_out]
+    print(f"base: {accuracy(base, x, t):.3f} upright, {accuracy(base, shifted(x), t):.3f} {DYLORA_VIEW}")
+    for rank in RANKS:
+        dylora["hidden"].set_deployment_rank(rank)
+        print(f"DyLoRA, rank {rank}: {accuracy(dylora, shifted(x), t):.3f}")
+    for task in tasks:
+        select_task(multilora, task)
+        print(f"MultiLoRA, {task}: {accuracy(multilora, VIEWS[task](x), t):.3f} ({accuracy(base, VIEWS[task](x), t):.3f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The committed vectors: made anew to the bit, right for the library, described by their schema, written for others."""
+
+import copy
+import json
+import math
+
+import jsonschema
+import numpy as np
+import pytest
+
+from lora_np.activations import SHIPPED
+from lora_np.conformance import load_vectors, write_vectors
+from lora_np.conformance.comparison import TOLERANCE, compare
+from lora_np.io.safetensors import load_safetensors
+from tests.conformance import library, make
+
+CASES = load_vectors()
+SCHEMA = json.loads(make.FILE.with_name("schema.json").read_text(encoding="utf-8"))
+DOCUMENT = json.loads(make.FILE.read_text(encoding="utf-8"))
+
+
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def cases(kind):
+    return [case for case in CASES if case["kind"] == kind]
+
+
+def test_making_them_anew_gives_the_same_bytes():
+    assert make.text() == make.FILE.read_text(encoding="utf-8"), "python -m tests.conformance.make writes them"
+
+
+def test_they_are_small():
+    assert make.FILE.stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_the_library_agrees(case):
+    answer = library.answer(case)
+    assert answer.keys() == case["expected"].keys()
+    verdict = compare(case, {"arrays": {name: array.tolist() for name, array in answer.items()}})
+    assert verdict.result == "pass", verdict
+
+
+# ---------------------------------------------------------------- what they cover
+
+
+def test_every_activation_and_loss_has_a_case():
+    assert {case["settings"]["function"] for case in cases("activation")} == set(SHIPPED)
+    assert {case["settings"]["function"] for case in cases("loss")} == set(library.LOSSES)
+
+
+def test_dylora_has_every_rank_scaling_and_mode():
+    keys = ("mode", "scaling")
+    found = {(*(case["settings"][key] for key in keys), case["settings"]["schedule"][0]) for case in cases("dylora")}
+    assert {(m, s, r) for m in ("full", "frozen") for s in ("max", "paper", "rslora") for r in (1, 2, 4)} <= found
+
+
+def test_multilora_switches_and_mixes():
+    schedules = [case["settings"]["schedule"] for case in cases("multilora")]
+    assert any(len({choice for choice in schedule if isinstance(choice, str)}) > 1 for schedule in schedules)
+    assert any(isinstance(choice, list) and None in choice for schedule in schedules for choice in schedule)
+
+
+@pytest.mark.parametrize(
+    ("what", "holds"),
+    [
+        ("one row", lambda rows, i, o, r: rows == 1),
+        ("tall", lambda rows, i, o, r: i > o),
+        ("wide", lambda rows, i, o, r: i < o),
+        ("rank one", lambda rows, i, o, r: r == 1 < min(i, o)),
+        ("full rank", lambda rows, i, o, r: r == min(i, o) > 1),
+    ],
+)
+@pytest.mark.parametrize("kind", ["lora", "dora", "vera"])
+def test_awkward_shapes(kind, what, holds):
+    if (kind, what) != ("vera", "full rank"):  # its rank has no such limit
+        assert any(holds(*np.shape(c["arrays"]["x"]), *np.shape(c["arrays"]["B"])[::-1]) for c in cases(kind))
+
+
+@pytest.mark.parametrize("alpha", [-1, 0, 0.5, 3])
+def test_lora_has_every_sort_of_alpha(alpha):
+    assert alpha in {case["settings"]["alpha"] for case in cases("lora")}
+
+
+def test_what_is_given_has_few_digits():
+    for case in CASES:
+        for array in case["arrays"].values():
+            assert (np.mod(np.array(array, float) * 16, 1) == 0).all()
+
+
+# ---------------------------------------------------------------- the schema
+
+
+def test_the_schema_is_one_and_describes_them():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    VALIDATOR.validate(DOCUMENT)
+
+
+def first(document, kind):
+    return next(case for case in document["cases"] if case["kind"] == kind)
+
+
+DAMAGE = {
+    "no arrays": lambda d: d["cases"][0].pop("arrays"),
+    "no gradient of the input": lambda d: d["cases"][0]["expected"].pop("grad.x"),
+    "a cube": lambda d: d["cases"][0]["arrays"].update(x=[[[1.0]]]),
+    "another version": lambda d: d.update(version=2),
+    "an unknown kind": lambda d: d["cases"][0].update(kind="bora"),
+    "an unknown setting": lambda d: d["cases"][0]["settings"].update(seed=1),
+    "an unknown activation": lambda d: d["cases"][0]["settings"].update(activation="mish"),
+    "a rank of zero": lambda d: first(d, "dylora")["settings"].update(schedule=[0]),
+    "no ranks": lambda d: first(d, "dylora")["settings"].pop("active_ranks"),
+    "no alphas": lambda d: first(d, "multilora")["settings"].pop("alphas"),
+    "no magnitude": lambda d: first(d, "dora")["arrays"].pop("m"),
+    "no vector": lambda d: first(d, "vera")["arrays"].pop("d"),
+    "no scaling": lambda d: first(d, "lora")["settings"].pop("scaling"),
+    "no delta": lambda d: next(c for c in d["cases"] if "delta" in c["settings"])["settings"].pop("delta"),
+    "no output": lambda d: first(d, "activation")["expected"].pop("y"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_the_schema_refuses(damage):
+    document = copy.deepcopy(DOCUMENT)
+    damage(document)
+    assert not VALIDATOR.is_valid(document)
+
+
+# ---------------------------------------------------------------- the oracle
+
+
+def test_the_oracle_refuses_a_corner():
+    case = {"name": "corner", "kind": "activation", "settings": {"function": "relu"}, "arrays": {"z": [[0]], "G": [[1]]}}
+    with pytest.raises(ValueError, match="corner"):
+        make.oracle.expected(case)
+
+
+def test_the_oracle_finds_a_derivative_that_is_known():
+    arrays = {"z": [[0.5, -2.0]], "G": [[1.0, 1.0]]}
+    case = {"name": "known", "kind": "activation", "settings": {"function": "tanh"}, "arrays": arrays}
+    found = make.oracle.expected(case)["grad.z"][0]
+    assert found == pytest.approx([1 - math.tanh(0.5) ** 2, 1 - math.tanh(2) ** 2], rel=1e-14)
+
+
+# ---------------------------------------------------------------- written for others
+
+
+def test_the_written_files_hold_the_same(tmp_path):
+    names = write_vectors(tmp_path / "out")
+    assert sorted(names) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert json.loads((tmp_path / "out" / "vectors.json").read_bytes()) == DOCUMENT
+    assert json.loads((tmp_path / "out" / "schema.json").read_bytes()) == SCHEMA
+    tensors = load_safetensors(tmp_path / "out" / "vectors.safetensors")
+    assert {array.dtype for array in tensors.values()} == {np.dtype(np.float64)}
+    wanted = {f"{c['name']}/{part}/{n}": v for c in CASES for part in ("arrays", "expected") for n, v in c[part].items()}
+    assert tensors.keys() == wanted.keys()
+    for name, values in wanted.items():
+        assert tensors[name].tolist() == values
+
+
+def test_the_reference_implementation_of_safetensors_reads_the_tensors(tmp_path):
+    library = pytest.importorskip("safetensors.numpy")
+    write_vectors(tmp_path)
+    tensors = library.load_file(tmp_path / "vectors.safetensors")
+    assert tensors["dense-tall/expected/grad.W"].tolist() == CASES[0]["expected"]["grad.W"]
+    assert tensors["loss-one-number/expected/value"].shape == ()
+
+
+def test_numbers_are_the_shortest_that_give_the_double():
+    for line in make.FILE.read_text(encoding="utf-8").splitlines()[1:-1]:
+        line = line.removesuffix(",")
+        assert json.dumps(json.loads(line), separators=(",", ":")) == line
+
+
+def test_the_page_tells_the_tolerance_and_the_number_of_cases():
+    page = (make.FILE.parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
+    assert TOLERANCE == 1e-12
+    assert "no error is above 10⁻¹²" in page
+    assert f"{len(CASES)} small cases" in page
+    assert f"{len(CASES)} cases in vectors.json" in page
+
+
+def test_the_page_names_every_kind_function_and_array():
+    page = (make.FILE.parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
+    functions = {case["settings"]["function"] for case in cases("activation") + cases("loss")}
+    settings = {name for case in CASES for name in case["settings"] if name != "function"}
+    assert {name for name in functions | settings if f"`{name}`" not in page} == set()
