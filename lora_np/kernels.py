@@ -215,8 +215,7 @@ class Panels:
 def _multiply_tiles(x: Array, W: Array, y: Array, tile: int) -> None:
     """``y[...] = x @ W`` by tiles of rows."""
     whole = len(x) // tile * tile
-    if whole:
-        np.matmul(x[:whole].reshape(-1, tile, x.shape[1]), W, out=y[:whole].reshape(-1, tile, y.shape[1]))
+    np.matmul(x[:whole].reshape(-1, tile, x.shape[1]), W, out=y[:whole].reshape(-1, tile, y.shape[1]))
     if whole < len(x):
         last = _last_rows(whole, len(x))
         np.matmul(x[last], W, out=y[last])
