@@ -101,7 +101,7 @@ def test_a_sum_of_outer_products_is_the_sum(lowered, pair, n, seed):
 
 
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 2), (3, 4), (7, 5), (8, 8), (9, 9)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 2), (3, 4), (7, 5), (8, 8), (9, 8), (9, 9)])
 def test_what_fills_no_tile_or_panel_counts_too(lowered, dtype, rows, columns):
     x, W, dy = (whole_numbers(0, *shape).astype(dtype) for shape in [(rows, 33), (33, columns), (rows, 3 * columns)])
     packed = kernels.packed(W, forward=True, backward=True)
