@@ -82,7 +82,8 @@ def sum_outer(x: Array, dy: Array) -> Array:
     x, dy = _rows(x), _rows(dy)
     tile = _tile_of_columns(x, dy)
     if not tile:
-        return x.T @ dy  # (in, rows) @ (rows, out) -> (in, out)
+        plain = type(x) is np.ndarray is type(dy)
+        return x.T.dot(dy) if plain else x.T @ dy  # (in, rows) @ (rows, out) -> (in, out)
     (rows, n), k = dy.shape, x.shape[1]
     dW = np.empty((k, n), x.dtype)
     whole = n // tile * tile
