@@ -6,6 +6,8 @@
 import re
 from pathlib import Path
 
+from sphinx.ext import autosummary
+
 from lora_np import __version__
 
 project = "lora_np"
@@ -39,11 +41,15 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
+toc_object_entries_show_parents = "hide"
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.",)  # no sentence ends there
 default_role = "py:obj"  # `name` is a link where the reference has that name, and code where it has not: see below
 
 html_theme = "furo"
 html_title = f"lora_np {version}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 mathjax_path = "mathjax/tex-chtml.js"  # served from here: scripts/docs puts it there, and no page asks another host
 
 
