@@ -52,6 +52,7 @@ def browser():
 @pytest.fixture(scope="module")
 def context(browser):
     with browser.new_context() as context:
+        context.set_default_timeout(10_000)
         yield context
 
 
