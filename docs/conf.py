@@ -60,14 +60,17 @@ def setup(app):
 
 
 def _leave_out_absent_pages(app, docname, source):
-    """Take out of index.md's lists the pages that are not there; one that is there and in no list is a warning."""
+    """Take out of index.md the pages that are not there; one that is there and in no list is a warning."""
     if docname == "index":
-        lines = source[0].splitlines()
-        source[0] = "\n".join(line for line in lines if not _absent_page(line, Path(app.srcdir)))
+        folder, lines = Path(app.srcdir), source[0].splitlines()
+        source[0] = "\n".join(line for line in lines if not _names_absent_page(line, folder))
 
 
-def _absent_page(line, folder):
-    return re.fullmatch(r"[a-z-]+(/[a-z*-]+)?", line) and not any(folder.glob(f"{line}.md"))
+def _names_absent_page(line, folder):
+    page = f"{line}.md" if re.fullmatch(r"[a-z-]+(/index)?", line) else None
+    link = re.search('href="(.+?)"', line)
+    file = link[1] if link else page
+    return file is not None and not (folder / file).exists()
 
 
 def _resolve_name(app, env, node, contnode):

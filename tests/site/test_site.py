@@ -85,7 +85,7 @@ def opened(page, address, name):
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_whole_without_the_network(page, address, name):
     opened(page, address, name)
-    assert page.locator("article[role=main]").count() == 1
+    assert page.locator("main, [role=main]").count() == 1
     formulas = page.locator("span.math, div.math").count()
     assert page.locator("mjx-container").count() >= formulas
     assert page.locator("mjx-merror, .MathJax_Error").count() == 0
