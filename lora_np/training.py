@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ from .losses import Loss
 from .optimizers import Optimizer
 
 RankSchedule: TypeAlias = Callable[[Sequence[DyLoRAAdapter], Generator], None]
-"""Called before each step with the DyLoRA adapters of the model, to set their `training_rank`."""
+"""Called before each step with the DyLoRA adapters of the model, to set their `training_rank` or `row_quantile`."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,17 @@ def shared_rank(adapters: Sequence[DyLoRAAdapter], rng: Generator) -> None:
     quantile = rng.random()
     for adapter in adapters:
         adapter.training_rank = adapter.rank_at(quantile)
+
+
+def rank_per_row(adapters: Sequence[DyLoRAAdapter], rng: Generator) -> None:
+    """A rank for each row of the batch, the same in all adapters: every step trains every rank (Rippel et al. 2014).
+
+    A rank's share of the rows is its probability, to within one row; the price is that of one pass. How it compares with
+    `shared_rank` is measured in ``docs/dylora-quality.md``. Adapters in frozen mode refuse it.
+    """
+    quantile = rng.random()
+    for adapter in adapters:
+        adapter.row_quantile = quantile
 
 
 def independent_ranks(adapters: Sequence[DyLoRAAdapter], rng: Generator) -> None:
@@ -103,7 +114,7 @@ def fit(
     rng : seed or numpy.random.Generator, optional
         For the order of the rows and the ranks.
     rank_schedule : callable, default `shared_rank`
-        Sets the training rank of the DyLoRA adapters before each step.
+        Sets the training rank of the DyLoRA adapters before each step; `rank_per_row` gives each row a rank of its own.
     callbacks : callables
         Each is called with a `Progress` after each step; an exception from one ends the training.
 
@@ -200,9 +211,7 @@ def _checked_data(model: Layer, data: tuple[Any, Any]) -> tuple[Array, Array]:
 @contextmanager
 def _training_ranks(adapters: Sequence[DyLoRAAdapter]) -> Iterator[None]:
     """Give the adapters their own training ranks back in the end."""
-    kept = [adapter.training_rank for adapter in adapters]
-    try:
+    with ExitStack() as stack:
+        for adapter in adapters:
+            stack.enter_context(adapter.own_training_ranks())
         yield
-    finally:
-        for adapter, rank in zip(adapters, kept, strict=True):
-            adapter.training_rank = rank

@@ -30,7 +30,7 @@ from lora_np import (
     fit,
     relu,
 )
-from lora_np.training import independent_ranks, shared_rank
+from lora_np.training import independent_ranks, rank_per_row, shared_rank
 
 RANKS = [1, 2, 4]
 
@@ -363,15 +363,55 @@ def test_a_schedule_may_leave_the_draw_to_the_layers():
     assert set(history.ranks) == {()}
 
 
+def test_a_rank_for_each_row_is_the_same_in_all_layers_and_drawn_for_each_step():
+    seen, model = [], dylora_model()
+    history = train(
+        model,
+        dylora_data(),
+        rank_schedule=rank_per_row,
+        callbacks=[lambda p: seen.append([a.row_quantile for a in p.model.layers])],
+        rng=0,
+    )
+    assert all(first == second for first, second in seen)
+    assert len({first for first, _ in seen}) == len(seen)
+    assert set(history.ranks) == {()}
+
+
+def test_a_rank_for_each_row_trains_every_rank_in_each_step():
+    # A batch of 4 rows has at least one of each of the three ranks.
+    model, data = dylora_model(), dylora_data()
+    found, expected, losses = model.clone(), model.clone(), []
+    history = train(found, data, epochs=1, rank_schedule=rank_per_row, shuffle=False, rng=0)
+    draws = np.random.default_rng(0)
+    for start in range(0, 40, 4):
+        quantile = draws.random()
+        rows = [slice(row, row + 1) for row in range(start, start + 4)]
+        total, loss, used = 0.0, 0.0, set()
+        for row, rank in zip(rows, expected[0].ranks_of_rows(quantile, 4), strict=True):
+            for adapter in expected.layers:
+                adapter.training_rank = int(rank)
+            value, dy = MeanSquaredError().value_and_gradient(expected.forward(data[0][row]), data[1][row])
+            expected.backward(dy)
+            total, loss = total + expected.get_parameter_gradients() / 4, loss + value / 4
+            used.add(int(rank))
+        expected.set_parameters(expected.get_parameters() - 0.05 * total)
+        losses.append(loss)
+        assert used == set(RANKS)
+    np.testing.assert_allclose(found.get_parameters(), expected.get_parameters(), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(history.step_losses, losses, rtol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", [shared_rank, rank_per_row])
 @pytest.mark.parametrize("callbacks", [[], [fail]], ids=["finished", "failed"])
-def test_layers_get_their_own_training_ranks_back(callbacks):
-    model = dylora_model()
-    model[0].training_rank = 2
+def test_layers_get_their_own_training_ranks_back(callbacks, schedule):
+    model = Sequential([*dylora_model().layers, DyLoRAAdapter(DenseLayer(4, 4, rng=2), 4, RANKS, rng=2)])
+    model[0].training_rank, model[1].row_quantile = 2, 0.25
     try:
-        train(model, dylora_data(), callbacks=callbacks)
+        train(model, dylora_data(), callbacks=callbacks, rank_schedule=schedule)
     except KeyError:
         assert callbacks
-    assert [adapter.training_rank for adapter in model.layers] == [2, None]
+    assert [adapter.training_rank for adapter in model.layers] == [2, None, None]
+    assert [adapter.row_quantile for adapter in model.layers] == [None, 0.25, None]
 
 
 # ---------------------------------------------------------------- modes

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, Self, final
 
 import numpy as np
 
-from .._typing import RNG, Array
+from .._typing import RNG, Array, Cache, Gradients, Parts
 from .._validation import (
     ascending_ranks,
     finite_float,
@@ -25,9 +26,10 @@ from .._validation import (
     real_array,
 )
 from ..descent import Descent
-from ..errors import ArgumentError, NonFiniteError
+from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
+from ..kernels import sum_outer
 from ..layers.base import Layer
-from ..layers.lora import LoRALayer
+from ..layers.lora import LoRALayer, LowRankLayer
 from ..losses import FunctionLoss, Loss
 from ..optimizers import SGD
 from .base import AdditiveAdapter, Selection
@@ -71,7 +73,8 @@ class DyLoRAAdapter(AdditiveAdapter):
     Notes
     -----
     In training mode `forward` draws the rank, or takes `training_rank` where one is set (`lora_np.training.fit` sets one
-    for all layers of a model at each step). In evaluation mode, and in `predict`, it is `current_deployment_rank`.
+    for all layers of a model at each step). Where `row_quantile` is set, each row of the pass has a rank of its own. In
+    evaluation mode, and in `predict`, it is `current_deployment_rank`.
 
     Examples
     --------
@@ -106,6 +109,7 @@ class DyLoRAAdapter(AdditiveAdapter):
         )
         self._deployment_rank = self._active_ranks[-1]
         self._training_rank: int | None = None
+        self._row_quantile: float | None = None
 
     def _set_ranks(self, ranks: tuple[int, ...], distribution: Sequence[float] | None) -> None:
         self._active_ranks = ranks
@@ -114,16 +118,46 @@ class DyLoRAAdapter(AdditiveAdapter):
         self._cumulative = sums / sums[-1]  # exactly 1 from the last rank on that has a probability
 
     def select(self, *, training: bool) -> Selection:
-        """A drawn rank in training, the deployment rank otherwise."""
+        """A drawn rank in training, or one for each row; the deployment rank otherwise."""
         rank = self._deployment_rank
+        if training and self._row_quantile is not None:
+            self._require_row_ranks()
+            return Selection("lora", _RankPerRow(self._lora, partial(self.ranks_of_rows, self._row_quantile)))
         if training:
             rank = self.rank_at(self._rng.random()) if self._training_rank is None else self._training_rank
         return Selection("lora", self._lora, rank, self._previous(rank) if self.mode == "frozen" else 0)
 
     def rank_at(self, quantile: float) -> int:
         """The active rank at a quantile, in [0, 1), of the rank distribution: a uniform draw gives a rank."""
-        index = np.searchsorted(self._cumulative, fraction("quantile", quantile), side="right")
-        return self._active_ranks[int(index)]
+        return int(self._ranks_at(fraction("quantile", quantile)))
+
+    def _ranks_at(self, quantiles: Any) -> Array:
+        return np.array(self._active_ranks)[np.searchsorted(self._cumulative, quantiles, side="right")]
+
+    def _require_row_ranks(self) -> None:
+        if self.mode == "frozen":
+            raise InvalidOperationError(
+                f"{self.layer_name}: mode must be 'full' where each row has a rank of its own, got 'frozen': "
+                "it trains one block of components in a pass"
+            )
+
+    def ranks_of_rows(self, quantile: float, rows: int) -> Array:
+        """The active ranks at the quantiles ``(quantile + i / rows) mod 1``, i from 0 up to `rows`.
+
+        Each active rank gets its share of the rows, to within one row, and at a uniform quantile each single row's rank is
+        distributed as the draw of one rank is.
+
+        Parameters
+        ----------
+        quantile : float
+            In [0, 1).
+        rows : int
+
+        Returns
+        -------
+        array of int, shape (rows,)
+        """
+        return self._ranks_at((fraction("quantile", quantile) + np.arange(rows) / max(rows, 1)) % 1)
 
     def _previous(self, rank: int) -> int:
         index = self._active_ranks.index(rank)
@@ -164,12 +198,33 @@ class DyLoRAAdapter(AdditiveAdapter):
 
     @property
     def training_rank(self) -> int | None:
-        """The rank of training passes, one of the active ranks; None, as at first, draws one for each pass."""
+        """The rank of training passes, one of the active ranks; None, as at first, draws one for each pass.
+
+        Setting a rank sets `row_quantile` to None.
+        """
         return self._training_rank
 
     @training_rank.setter
     def training_rank(self, rank: int | None) -> None:
         self._training_rank = None if rank is None else self._active("training_rank", rank)
+        if rank is not None:
+            self._row_quantile = None
+
+    @property
+    def row_quantile(self) -> float | None:
+        """From where on, in [0, 1), the rows of a training pass take their ranks; None, as at first, is one rank for all.
+
+        See `ranks_of_rows`; a row is an entry of the input's first axis. Draw the quantile anew for each pass, as
+        `lora_np.training.rank_per_row` does.
+        Setting a quantile sets `training_rank` to None. In frozen mode such a pass raises InvalidOperationError.
+        """
+        return self._row_quantile
+
+    @row_quantile.setter
+    def row_quantile(self, quantile: float | None) -> None:
+        self._row_quantile = None if quantile is None else fraction("row_quantile", quantile)
+        if quantile is not None:
+            self._training_rank = None
 
     def _active(self, name: str, rank: object) -> int:
         number = integer(name, rank)
@@ -214,6 +269,8 @@ class DyLoRAAdapter(AdditiveAdapter):
         epochs: int,
         learning_rate: float,
         loss_function: Loss | Callable[[Array, Array], Any],
+        *,
+        rank_per: Literal["pass", "row"] = "pass",
     ) -> list[float]:
         """Train by gradient descent, one step for each pair of an input and a target, in the given order.
 
@@ -228,19 +285,26 @@ class DyLoRAAdapter(AdditiveAdapter):
         loss_function : Loss, or callable
             What to minimise. A plain function of (predictions, targets) that returns a scalar is differentiated
             numerically with respect to the predictions: two evaluations for each element (`lora_np.FunctionLoss`).
+        rank_per : {"pass", "row"}, default "pass"
+            Whether all rows of an input train at the rank of the pass, or each at a rank of its own (`row_quantile`).
 
         Returns
         -------
         list of float
-            The mean loss of each epoch, each loss taken at its own drawn rank, before its step.
+            The mean loss of each epoch, each loss taken at its own drawn ranks, before its step.
 
         Raises
         ------
         ArgumentError
             Bad input, before the first step: nothing is changed.
+        InvalidOperationError
+            Ranks for each row in frozen mode.
         NonFiniteError
             The loss is infinite or NaN; the parameters are those with which it was last finite.
         """
+        draws_rows = one_of("rank_per", rank_per, ("pass", "row")) == "row"
+        if draws_rows:
+            self._require_row_ranks()
         inputs, targets = _sequence("inputs", inputs), _sequence("targets", targets)
         if len(inputs) != len(targets) or not inputs:
             raise ArgumentError(f"inputs and targets must be as many, and some: got {len(inputs)} and {len(targets)}")
@@ -257,15 +321,30 @@ class DyLoRAAdapter(AdditiveAdapter):
         with np.errstate(all="ignore"):
             loss(self.predict(xs[0]), targets[0])  # a plain function may be no loss at all
         descent = Descent(self, loss, optimizer)
+
+        def forward(x: Array) -> Array:
+            if draws_rows:
+                self.row_quantile = self._rng.random()
+            return self.forward(x)
+
         means = []
-        with self.training_mode(True):
+        with self.training_mode(True), self.own_training_ranks():
             for epoch in range(epochs):
                 try:
-                    losses = [descent.step(partial(self.forward, x), t) for x, t in zip(xs, targets, strict=True)]
+                    losses = [descent.step(partial(forward, x), t) for x, t in zip(xs, targets, strict=True)]
                 except NonFiniteError as error:
                     raise NonFiniteError(f"epoch {epoch + 1}: {error}; try a smaller learning_rate") from error
                 means.append(float(np.mean(losses)))
         return means
+
+    @contextmanager
+    def own_training_ranks(self) -> Iterator[None]:
+        """A block after which `training_rank` and `row_quantile` are as they were before, after an error too."""
+        kept = self._training_rank, self._row_quantile
+        try:
+            yield
+        finally:
+            self._training_rank, self._row_quantile = kept
 
     def estimate_flops(self) -> int:
         """The base, the branch at the deployment rank, and adding them."""
@@ -294,7 +373,7 @@ class DyLoRAAdapter(AdditiveAdapter):
         weights = list(self.rank_distribution[: len(kept)]) + [0.0] * (len(ranks) - len(kept))
         weights[-1] += sum(self.rank_distribution[len(kept) :])
         twin = copy.copy(self)
-        twin._lora, twin._rng, twin._training_rank = branch, copy.deepcopy(self._rng), None
+        twin._lora, twin._rng, twin._training_rank, twin._row_quantile = branch, copy.deepcopy(self._rng), None, None
         twin._set_ranks(tuple(ranks), weights)
         twin.current_deployment_rank = min(self._deployment_rank, ranks[-1])
         return twin
@@ -311,6 +390,76 @@ class DyLoRAAdapter(AdditiveAdapter):
             "scaling": self._lora.scaling_rule,
             "rank_distribution": self.rank_distribution,
         }
+
+
+@final
+class _RankPerRow(LowRankLayer):
+    """``y = ((x A) ∘ M) B``: a branch with a rank for each row (nested dropout as in Rippel et al. 2014).
+
+    Row i of M, (rows, r), is the scaling s of that row's rank in the columns up to the rank, and zero beyond.
+
+    Parameters
+    ----------
+    branch : LoRALayer
+        Whose factors these are.
+    ranks : callable
+        From the number of rows to their ranks.
+    """
+
+    def __init__(self, branch: LoRALayer, ranks: Callable[[int], Array]) -> None:
+        sizes = branch.input_size, branch.output_size, branch.rank
+        super().__init__(*sizes, branch.alpha, branch.scaling_rule, branch.dtype)
+        self.branch = branch
+        self.ranks = ranks
+
+    def apply(
+        self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
+    ) -> tuple[Array, Cache]:
+        """``h = (x A) ∘ M``, ``y = h B``."""
+        M = self._gates(x.shape[:-1])
+        r = M.shape[-1]
+        A, B = self.branch.matrix_a[:, :r], self.branch.matrix_b[:r]
+        h = (x @ A) * M  # (..., in) @ (in, r) -> (..., r)
+        y = h @ B  # (..., r) @ (r, out) -> (..., out)
+        return y, (x, h, M)
+
+    def vjp(
+        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+    ) -> tuple[Array | None, Gradients]:
+        """``dB = hᵀ dy``, ``dh = (dy Bᵀ) ∘ M``, ``dA = xᵀ dh``, ``dx = dh Aᵀ``."""
+        x, h, M = cache
+        r = M.shape[-1]
+        A, B = self.branch.matrix_a[:, :r], self.branch.matrix_b[:r]
+        dh = (dy @ B.T) * M  # (..., out) @ (out, r) -> (..., r)
+        gradients = {}
+        if parameters:
+            dA, dB = np.zeros_like(self.branch.matrix_a), np.zeros_like(self.branch.matrix_b)
+            dA[:, :r] = sum_outer(x, dh)  # (in, ...) @ (..., r) -> (in, r)
+            dB[:r] = sum_outer(h, dy)  # (r, ...) @ (..., out) -> (r, out)
+            gradients = {"matrix_a": dA, "matrix_b": dB}
+        dx = dh @ A.T if inputs else None  # (..., r) @ (r, in) -> (..., in)
+        return dx, gradients
+
+    def _gates(self, leading: tuple[int, ...]) -> Array:
+        """M for input with these leading axes, of which the first counts the rows: shape (rows, 1, ..., 1, r)."""
+        ranks = self.ranks(leading[0] if leading else 1)
+        r = int(ranks.max(initial=1))
+        s = np.array([self.scaling_at(rank) for rank in range(1, r + 1)], self.dtype)
+        gates = np.tri(r, dtype=self.dtype) * s[:, np.newaxis]  # one row for each rank from 1 to r
+        return gates[ranks - 1].reshape(*leading[:1], *[1] * (len(leading) - 1), r)
+
+    def active_parts(self, cache: Cache) -> Parts:
+        """The components up to the highest rank of a row."""
+        r = cache[2].shape[-1]
+        return {"matrix_a": (slice(None), slice(0, r)), "matrix_b": (slice(0, r), slice(None))}
+
+    def merge_weights(self, *, rank: int | None = None) -> Array:
+        """The branch's."""
+        return self.branch.merge_weights(rank=rank)
+
+    def estimate_flops(self) -> int:
+        """The branch's."""
+        return self.branch.estimate_flops()
 
 
 def geometric(ranks: Sequence[int], p: float = 0.15) -> tuple[float, ...]:

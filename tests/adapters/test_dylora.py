@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lora_np import (
@@ -21,10 +22,12 @@ from lora_np import (
     DyLoRAAdapter,
     FunctionLoss,
     Huber,
+    InvalidOperationError,
     Loss,
     MeanAbsoluteError,
     MeanSquaredError,
     Momentum,
+    MultiLoRAAdapter,
     NonFiniteError,
     Sequential,
     SoftmaxCrossEntropy,
@@ -379,6 +382,170 @@ def test_geometric_refuses_bad_ranks(ranks):
 def test_geometric_takes_the_ranks_of_an_adapter():
     adapter = built((1, 2, 4), rank_distribution=geometric((1, 2, 4)))
     assert adapter.rank_distribution == pytest.approx(geometric((1, 2, 4)))
+
+
+# ---------------------------------------------------------------- a rank for each row
+
+
+def per_row(active_ranks=(1, 2, 4), quantile=0.4, **options):
+    """A randomised adapter 6 -> 5 whose training passes have a rank for each row."""
+    options = {"base": DenseLayer(6, 5), **options}
+    adapter = built(active_ranks, **options)
+    adapter.row_quantile = quantile
+    return adapter
+
+
+quantiles = st.floats(0, 1, exclude_max=True)
+
+
+@given(passes(dylora_adapters(mode="full")), quantiles)
+def test_each_row_has_the_output_and_the_gradients_of_its_own_rank(case, quantile):
+    adapter, x, dy = case
+    x, dy = np.array(x, float), np.array(dy, float)
+    single = adapter.clone()
+    adapter.row_quantile = quantile
+    y, dx = adapter.forward(x), adapter.backward(dy)
+    rows = [...] if x.ndim == 1 else range(len(x))
+    sums = {name: np.zeros_like(array) for name, array in single.named_parameters().items()}
+    for row, rank in zip(rows, adapter.ranks_of_rows(quantile, len(rows)), strict=True):
+        single.training_rank = int(rank)
+        assert_allclose(y[row], single.forward(x[row]), rtol=1e-12, atol=1e-12)
+        assert_allclose(dx[row], single.backward(dy[row]), rtol=1e-11, atol=1e-11)
+        for name, gradient in single.gradients.items():
+            sums[name] += gradient
+    for name, expected in sums.items():
+        assert_allclose(adapter.gradients[name], expected, rtol=1e-10, atol=1e-10)
+
+
+@given(passes(dylora_adapters(mode="full")), quantiles)
+def test_gradients_with_a_rank_for_each_row(case, quantile):
+    adapter, x, dy = case
+    adapter.row_quantile = quantile
+    check_gradients(adapter, x, output_gradient=dy, training=True, method="complex", directions=True, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (4, 3), (3, 1, 2)])
+def test_gradients_of_every_element_with_a_rank_for_each_row(shape, scaling):
+    adapter = per_row(scaling=scaling, freeze_base_layer=False)
+    errors = check_gradients(adapter, batch(*shape, 6), training=True, method="complex", rtol=1e-10)
+    assert set(errors) == {"input", "base.weight", "base.bias", "lora.matrix_a", "lora.matrix_b"}
+
+
+def test_no_rows_at_all_have_no_ranks_either():
+    adapter = per_row()
+    assert adapter.forward(np.zeros((0, 6))).shape == (0, 5)
+    assert adapter.backward(np.zeros((0, 5))).shape == (0, 6)
+    assert not adapter.get_parameter_gradients().any()
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 40), quantiles)
+def test_each_rank_has_its_share_of_the_rows_to_within_one(weights, rows, quantile):
+    adapter = built(range(1, len(weights) + 1), base=DenseLayer(9, 8), rank_distribution=weights)
+    counts = Counter(adapter.ranks_of_rows(quantile, rows).tolist())
+    for rank, probability in zip(adapter.active_ranks, adapter.rank_distribution, strict=True):
+        assert abs(counts[rank] - probability * rows) < 1 + 1e-9
+
+
+def test_every_single_row_sees_each_rank_as_often_as_the_distribution_says():
+    adapter = built((1, 2, 4), base=DenseLayer(6, 5), rank_distribution=[2, 1, 1])
+    ranks = np.array([adapter.ranks_of_rows((i + 0.5) / 400, 7) for i in range(400)])
+    for rank, share in ((1, 0.5), (2, 0.25), (4, 0.25)):
+        assert_allclose((ranks == rank).mean(axis=0), share, atol=1 / 400)
+
+
+@pytest.mark.parametrize("quantile", [-0.1, 1.0, np.nan, "half"])
+def test_a_bad_quantile_of_rows_is_refused(quantile):
+    adapter = per_row(quantile=0.25)
+    for refused in (lambda: adapter.ranks_of_rows(quantile, 3), lambda: setattr(adapter, "row_quantile", quantile)):
+        with pytest.raises(ArgumentError, match="quantile"):
+            refused()
+    assert adapter.row_quantile == 0.25
+
+
+def test_a_training_rank_and_a_quantile_of_rows_take_each_others_place():
+    adapter = built((1, 2))
+    assert adapter.row_quantile is None
+    adapter.training_rank = 2
+    adapter.row_quantile = None
+    assert adapter.training_rank == 2
+    adapter.row_quantile = 0.5
+    assert (adapter.training_rank, adapter.row_quantile) == (None, 0.5)
+    adapter.training_rank = None
+    assert adapter.row_quantile == 0.5
+    adapter.training_rank = 1
+    assert (adapter.training_rank, adapter.row_quantile) == (1, None)
+
+
+def test_ranks_of_rows_draw_nothing_and_leave_inference_alone():
+    adapter, x = per_row(), batch(5, 6)
+    before, expected = snapshot(adapter), adapter.outputs_at_ranks(x)[4]
+    adapter.forward(x)
+    assert snapshot(adapter) == before
+    for output in (adapter.predict(x), adapter.eval().forward(x)):
+        assert_allclose(output, expected, rtol=1e-13)
+
+
+def test_frozen_mode_refuses_ranks_of_rows():
+    adapter = per_row(mode="frozen")
+    before = snapshot(adapter)
+    with pytest.raises(InvalidOperationError, match=r"mode must be 'full'.*got 'frozen'"):
+        adapter.forward(batch(2, 6))
+    with pytest.raises(InvalidOperationError, match="mode must be 'full'"):
+        adapter.train_with_nested_dropout([batch(2, 6)], [batch(2, 5)], 1, 0.1, MeanSquaredError(), rank_per="row")
+    assert snapshot(adapter) == before
+
+
+def test_components_beyond_every_rows_rank_stand_still():
+    # Two of the three rows train component 2 or more at first; then one row trains component 1 alone.
+    adapter, optimizer = per_row(quantile=0.0), AdamW(0.1)
+    for quantile, rows, moved in ((0.0, 3, [0, 1, 2, 3]), (0.0, 1, [0]), (0.5, 1, [0, 1])):
+        adapter.row_quantile = quantile
+        before = adapter.lora_layer.get_matrix_b()
+        adapter.forward(batch(rows, 6))
+        adapter.backward(batch(rows, 5))
+        adapter.apply_updates(optimizer.updates(adapter))
+        assert np.flatnonzero((adapter.lora_layer.matrix_b != before).any(axis=1)).tolist() == moved
+
+
+def test_ranks_of_rows_keep_float32():
+    adapter = built((1, 2), base=randomised(DenseLayer(6, 5, dtype=np.float32)))
+    adapter.row_quantile = 0.1
+    assert adapter.forward(batch(3, 6)).dtype == np.float32
+    assert adapter.backward(batch(3, 5)).dtype == np.float32
+    assert {gradient.dtype for gradient in adapter.gradients.values()} == {np.dtype(np.float32)}
+
+
+def test_a_mixed_batch_has_ranks_of_rows_too():
+    tasks = MultiLoRAAdapter(DenseLayer(6, 6, rng=0), "a", 2, rng=1)
+    model = Sequential([tasks, per_row()])
+    expected = model.forward(batch(5, 6))
+    assert_array_equal(model.forward_routed(batch(5, 6), ["a"] * 5), expected)
+
+
+def test_the_branch_of_such_a_pass_is_a_low_rank_layer_like_the_adapters_own():
+    adapter = per_row()
+    branch = adapter.select(training=True).layer
+    assert_array_equal(branch.merge_weights(rank=2), adapter.lora_layer.merge_weights(rank=2))
+    assert branch.estimate_flops() == adapter.lora_layer.estimate_flops()
+
+
+def test_a_pass_with_ranks_of_rows_computes_only_the_gradients_that_are_wanted():
+    adapter, dy = per_row(), batch(3, 5)
+    _, cache = adapter.apply(batch(3, 6), training=True)
+    dx, gradients = adapter.vjp(dy, cache)
+    only_dx, nothing = adapter.vjp(dy, cache, parameters=False)
+    no_dx, only_gradients = adapter.vjp(dy, cache, inputs=False)
+    assert_array_equal(only_dx, dx)
+    assert nothing == {}
+    assert no_dx is None
+    assert bits(only_gradients) == bits(gradients)
+
+
+def test_a_changed_branch_forgets_the_quantile_of_rows():
+    adapter = per_row()
+    assert adapter.with_branches(lambda branch: branch).row_quantile is None
+    assert adapter.row_quantile == 0.4
 
 
 # ---------------------------------------------------------------- ranks and their errors
@@ -750,6 +917,25 @@ def test_training_uses_the_training_rank_where_one_is_set():
     assert adapter.training_rank == 1
 
 
+def test_training_with_a_rank_for_each_row_draws_a_quantile_for_each_step():
+    inputs, targets = pairs(lambda x: x[:, :4])
+    trained, by_hand = built(), built()
+    trained.training_rank = 2
+    draws = np.random.default_rng(0)
+    draws.standard_normal(trained.lora_layer.matrix_a.shape)
+    expected = []
+    for x, t in [*zip(inputs, targets, strict=True)] * 2:
+        by_hand.row_quantile = draws.random()
+        value, dy = MeanSquaredError().value_and_gradient(by_hand.forward(x), t)
+        by_hand.backward(dy)
+        by_hand.update_parameters(0.02)
+        expected.append(value)
+    history = trained.train_with_nested_dropout(inputs, targets, 2, 0.02, MeanSquaredError(), rank_per="row")
+    assert bits(trained.named_parameters()) == bits(by_hand.named_parameters())
+    assert_allclose(history, [np.mean(expected[:4]), np.mean(expected[4:])], rtol=1e-14)
+    assert (trained.training_rank, trained.row_quantile) == (2, None)
+
+
 @pytest.mark.parametrize("mode", [True, False])
 def test_training_runs_in_training_mode_and_gives_the_mode_back(mode):
     inputs, targets = pairs(lambda x: x[:, :4])
@@ -812,6 +998,7 @@ BAD = {
     "loss-missing": ({"loss_function": None}, "function must be callable, got None"),
     "loss-not-scalar": ({"loss_function": lambda p, t: p - t}, "function's result"),
     "inputs-not-a-sequence": ({"inputs": 5}, "inputs"),
+    "rank-per-what": ({"rank_per": "column"}, "rank_per.*column"),
 }
 
 
