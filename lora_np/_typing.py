@@ -17,9 +17,6 @@ Cache: TypeAlias = Any
 Gradients: TypeAlias = dict[str, Array]
 """Gradient arrays by dotted parameter name."""
 
-Rows: TypeAlias = Any
-"""An index that picks rows: ``...`` for all of them, or an integer array."""
-
 Part: TypeAlias = tuple[slice, ...]
 """The part of an array that one pass trains: a slice for each axis."""
 

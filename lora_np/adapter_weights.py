@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -78,12 +78,27 @@ def extract(model: Layer, *, task: str | None = None, rank: int | None = None) -
     NotSupportedError
         An adapter is not made of two trained factors.
     """
+    return _extracted(_adapters(model), task, rank)
+
+
+def extract_tasks(model: Layer, tasks: Iterable[str], *, rank: int | None = None) -> dict[str, AdapterWeights]:
+    """What `extract` gives for each of many tasks, with one walk through the model."""
+    adapters = _adapters(model)
+    return {task: _extracted(adapters, task, rank) for task in tasks}
+
+
+def _adapters(model: Layer) -> dict[str, LoRAAdapterBase]:
+    adapters = {path: layer for path, layer in model.walk().items() if isinstance(layer, LoRAAdapterBase)}
+    if not adapters:
+        raise ArgumentError(f"model must have an adapter, and {model.layer_name} has none")
+    return adapters
+
+
+def _extracted(adapters: Mapping[str, LoRAAdapterBase], task: str | None, rank: int | None) -> AdapterWeights:
     layers: dict[str, LoRALayer] = {}
     magnitudes: dict[str, Array] = {}
     nested: dict[str, Mapping[str, Any]] = {}
-    for path, adapter in model.walk().items():
-        if not isinstance(adapter, LoRAAdapterBase):
-            continue
+    for path, adapter in adapters.items():
         layer = adapter.lora_layer
         if isinstance(adapter, MultiLoRAAdapter) and task is not None:
             layer = adapter.get_task_adapter(task)
@@ -97,8 +112,6 @@ def extract(model: Layer, *, task: str | None = None, rank: int | None = None) -
         if isinstance(adapter, DoRAAdapter):
             magnitudes[path] = adapter.magnitude.copy()
         layers[path] = layer.clone()
-    if not layers:
-        raise ArgumentError(f"model must have an adapter, and {model.layer_name} has none")
     return AdapterWeights(layers, magnitudes, nested)
 
 

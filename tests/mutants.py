@@ -30,6 +30,7 @@ ADAPTERS = "tests/adapters/test_contract.py"
 STANDARD = "tests/adapters/test_standard.py"
 DYLORA = "tests/adapters/test_dylora.py"
 MULTILORA = "tests/adapters/test_multilora.py"
+MIXED = "tests/adapters/test_mixed.py"
 DORA = "tests/adapters/test_dora.py"
 VERA = "tests/adapters/test_vera.py"
 LOSSES = "tests/test_losses.py"
@@ -237,8 +238,8 @@ MUTANTS = [
     Mutant(
         "trap 5: a task that was removed and added again counts as the same",
         "adapters/multilora.py",
-        "tuple(self._tasks.get(name, name) for name in names)",
-        "tuple((name,) if name in self._tasks else name for name in names)",
+        "tuple(self._tasks.get(name, name) for name in names if",
+        "tuple((name,) if name in self._tasks else name for name in names if",
         (MULTILORA,),
     ),
     Mutant(
@@ -272,45 +273,80 @@ MUTANTS = [
     # ---------------------------------------------------------------- routing
     Mutant(
         "routing gives the groups to the wrong tasks",
-        "adapters/multilora.py",
-        "zip(present, groups, strict=True)",
-        "zip(present, groups[::-1], strict=True)",
-        (MULTILORA,),
+        "adapters/mixed.py",
+        "self._tasks = list(number)",
+        "self._tasks = list(number)[::-1]",
+        (MIXED,),
     ),
     Mutant(
         "routing does not restore the order of the rows",
-        "adapters/base.py",
-        "total[rows] += part",
-        "total[: len(part)] += part",
-        (MULTILORA,),
+        "adapters/mixed.py",
+        "y.take(self._inverse, axis=0)",
+        "y.take(self._order, axis=0)",
+        (MIXED,),
     ),
     Mutant(
-        "routing in an order that is not stable",
+        "a batch that is not sorted counts as sorted",
+        "adapters/mixed.py",
+        "(numbers[1:] < numbers[:-1]).any()",
+        "(numbers[1:] < numbers[:-1]).all()",
+        (MIXED,),
+    ),
+    Mutant(
+        "a batch that is sorted is moved",
+        "adapters/mixed.py",
+        "(numbers[1:] < numbers[:-1]).any()",
+        "len(numbers)",
+        (MIXED,),
+    ),
+    Mutant(
+        "a mixed batch without the scalings",
+        "adapters/mixed.py",
+        "y_rows *= scaling",
+        "pass",
+        (MIXED,),
+    ),
+    Mutant(
+        "gradients of a mixed batch without the scalings",
+        "adapters/mixed.py",
+        "self._sorted(dy) * scaling",
+        "self._sorted(dy) * 1",
+        (MIXED,),
+    ),
+    Mutant(
+        "the factors of a complex step are taken for real",
+        "adapters/mixed.py",
+        "np.result_type(x, *{factor.dtype for factors in self._factors for factor in factors})",
+        "x.dtype",
+        (MIXED,),
+    ),
+    Mutant(
+        "a pass that walks through all tasks",
         "adapters/multilora.py",
-        'order = np.argsort(numbers, kind="stable")',
-        "order = np.argsort(numbers[::-1])[::-1]",
-        (MULTILORA,),
+        "return 0 if self.is_base_layer_frozen else self.base_layer.compute_auxiliary_loss()",
+        "return super().compute_auxiliary_loss()",
+        (MIXED,),
     ),
     Mutant(
         "rows without a task go to the current one",
-        "adapters/multilora.py",
-        "present = dict.fromkeys(task for task in tasks if task is not None)\n        number",
-        "tasks = [task or self._current_task for task in tasks]\n        present = dict.fromkeys(tasks)\n        number",
-        (MULTILORA,),
+        "adapters/mixed.py",
+        "layers = [None if task is None else",
+        "layers = [like if task is None else",
+        (MIXED,),
     ),
     Mutant(
         "routed gradients from other rows",
-        "adapters/base.py",
-        "layer.vjp(dy[rows],",
-        "layer.vjp(dy if rows is ALL_ROWS else dy[rows[::-1]],",
-        (MULTILORA,),
+        "adapters/mixed.py",
+        "g = dy_rows[start:stop]",
+        "g = dy_rows[start:stop][::-1]",
+        (MIXED,),
     ),
     Mutant(
         "routed gradients under the name of the current task",
         "adapters/multilora.py",
         'Selection(f"tasks.{task}", self._tasks[task])',
         'Selection(f"tasks.{self._current_task}", self._tasks[task])',
-        (MULTILORA,),
+        (MIXED,),
     ),
     Mutant(
         "a mixed batch does not reach the base's own tasks",
@@ -541,15 +577,15 @@ MUTANTS = [
     Mutant(
         "the input gradient of the branch is dropped",
         "adapters/base.py",
-        "branch_dxs.append((rows, branch_dx))",
-        "pass",
+        "else base_dx + branch_dx",
+        "else base_dx",
         (STANDARD,),
     ),
     Mutant(
         "the input gradient of the base is dropped",
         "adapters/base.py",
-        "_plus(base_dx, branch_dxs)",
-        "_plus(0 * base_dx, branch_dxs)",
+        "else base_dx + branch_dx",
+        "else 0 * base_dx + branch_dx",
         (STANDARD,),
     ),
     Mutant(
@@ -562,8 +598,8 @@ MUTANTS = [
     Mutant(
         "the weight gradient of a frozen base is computed",
         "adapters/base.py",
-        'prefixed("base", base_gradients)\n        branch_dxs',
-        'prefixed("base", base_gradients)\n        self.base_layer.vjp(dy, base_cache)\n        branch_dxs',
+        "branch_dx, own = branch.vjp(",
+        "self.base_layer.vjp(dy, base_cache)\n        branch_dx, own = branch.vjp(",
         (f"{ADAPTERS}::test_the_weight_gradient_of_a_frozen_base_is_never_computed",),
     ),
     Mutant(

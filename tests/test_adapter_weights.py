@@ -9,11 +9,12 @@ from lora_np import (
     DoRAAdapter,
     DyLoRAAdapter,
     LoRALayer,
+    MultiLoRAAdapter,
     NotSupportedError,
     StandardLoRAAdapter,
     VeRAAdapter,
 )
-from lora_np.adapter_weights import AdapterWeights, at_rank, extract
+from lora_np.adapter_weights import AdapterWeights, at_rank, extract, extract_tasks
 from tests.io.networks import FACTORIES, X, adapted, assert_close, dylora, multilora, network
 from tests.kinds import bits, randomised
 
@@ -155,3 +156,17 @@ def test_extracting_changes_nothing():
     before = model.predict(X)
     extract(model, rank=1)
     assert np.array_equal(model.predict(X), before)
+
+
+def test_many_tasks_take_one_walk_through_the_model(monkeypatch):
+    model = adapted(multilora)
+    expected = {task: extract(model, task=task) for task in ("german", "french")}
+    calls = []
+    children = MultiLoRAAdapter.children
+    monkeypatch.setattr(MultiLoRAAdapter, "children", lambda self: calls.append(self) or children(self))
+    found = extract_tasks(model, ["german", "french"])
+    assert len(calls) == len(PATHS)
+    assert list(found) == list(expected)
+    for task, weights in expected.items():
+        for path in PATHS:
+            assert bits(found[task].layers[path].named_parameters()) == bits(weights.layers[path].named_parameters())

@@ -387,3 +387,21 @@ def test_arrays_of_the_layer_itself_may_change_places():
     live = {name: array for name, array in layer.named_parameters().items() if name.endswith("weight")}
     layer.load_weights(live, {"0.weight": "1.weight", "1.weight": "0.weight"}.get)
     assert_holds(layer, {"0.weight": second, "1.weight": first})
+
+
+class CountedName(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        CountedName.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_the_work_grows_with_the_number_of_names_and_not_with_its_square():
+    layer = Sequential([DenseLayer(1, 1) for _ in range(50)])
+    names = [CountedName(name) for name in layer.named_parameters()]
+    assert layer.validate_weights(names).is_complete
+    assert 0 < CountedName.compared <= 10 * len(names)

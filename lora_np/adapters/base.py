@@ -7,18 +7,16 @@ merge are written here, once.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple, Protocol, Self
 
-from .._typing import Array, Cache, Gradients, Parts, Rows, Tasks
+from .._typing import Array, Cache, Gradients, Parts, Tasks
 from .._validation import not_none
 from ..activations import identity
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
 from ..layers.base import Layer, prefixed
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer, LowRankLayer
-
-ALL_ROWS: Rows = ...
 
 
 class LoRAAdapterBase(Layer):
@@ -134,6 +132,23 @@ class LoRAAdapterBase(Layer):
         return self.lora_layer.details() | {"lora.base_frozen": str(self.is_base_layer_frozen)}
 
 
+class Branch(Protocol):
+    """What an adapter adds to its base: a LowRankLayer, or those of all tasks in a mixed batch."""
+
+    def apply(
+        self, x: Array, *, training: bool = False, rank: int | None = None, trained_from: int = 0
+    ) -> tuple[Array, Cache]:
+        """The output, and what `vjp` needs; see `LowRankLayer.apply`."""
+
+    def vjp(
+        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+    ) -> tuple[Array | None, Gradients]:
+        """The gradients of the input and of the parameters; see `Layer.vjp`."""
+
+    def active_parts(self, cache: Cache) -> Parts:
+        """The part of each array that trains; see `Layer.active_parts`."""
+
+
 class Selection(NamedTuple):
     """What `AdditiveAdapter.select` picks."""
 
@@ -152,62 +167,43 @@ class AdditiveAdapter(LoRAAdapterBase):
     Notes
     -----
     Both parts see the same X and the same G = dL/dY, so ``dX = dX_base + dX_branch``, and each gives its own parameters
-    their gradients. Where a mixed batch sends rows to different branches, each branch sees its own rows of X and G.
+    their gradients.
     """
 
     @abstractmethod
     def select(self, *, training: bool) -> Selection:
         """The branch and the rank for one pass; only a training pass may draw random numbers."""
 
-    def select_routed(self, tasks: Tasks, *, training: bool) -> list[tuple[Rows, Selection]]:
-        """The branch for each group of rows; an adapter without tasks sends all rows to one."""
-        return [(ALL_ROWS, self.select(training=training))]
+    def select_routed(self, tasks: Tasks, *, training: bool) -> tuple[str, Branch, int | None, int]:
+        """The same for a mixed batch; an adapter without tasks has one branch for all rows."""
+        return self.select(training=training)
 
     def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
         """``y = base(x) + branch(x)``."""
         base = self.base_layer.apply(x, training=training)
-        return self._add_branches(x, base, [(ALL_ROWS, self.select(training=training))], training)
+        return _with_branch(x, base, self.select(training=training), training)
 
     def apply_routed(self, x: Array, tasks: Tasks, *, training: bool = False) -> tuple[Array, Cache]:
         """``y = base(x) + branch(x)``, with the branch of each row's task."""
         base = self.base_layer.apply_routed(x, tasks, training=training)
-        return self._add_branches(x, base, self.select_routed(tasks, training=training), training)
-
-    def _add_branches(
-        self, x: Array, base: tuple[Array, Cache], selected: list[tuple[Rows, Selection]], training: bool
-    ) -> tuple[Array, Cache]:
-        base_y, base_cache = base
-        outputs, caches = [], []
-        for rows, (name, layer, rank, trained_from) in selected:
-            branch_y, cache = layer.apply(x[rows], training=training, rank=rank, trained_from=trained_from)
-            outputs.append((rows, branch_y))
-            caches.append((rows, name, layer, cache))
-        return _plus(base_y, outputs), (base_cache, caches)
+        return _with_branch(x, base, self.select_routed(tasks, training=training), training)
 
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
-        """``dx = dx_base + dx_branch``; each branch sees the rows of dy that it gave."""
-        base_cache, caches = cache
+        """``dx = dx_base + dx_branch``."""
+        base_cache, name, branch, branch_cache = cache
         trains_base = parameters and not self.is_base_layer_frozen
         base_dx, base_gradients = self.base_layer.vjp(dy, base_cache, parameters=trains_base, inputs=inputs)
-        gradients: Gradients = prefixed("base", base_gradients)
-        branch_dxs = []
-        for rows, name, layer, branch_cache in caches:
-            branch_dx, own = layer.vjp(dy[rows], branch_cache, parameters=parameters, inputs=inputs)
-            gradients |= prefixed(name, own)
-            branch_dxs.append((rows, branch_dx))
-        return (None if base_dx is None else _plus(base_dx, branch_dxs)), gradients
+        branch_dx, own = branch.vjp(dy, branch_cache, parameters=parameters, inputs=inputs)
+        dx = None if base_dx is None else base_dx + branch_dx
+        return dx, prefixed("base", base_gradients) | prefixed(name, own)
 
     def active_parts(self, cache: Cache) -> Parts:
-        """The parts of the base, where it trains, and of every branch that took part."""
-        base_cache, caches = cache
-        parts: dict[str, Any] = {}
-        if not self.is_base_layer_frozen:
-            parts |= prefixed("base", self.base_layer.active_parts(base_cache))
-        for _, name, layer, branch_cache in caches:
-            parts |= prefixed(name, layer.active_parts(branch_cache))
-        return parts
+        """The parts of the base, where it trains, and of the branch."""
+        base_cache, name, branch, branch_cache = cache
+        base = {} if self.is_base_layer_frozen else prefixed("base", self.base_layer.active_parts(base_cache))
+        return base | prefixed(name, branch.active_parts(branch_cache))
 
     def merge_to_original_layer(self) -> AffineLayer:
         """A new layer with ``W + s A B`` of the selected branch and rank, in the base's layout; the base is untouched.
@@ -221,11 +217,11 @@ class AdditiveAdapter(LoRAAdapterBase):
         return base.with_matrix(base.matrix + chosen.layer.merge_weights(rank=chosen.rank))
 
 
-def _plus(total: Array, parts: Sequence[tuple[Rows, Array]]) -> Array:
-    """The sum of an array and of parts of its rows, in a new array."""
-    if len(parts) == 1 and parts[0][0] is ALL_ROWS:
-        return total + parts[0][1]
-    total = total.copy()
-    for rows, part in parts:
-        total[rows] += part
-    return total
+def _with_branch(
+    x: Array, base: tuple[Array, Cache], selected: tuple[str, Branch, int | None, int], training: bool
+) -> tuple[Array, Cache]:
+    """The base's output plus that of the selected branch."""
+    base_y, base_cache = base
+    name, branch, rank, trained_from = selected
+    branch_y, branch_cache = branch.apply(x, training=training, rank=rank, trained_from=trained_from)
+    return base_y + branch_y, (base_cache, name, branch, branch_cache)

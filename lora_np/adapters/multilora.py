@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Self, final
 
-import numpy as np
-
-from .._typing import RNG, Routing, Rows, Tasks
+from .._typing import RNG, Routing, Tasks
 from .._validation import generator, not_none, rank_within
 from ..errors import ArgumentError, ArgumentNullError, InvalidOperationError, NotSupportedError
 from ..layers.base import Layer
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
-from .base import AdditiveAdapter, Selection
+from .base import AdditiveAdapter, Branch, Selection
+from .mixed import MixedBranch
 
 
 @final
@@ -85,23 +85,22 @@ class MultiLoRAAdapter(AdditiveAdapter):
         """The current task's branch."""
         return self._selection(self._current_task)
 
-    def select_routed(self, tasks: Tasks, *, training: bool) -> list[tuple[Rows, Selection]]:
-        """Each task's branch, with the rows of that task in their order."""
-        present = dict.fromkeys(task for task in tasks if task is not None)
-        number = {task: i for i, task in enumerate([None, *present])}
-        numbers = np.array([number[task] for task in tasks], dtype=int)
-        order = np.argsort(numbers, kind="stable")
-        starts = np.searchsorted(numbers[order], np.arange(1, len(present) + 1))
-        groups = np.split(order, starts)[1:]  # the first group is the base alone
-        return [(rows, self._selection(task)) for task, rows in zip(present, groups, strict=True)]
+    def select_routed(self, tasks: Tasks, *, training: bool) -> tuple[str, Branch, int | None, int]:
+        """The branch of the one task that all rows have, or the branches of all tasks present."""
+        present = set(tasks)
+        only = present.pop() if len(present) == 1 else None
+        if only is not None:
+            return self._selection(only)
+        return "tasks", MixedBranch(tasks, self._tasks, self.lora_layer), None, 0
 
     def _selection(self, task: str) -> Selection:
         return Selection(f"tasks.{task}", self._tasks[task])
 
     def routing(self, tasks: Tasks | None = None) -> Routing:
         """The branches of the tasks present, or of the current one; the name of a task that does not exist."""
-        names = (self._current_task,) if tasks is None else dict.fromkeys(task for task in tasks if task is not None)
-        return self.base_layer.routing(tasks) + tuple(self._tasks.get(name, name) for name in names)
+        names = dict.fromkeys((self._current_task,) if tasks is None else tasks)
+        own = tuple(self._tasks.get(name, name) for name in names if name is not None)
+        return self.base_layer.routing(tasks) + own
 
     @property
     def lora_layer(self) -> LoRALayer:
@@ -204,7 +203,7 @@ class MultiLoRAAdapter(AdditiveAdapter):
         if task_name is None:
             raise ArgumentNullError("task_name must not be None")
         if not isinstance(task_name, str) or task_name not in self._tasks:
-            raise ArgumentError(f"task_name must be one of {', '.join(map(repr, self._tasks))}; got {task_name!r}")
+            raise ArgumentError(f"task_name must be one of {', '.join(self._shown_tasks(repr))}; got {task_name!r}")
         return self._tasks[task_name]
 
     def get_task_rank(self, task_name: str) -> int:
@@ -225,18 +224,26 @@ class MultiLoRAAdapter(AdditiveAdapter):
         return base.with_matrix(base.matrix + branch.merge_weights())
 
     def children(self) -> Mapping[str, Layer]:
-        """The base layer and every task's branch."""
-        return {"base": self.base_layer} | {f"tasks.{name}": branch for name, branch in self._tasks.items()}
+        """The base layer and every task's branch: a live view that cannot be written to."""
+        return _Children(self.base_layer, self._tasks)
+
+    def compute_auxiliary_loss(self) -> Any:
+        """The penalty of the base, where it trains; branches have none."""
+        return 0 if self.is_base_layer_frozen else self.base_layer.compute_auxiliary_loss()
 
     def details(self) -> dict[str, str]:
         """The current branch's details and the tasks."""
-        names = list(self._tasks)
-        shown = names if len(names) <= 8 else [*names[:7], f"... {len(names)} in all"]
         return super().details() | {
             "multilora.number_of_tasks": str(len(self._tasks)),
             "multilora.current_task": self._current_task,
-            "multilora.tasks": ", ".join(shown),
+            "multilora.tasks": ", ".join(self._shown_tasks()),
         }
+
+    def _shown_tasks(self, form: Callable[[str], str] = str) -> list[str]:
+        """The names of the tasks for people to read: of many, the first seven and how many there are."""
+        count = len(self._tasks)
+        names = [form(name) for name in itertools.islice(self._tasks, count if count <= 8 else 7)]
+        return names if count <= 8 else [*names, f"... {count} in all"]
 
     def with_branches(self, change: Callable[[LoRALayer], LoRALayer]) -> Self:
         """A copy in which each task's branch is what `change` makes of it; the base layer is shared."""
@@ -263,3 +270,26 @@ class MultiLoRAAdapter(AdditiveAdapter):
                 adapter.add_task(name, 1)
             adapter.replace_task(name, branch)
         return adapter
+
+
+class _Children(Mapping[str, Layer]):
+    """The base and the branches by name, looked up in the tasks themselves: making it costs the same for any number."""
+
+    def __init__(self, base: Layer, tasks: Mapping[str, Layer]) -> None:
+        self._base, self._tasks = base, tasks
+
+    def __getitem__(self, name: str) -> Layer:
+        if name == "base":
+            return self._base
+        kind, _, task = name.partition(".")
+        if kind != "tasks":
+            raise KeyError(name)
+        return self._tasks[task]
+
+    def __iter__(self) -> Iterator[str]:
+        yield "base"
+        for task in self._tasks:
+            yield f"tasks.{task}"
+
+    def __len__(self) -> int:
+        return 1 + len(self._tasks)

@@ -15,7 +15,7 @@ from typing import Any
 
 from .._archive import atomic_file
 from .._typing import Array
-from ..adapter_weights import AdapterWeights, extract
+from ..adapter_weights import AdapterWeights, extract, extract_tasks
 from ..adapters.base import LoRAAdapterBase
 from ..adapters.dora import DoRAAdapter
 from ..adapters.dylora import DyLoRAAdapter
@@ -153,48 +153,61 @@ def save_peft(
     if rank is not None and not isinstance(adapters, Layer):
         raise ArgumentError(f"rank needs a model with DyLoRA adapters, got {type(adapters).__name__}")
     if isinstance(adapters, Layer) and has_multi_lora_adapters(adapters):
-        tasks = _tasks(adapters)
-        sets = {task: extract(adapters, task=task, rank=rank) for task in tasks}
-        for task, weights in sets.items():
+        for task, weights in extract_tasks(adapters, _tasks(adapters), rank=rank).items():
             _write(os.path.join(folder, task), weights, extra)
         return
     _write(os.fspath(folder), extract(adapters, rank=rank) if isinstance(adapters, Layer) else adapters, extra)
 
 
-def apply_peft(model: Layer, folder: Path, *, strict: bool = True) -> Layer:
-    """A model with the adapters of a PEFT folder on its dense layers; the model itself is left as it is.
+def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, strict: bool = True) -> Layer:
+    """A model with the adapters of PEFT folders on its dense layers; the model itself is left as it is.
 
     Parameters
     ----------
     model : Layer
         Its dense layers are found by the dotted paths that the adapter names.
-    folder : path
-        One adapter gives StandardLoRAAdapter, DoRAAdapter or DyLoRAAdapter layers. Named adapters in folders inside it
-        become the tasks of MultiLoRAAdapter layers, the first by name being the current one; a task that a layer does not
-        have adds nothing there.
+    folder : path, or paths by task
+        A folder with one adapter gives StandardLoRAAdapter, DoRAAdapter or DyLoRAAdapter layers. Named adapters in folders
+        inside it become the tasks of MultiLoRAAdapter layers, the first by name being the current one; and so do those of a
+        mapping, from the name of a task to the folder of its adapter, wherever it is. A task that a layer does not have
+        adds nothing there.
     strict : bool, default True
         As in `load_peft`.
 
     Raises
     ------
+    ArgumentError
+        The mapping is empty, or holds a name that no task can have.
     FormatError
         As in `load_peft`; or a path or a shape does not fit the model.
+    NotSupportedError
+        As in `load_peft`; or a task is DoRA.
     """
-    places = peft_adapters(folder)
-    if "default" in places:
+    places = _task_folders(folder) if isinstance(folder, Mapping) else peft_adapters(folder)
+    if "default" in places and not isinstance(folder, Mapping):
         weights = load_peft(places["default"], strict=strict)
         factories = {path: _factory(weights, path) for path in weights.layers}
     else:
         sets = {name: load_peft(place, strict=strict) for name, place in places.items()}
         special = [name for name, weights in sets.items() if weights.magnitudes]
         if special:
-            raise NotSupportedError(f"{os.fspath(folder)}: {special[0]!r} is DoRA, which cannot be a task of MultiLoRA")
+            raise NotSupportedError(f"{places[special[0]]}: {special[0]!r} is DoRA, which cannot be a task of MultiLoRA")
         paths = dict.fromkeys(path for weights in sets.values() for path in weights.layers)
         factories = {path: _multi_factory(sets, path) for path in paths}
     try:
         return apply_adapters(model, factories)
     except ArgumentError as error:
-        raise FormatError(f"{os.fspath(folder)}: it does not fit the model: {error}") from error
+        where = "folder" if isinstance(folder, Mapping) else os.fspath(folder)
+        raise FormatError(f"{where}: it does not fit the model: {error}") from error
+
+
+def _task_folders(folders: Mapping[str, Path]) -> dict[str, str]:
+    for task in folders:
+        if not isinstance(task, str) or not task.strip():
+            raise ArgumentError(f"folder must map names of tasks to folders, got {task!r}")
+    if not folders:
+        raise ArgumentError("folder must hold at least one task, got none")
+    return {task: os.fspath(place) for task, place in folders.items()}
 
 
 def _config(file: str) -> dict[str, Any]:

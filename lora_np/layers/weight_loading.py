@@ -79,7 +79,8 @@ def validate(
             expected, actual = arrays[target].shape, real_array(name, names[name]).shape
             if expected != actual:
                 found.shape_mismatches.append((target, expected, actual))
-    found.missing_parameters = [name for name in arrays if name not in found.matched]
+    matched = set(found.matched)
+    found.missing_parameters = [name for name in arrays if name not in matched]
     return found
 
 

@@ -581,3 +581,51 @@ def test_a_task_that_cannot_be_a_folder_is_refused(tmp_path, name):
     with pytest.raises(ArgumentError, match="cannot be the name of a folder"):
         save_peft(tmp_path / "saved", Sequential({"head": task_named(name)(DenseLayer(4, 3))}))
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- many folders, wherever they are
+
+
+def test_folders_anywhere_become_tasks(tmp_path):
+    for place in ("here", "there/deep"):
+        shutil.copytree(DATA / "tasks" / "german", tmp_path / place)
+    model = apply_peft(
+        network(), {"a/b": tmp_path / "there/deep", "french": str(DATA / "tasks/french"), "default": tmp_path / "here"}
+    )
+    head = model.walk()["head"]
+    assert list(head.task_adapters) == ["a/b", "french", "default"]
+    assert head.current_task == "a/b"
+    named = apply_peft(network(), DATA / "tasks")
+    for task, same in {"a/b": "german", "french": "french", "default": "german"}.items():
+        assert_close(model.predict_routed(X, [task] * len(X)), named.predict_routed(X, [same] * len(X)), 1e-12)
+
+
+def test_one_folder_by_task_is_a_task_too():
+    model = apply_peft(network(), {"only": DATA / "lora"})
+    assert isinstance(model.walk()["head"], MultiLoRAAdapter)
+    assert_close(model.predict(X), apply_peft(network(), DATA / "lora").predict(X), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        ({}, "folder must hold at least one task, got none"),
+        ({" ": DATA / "lora"}, "folder must map names of tasks to folders, got ' '"),
+        ({3: DATA / "lora"}, "folder must map names of tasks to folders, got 3"),
+    ],
+    ids=["none", "blank", "number"],
+)
+def test_bad_names_of_tasks_are_refused(folders, message):
+    with pytest.raises(ArgumentError, match=f"^{message}$"):
+        apply_peft(network(), folders)
+
+
+def test_a_folder_by_task_that_does_not_fit_is_named(tmp_path):
+    folders = {"first": DATA / "lora", "second": DATA / "dora"}
+    with pytest.raises(NotSupportedError, match=rf"{DATA / 'dora'}.*'second' is DoRA"):
+        apply_peft(network(), folders)
+    save_peft(tmp_path / "other", AdapterWeights({"head": LoRALayer(7, 4, 1)}))
+    with pytest.raises(FormatError, match=r"^folder: it does not fit the model: .*7 -> 4"):
+        apply_peft(network(), {"first": DATA / "lora", "second": tmp_path / "other"})
+    with pytest.raises(FormatError, match="nowhere"):
+        apply_peft(network(), {"first": tmp_path / "nowhere"})
