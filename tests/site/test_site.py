@@ -1,0 +1,141 @@
+"""The built documentation in a browser, with no host but its own: `scripts/test_site` runs these tests."""
+
+import functools
+import http.server
+import shutil
+import threading
+import zlib
+from pathlib import Path
+
+import pytest
+
+import lora_np
+
+sync_api = pytest.importorskip("playwright.sync_api")
+
+pytestmark = pytest.mark.site
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "docs" / "_build" / "html"
+PAGES = sorted(str(file.relative_to(SITE)) for file in SITE.rglob("*.html") if "_static" not in file.parts)
+DERIVATIONS = [page for page in PAGES if page.startswith("derivations/") and page != "derivations/index.html"]
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Says nothing about its requests."""
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Where the site is served."""
+    handler = functools.partial(Server, directory=SITE)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        alone = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", alone])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def context(browser):
+    with browser.new_context() as context:
+        context.set_default_timeout(10_000)
+        yield context
+
+
+@pytest.fixture
+def page(context, address):
+    """A page; the test fails if it asked another host for anything, or if anything went wrong in it."""
+    page, problems = context.new_page(), []
+    watch(page, address, problems)
+    yield page
+    page.close()
+    assert problems == []
+
+
+def watch(page, address, problems):
+    own = (f"{address}/", "data:", "blob:")
+    page.on("request", lambda request: request.url.startswith(own) or problems.append(f"asked {request.url}"))
+    page.on("response", lambda answer: answer.status in (200, 304) or problems.append(f"{answer.status} {answer.url}"))
+    page.on("pageerror", lambda error: problems.append(f"script: {error}"))
+
+
+def opened(page, address, name):
+    """The page, once everything on it has been loaded, formulas included."""
+    page.goto(f"{address}/{name}", wait_until="networkidle")
+    if page.locator(".math").count():
+        page.wait_for_function("window.MathJax?.startup?.promise !== undefined")
+        page.evaluate("MathJax.startup.promise.then(() => null)")
+    return page
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_whole_without_the_network(page, address, name):
+    opened(page, address, name)
+    assert page.locator("main, [role=main]").count() == 1
+    formulas = page.locator("span.math, div.math").count()
+    assert page.locator("mjx-container").count() >= formulas
+    assert page.locator("mjx-merror, .MathJax_Error").count() == 0
+    broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
+    assert broken == []
+
+
+def test_pages_are_there():
+    sources = {file.relative_to(ROOT / "docs").with_suffix(".html") for file in (ROOT / "docs").rglob("*.md")}
+    written = {str(page) for page in sources if "_build" not in page.parts}
+    assert written
+    assert written <= set(PAGES)
+
+
+@pytest.mark.parametrize("name", DERIVATIONS)
+def test_derivation_has_formulas_code_and_a_check(page, address, name):
+    opened(page, address, name)
+    assert page.locator("mjx-container[display=true]").count() >= 2
+    code = " ".join(page.locator("div.highlight").all_inner_texts())
+    assert "def " in code
+    assert ">>>" in code
+
+
+def test_notebooks_have_their_pictures(page, address):
+    opened(page, address, "tutorials/digits.html")
+    assert page.locator("div.cell_output img").count() >= 2
+
+
+def test_search_finds_a_page(page, address):
+    opened(page, address, "search.html?q=DyLoRAAdapter")
+    page.wait_for_selector("#search-results li a")
+    links = page.locator("#search-results li a").evaluate_all("links => links.map(link => link.href)")
+    assert any("/api/adapters.html" in link for link in links)
+
+
+def test_what_goes_wrong_is_noticed(context, address):
+    """The watch that all other tests rely on."""
+    page, problems = context.new_page(), []
+    watch(page, address, problems)
+    page.goto(f"{address}/index.html")
+    page.set_content("<img src='https://example.org/a.png'><img src='/nothing.png'><script>nothing()</script>")
+    page.wait_for_load_state("networkidle")
+    page.close()
+    assert sorted(problem.split()[0] for problem in problems) == ["404", "asked", "script:"]
+
+
+def test_reference_holds_every_public_name():
+    inventory = (SITE / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    documented = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
+    exported = [name for name, value in vars(lora_np).items() if name[0] != "_" and not hasattr(value, "__path__")]
+    modules = {name for name in exported if type(getattr(lora_np, name)).__name__ == "module"}
+    assert exported
+    assert [name for name in exported if name not in modules and f"lora_np.{name}" not in documented] == []
