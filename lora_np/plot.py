@@ -264,6 +264,7 @@ def budget(adapter: DyLoRAAdapter, *, ax: Axes | None = None) -> Axes:
         bars = ax.bar(places + 0.4 * i - 0.2, values, 0.38, label=name, color=COLOURS[i])
         if len(ranks) <= MOST_RANKS:
             ax.bar_label(bars, [f"{value:.2g} %" for value in values], fontsize="small", padding=2)
+    ax.margins(y=0.1)
     ax.set_xticks(places, [str(rank) for rank in ranks])
     ax.set(xlabel="rank in use", ylabel=f"percent of the base ({weights:,} parameters)")
     _finish(ax)
