@@ -226,13 +226,14 @@ def test_known_singular_values_and_what_rounding_leaves_of_zero():
     np.testing.assert_array_equal(ax.lines[1].get_ydata(), [2, 1e-3, np.nan, np.nan])
 
 
-def test_the_rounding_is_that_of_the_dtype():
-    A, B = np.ones((3, 2)), np.ones((2, 3))
-    for dtype in (np.float64, np.float32):
-        layer = LoRALayer.from_factors(A.astype(dtype), B.astype(dtype))
-        sigma = plot.spectra({"a": layer}).lines[0].get_ydata()
-        assert sigma[0] == pytest.approx(6)
-        assert np.isnan(sigma[1])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_rounding_is_that_of_the_dtype(dtype):
+    once, other = lora(30, 20, 3, dtype=dtype), lora(3, 20, 3, seed=1, dtype=dtype)
+    A = np.hstack([once.matrix_a, once.matrix_a @ other.matrix_a])  # (30, 6), of rank 3
+    layer = LoRALayer.from_factors(A, np.vstack([once.matrix_b, other.matrix_b]))
+    assert spectrum(layer)[3] > np.finfo(dtype).eps  # from rounding alone
+    drawn = plot.spectra({"a": layer}).lines[0].get_ydata()
+    np.testing.assert_array_equal(np.isnan(drawn), [False] * 3 + [True] * 3)
 
 
 def test_new_layers_are_zero_and_have_no_logarithm(tmp_path):
