@@ -49,7 +49,7 @@ MOST_RANKS = 10
 """Up to here each rank has its own tick or label."""
 MOST_STRIPS = 32
 """Up to here each component is drawn by itself; beyond, only the blocks between active ranks are."""
-MOST_LETTERS = 40
+MOST_LETTERS = 64
 """Of a name; longer ones lose their middle."""
 ROUNDING = 64
 """Singular values below this many units of rounding of the largest one stand for zero."""
@@ -167,7 +167,7 @@ def rank_slices(adapter: DyLoRAAdapter, *, rank: int | None = None, ax: Axes | N
     ax = _drawing(ax)
     full, side, thick = adapter.max_rank, 10.0, 5.0
     left = thick + 1.2  # of B
-    edges = range(full + 1) if full <= MOST_STRIPS else sorted({0, rank, *adapter.active_ranks, full})
+    edges = range(full + 1) if full <= MOST_STRIPS else sorted({0, *adapter.active_ranks, full})
     for start, end in pairwise(edges):
         block = sum(active <= start for active in adapter.active_ranks)
         colour = COLOURS[block % len(COLOURS)] if start < rank else IDLE
@@ -265,7 +265,8 @@ def budget(adapter: DyLoRAAdapter, *, ax: Axes | None = None) -> Axes:
         if len(ranks) <= MOST_RANKS:
             ax.bar_label(bars, [f"{value:.2g} %" for value in values], fontsize="small", padding=2)
     ax.margins(y=0.1)
-    ax.set_xticks(places, [str(rank) for rank in ranks])
+    ticks = places[:: -(-len(ranks) // MOST_TICKS)]
+    ax.set_xticks(ticks, [str(rank) for rank in ranks[ticks]])
     ax.set(xlabel="rank in use", ylabel=f"percent of the base ({weights:,} parameters)")
     _finish(ax)
     ax.legend(frameon=False)

@@ -258,15 +258,16 @@ def test_many_layers_have_a_colour_bar(count, tmp_path):
     assert bar.get_ylabel() == f"layers in their order, {named} of {count} named"
     labels = ticks(bar.yaxis)
     assert len(labels) == named
+    assert bar.yaxis_inverted()  # the first at the top
     assert (labels[0], labels[-1]) == ("layers.0", f"layers.{count - 1}")
     svg(ax, tmp_path / "x.svg")
 
 
 def test_names_that_matplotlib_would_take_for_something_else(tmp_path):
-    names = ["_hidden", "$x^", "$a$", "", "x" * 30 + "…" + "y" * 30, "x" * 30 + "other" + "y" * 30]
+    names = ["_hidden", "$x^", "$a$", "", "x" * 40 + "…" + "y" * 40, "x" * 64]
     ax = plot.spectra({name: [1.0] for name in names})
-    short = "x" * 20 + "…" + "y" * 20
-    assert legend(ax) == [" _hidden", r"\$x^", r"\$a\$", "(the layer itself)", short, short]
+    short = "x" * 32 + "…" + "y" * 32
+    assert legend(ax) == [" _hidden", r"\$x^", r"\$a\$", "(the layer itself)", short, "x" * 64]
     svg(ax, tmp_path / "x.svg")
 
 
@@ -407,10 +408,13 @@ def test_the_budget_is_what_the_library_counts():
     assert ax.get_ylabel() == "percent of the base (204 parameters)"
 
 
-def test_the_bars_of_many_ranks_have_no_numbers():
-    ax = plot.budget(dylora(32, 32, max_rank=12, active=range(1, 13)))
-    assert [len(bars) for bars in ax.containers] == [12, 12]
+@pytest.mark.parametrize(("count", "named"), [(12, 12), (20, 20), (21, 11), (50, 17)])
+def test_the_bars_of_many_ranks_have_no_numbers(count, named):
+    ax = plot.budget(dylora(64, 64, max_rank=count, active=range(1, count + 1)))
+    assert [len(bars) for bars in ax.containers] == [count, count]
     assert texts(ax) == []
+    assert len(ax.get_xticks()) == named
+    assert ticks(ax.xaxis) == [str(1 + int(place)) for place in ax.get_xticks()]
 
 
 @pytest.mark.parametrize(
