@@ -10,19 +10,23 @@ import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from lora_np import (
+    AffineLayer,
     DenseLayer,
     DyLoRAAdapter,
     Layer,
+    LoRAAdapterBase,
     LoRALayer,
     MultiLoRAAdapter,
     StandardLoRAAdapter,
     apply_lora,
+    has_multi_lora_adapters,
     plot,
     select_task,
 )
@@ -34,6 +38,8 @@ from lora_np.surgery import canonicalize
 
 LAYER = "hidden2"
 """The one whose adapter is drawn: 128 -> 128."""
+
+Factory: TypeAlias = Callable[[AffineLayer, np.random.Generator], LoRAAdapterBase]
 
 SMALL = 2
 """The rank at which the ways to get there are compared."""
@@ -146,29 +152,34 @@ def cut(layer: LoRALayer) -> LoRALayer:
 
 
 def interference(base: Layer, digits: Digits, settings: Settings) -> Figure:
-    rank = settings.task_rank
-    rng = settings.generator(experiment.TASKS)
-    single = apply_lora(base, lambda layer: StandardLoRAAdapter(layer, rank, rng=rng))
-    shared = apply_lora(base, lambda layer: MultiLoRAAdapter(layer, next(iter(VIEWS)), rank, rng=rng))
-    for adapter in shared.walk().values():
-        if isinstance(adapter, MultiLoRAAdapter):
-            for task in list(VIEWS)[1:]:
-                adapter.add_task(task, rank)
+    rank, first, *others = settings.task_rank, *VIEWS
+
+    def one_branch(layer: AffineLayer, rng: np.random.Generator) -> StandardLoRAAdapter:
+        return StandardLoRAAdapter(layer, rank, rng=rng)
+
+    def a_branch_each(layer: AffineLayer, rng: np.random.Generator) -> MultiLoRAAdapter:
+        adapter = MultiLoRAAdapter(layer, first, rank, rng=rng)
+        for task in others:
+            adapter.add_task(task, rank)
+        return adapter
+
     rows = [f"after '{task}'" for task in VIEWS]
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    before = one_after_the_other(single, digits, settings, lambda task: None)
-    after = one_after_the_other(shared, digits, settings, partial(select_task, shared))
+    before = one_after_the_other(base, one_branch, digits, settings)
+    after = one_after_the_other(base, a_branch_each, digits, settings)
     plot.task_matrix(before, rows, list(VIEWS), quality="one LoRA for all tasks", ax=left)
     plot.task_matrix(after, rows, list(VIEWS), quality="MultiLoRA: a branch for each task", ax=right)
     figure.supxlabel("accuracy on the test digits of each task", fontsize="medium")
     return figure
 
 
-def one_after_the_other(model: Layer, digits: Digits, settings: Settings, choose: Callable[[str], None]) -> np.ndarray:
+def one_after_the_other(base: Layer, adapter: Factory, digits: Digits, settings: Settings) -> np.ndarray:
     """The accuracy on every task (columns) after the training of each (rows)."""
     budget = settings.task_epochs, settings.learning_rate, settings.batch_size
-    rng = settings.generator(experiment.TASKS)
+    rng = settings.generator(experiment.TASKS)  # as in the demo
+    model = apply_lora(base, lambda layer: adapter(layer, rng))
+    choose = partial(select_task, model) if has_multi_lora_adapters(model) else lambda task: None
     accuracies = np.zeros((len(VIEWS), len(VIEWS)))
     for i, (task, view) in enumerate(VIEWS.items()):
         choose(task)
