@@ -51,13 +51,14 @@ def product(x: Array, W: Array | PackedMatrix) -> Array:
     thin, it goes by tiles (`LIMIT` is not 0), its sizes are multiples of 4, k of 16, and there are two rows or more.
     Otherwise BLAS may round a row in another way when it stands in another place or in another company.
     """
-    if isinstance(W, PackedMatrix):
+    if type(W) is PackedMatrix:
         if W.panels is not None and W.panels.fits(x):
             return W.panels.product(x)
         W = W.matrix
     if type(x) is not np.ndarray or type(W) is not np.ndarray:
         return x @ W
-    tile = _tile_of_rows(x, W)
+    small = x.size * W.shape[1] <= LIMIT
+    tile = 0 if small else _tile_of_rows(x, W)
     if not tile:
         return x.dot(W) if x.ndim <= 2 else x @ W  # the same product; `dot` has less to look up
     y = np.empty((*x.shape[:-1], W.shape[1]), x.dtype)
@@ -79,11 +80,14 @@ def sum_outer(x: Array, dy: Array) -> Array:
     -------
     array, shape (in, out)
     """
-    x, dy = _rows(x), _rows(dy)
-    tile = _tile_of_columns(x, dy)
+    if x.ndim != 2:
+        x, dy = _rows(x), _rows(dy)
+    if type(x) is not np.ndarray or type(dy) is not np.ndarray:
+        return x.T @ dy  # (in, rows) @ (rows, out) -> (in, out)
+    small = x.size * dy.shape[1] <= LIMIT
+    tile = 0 if small else _tile_of_columns(x, dy)
     if not tile:
-        plain = type(x) is np.ndarray is type(dy)
-        return x.T.dot(dy) if plain else x.T @ dy  # (in, rows) @ (rows, out) -> (in, out)
+        return x.T.dot(dy)
     (rows, n), k = dy.shape, x.shape[1]
     dW = np.empty((k, n), x.dtype)
     whole = n // tile * tile
@@ -258,7 +262,7 @@ def _tile_rows(k: int, n: int) -> int:
 def _tile_of_rows(x: Array, W: Array) -> int:
     """How many rows of x at a time to multiply by W; 0 for all at once."""
     k, n = W.shape
-    if x.size * n <= LIMIT or not LIMIT or x.size == k or not 1 < min(k, n) <= THIN:
+    if not LIMIT or x.size == k or not 1 < min(k, n) <= THIN:
         return 0
     as_blas_takes_them = _plain(x, W) and x.flags.c_contiguous and W.itemsize in W.strides
     return _tile_rows(k, n) if as_blas_takes_them else 0
@@ -267,7 +271,7 @@ def _tile_of_rows(x: Array, W: Array) -> int:
 def _tile_of_columns(x: Array, dy: Array) -> int:
     """How many columns of dy at a time to multiply by ``x.T``; 0 for all at once."""
     (rows, k), n = x.shape, dy.shape[1]
-    if x.size * n <= LIMIT or not LIMIT or rows == 1 or not 1 < k <= THIN:
+    if not LIMIT or rows == 1 or not 1 < k <= THIN:
         return 0
     if not (_plain(x, dy) and x.flags.c_contiguous and dy.flags.c_contiguous):
         return 0
