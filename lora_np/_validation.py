@@ -47,6 +47,8 @@ def positive_int(name: str, value: object) -> int:
 
 def finite_float(name: str, value: object) -> float:
     """A real scalar that is neither infinite nor NaN."""
+    if type(value) is float and math.isfinite(value):
+        return value
     try:
         array = np.asarray(value)
     except ValueError:

@@ -339,10 +339,14 @@ class Layer(ABC):
         InvalidOperationError
             A parameter is packed; nothing is changed.
         """
-        matched = [(getattr(owner, name), update) for owner, name, update in self._matched(updates, frozen=False)]
-        for name, (array, _) in zip(updates, matched, strict=True):
+        matched = []
+        for owner, name, update in self._matched(updates, frozen=False):
+            array = getattr(owner, name)
             if not array.flags.writeable:
-                raise InvalidOperationError(f"{self.layer_name}: {name} is packed, so it cannot train; unpack() first")
+                raise InvalidOperationError(
+                    f"{self.layer_name}: {name} of {owner.layer_name} is packed, so it cannot train; unpack() first"
+                )
+            matched.append((array, update))
         for array, update in matched:
             array += update
         self.clear_gradients()
@@ -800,4 +804,6 @@ def _present(tasks: Tasks) -> Tasks:
 
 def _owned(result: Array, argument: Array) -> Array:
     """The result, which must not be a view of an argument that somebody else may write to."""
+    if result.base is None and result is not argument:
+        return result  # it has memory of its own
     return result.copy() if np.may_share_memory(result, argument) else result

@@ -188,7 +188,7 @@ class LoRALayer(LowRankLayer):
     ) -> tuple[Array, Cache]:
         """``h = s x A``, ``y = h B``, with the first `rank` columns of A and rows of B."""
         r, s = self.cut(rank, x.shape[:-1])
-        A, B = self.matrix_a[:, :r], self.matrix_b[:r]
+        A, B = self._first(r)
         h = product(x, A)  # (..., in) @ (in, r) -> (..., r)
         h *= s
         y = product(h, B)  # (..., r) @ (r, out) -> (..., out)
@@ -199,18 +199,23 @@ class LoRALayer(LowRankLayer):
     ) -> tuple[Array | None, Gradients]:
         """``dB = hᵀ dy``, ``dh = s dy Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ``."""
         x, h, r, s, first = cache
-        A, B = self.matrix_a[:, :r], self.matrix_b[:r]
+        A, B = self._first(r)
         dh = product(dy, B.T)  # (..., out) @ (out, r) -> (..., r)
         dh *= s
         gradients = {}
         if parameters:
-            dA = sum_outer(dh[..., first:], x).T  # ((r - first, ...) @ (..., in))ᵀ -> (in, r - first)
-            dB = sum_outer(h[..., first:], dy)  # (r - first, ...) @ (..., out) -> (r - first, out)
+            h, trained_dh = (h[..., first:], dh[..., first:]) if first else (h, dh)
+            dA = sum_outer(trained_dh, x).T  # ((r - first, ...) @ (..., in))ᵀ -> (in, r - first)
+            dB = sum_outer(h, dy)  # (r - first, ...) @ (..., out) -> (r - first, out)
             if len(dB) < self.rank:  # zeros for the components that do not train
                 dA, dB = self._among_all(first, dA, dB)
             gradients = {"matrix_a": dA, "matrix_b": dB}
         dx = product(dh, A.T) if inputs else None  # (..., r) @ (r, in) -> (..., in)
         return dx, gradients
+
+    def _first(self, r: int) -> tuple[Array, Array]:
+        """The first r columns of A and rows of B."""
+        return (self.matrix_a, self.matrix_b) if r == self.rank else (self.matrix_a[:, :r], self.matrix_b[:r])
 
     def _among_all(self, first: int, dA: Array, dB: Array) -> tuple[Array, Array]:
         all_dA, all_dB = np.zeros_like(self.matrix_a), np.zeros_like(self.matrix_b)

@@ -176,13 +176,27 @@ def test_a_packed_weight_cannot_train():
     x = batch(9, 7)
     layer.forward(x)
     layer.backward(batch(9, 5))
-    with pytest.raises(InvalidOperationError, match=r"weight is packed, so it cannot train; unpack\(\) first"):
+    with pytest.raises(
+        InvalidOperationError, match=r"weight of DenseLayer_\d+ is packed, so it cannot train; unpack\(\) first"
+    ):
         layer.update_parameters(0.1)
     with pytest.raises(InvalidOperationError, match="unpack"):
         fit(layer, (x, batch(9, 5)), MeanSquaredError(), SGD(0.1), 1, 9)
     assert layer.get_parameters().tobytes() == before.tobytes()
     fit(layer.unpack(), (x, batch(9, 5)), MeanSquaredError(), SGD(0.1), 1, 9)
     assert layer.get_parameters().tobytes() != before.tobytes()
+
+
+def test_a_step_that_meets_a_packed_weight_changes_nothing():
+    model = Sequential([DenseLayer(7, 5), DenseLayer(5, 3)])
+    model["1"].pack()
+    model.forward(batch(9, 7))
+    model.backward(batch(9, 3))
+    before = model.get_parameters()
+    for names in [list(model.gradients), list(model.gradients)[::-1]]:
+        with pytest.raises(InvalidOperationError, match=r"weight of DenseLayer_\d+ is packed"):
+            model.apply_updates({name: model.gradients[name] for name in names})
+        assert model.get_parameters().tobytes() == before.tobytes()
 
 
 def test_a_packed_adapter_trains_as_an_unpacked_one():
