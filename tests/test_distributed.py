@@ -24,6 +24,7 @@ from lora_np import (
     ArgumentNullError,
     ArgumentOutOfRangeError,
     DenseLayer,
+    DyLoRAAdapter,
     FormatError,
     FunctionLoss,
     InvalidOperationError,
@@ -42,6 +43,7 @@ from lora_np import (
 from lora_np.distributed import InProcessExecutor, dask_executor, fit_shards, predict
 from lora_np.distributed._cache import Recent
 from lora_np.distributed.replicas import Moment, Replicas, fingerprint
+from lora_np.training import rank_per_row
 from tests import distributed_shards as data
 from tests.kinds import KINDS, bits, randomised, snapshot
 from tests.strategies import seeds
@@ -199,6 +201,16 @@ def test_every_shard_trains_at_the_rank_of_the_step():
     history = train(data.network(), epochs=8, executor=Watching())
     assert len(set(history.ranks)) == 2
     assert seen[3:] == [list(ranks) for ranks in history.ranks for _ in range(3)]
+
+
+def test_each_row_of_a_shard_has_the_rank_that_fit_gives_it():
+    found, expected = data.network(), data.network()
+    loader = partial(data.samples, 0, 9)
+    train(found, [loader], SGD(0.1), 3, 4, rank_schedule=rank_per_row)
+    fit(expected, loader(), MeanSquaredError(), SGD(0.1), 3, 4, rng=0, rank_schedule=rank_per_row)
+    assert found.get_parameters().tobytes() == expected.get_parameters().tobytes()
+    (adapter,) = (layer for layer in found.walk().values() if isinstance(layer, DyLoRAAdapter))
+    assert adapter.row_quantile is None
 
 
 def test_a_schedule_that_sets_no_rank_is_refused():

@@ -24,6 +24,9 @@ from ._cache import Recent
 Source: TypeAlias = str | os.PathLike[str] | Callable[[], Layer]
 """Where a worker gets the model from: an npz file of `lora_np.save_layer`, or a picklable function without arguments."""
 
+DRAWN = ("training_rank", "row_quantile")
+"""What a rank schedule sets in a DyLoRA adapter; each sets the other to None, unless it is None itself."""
+
 
 def fingerprint(model: Layer) -> str:
     """A digest of what must be equal in every process: the structure, and each array that does not train."""
@@ -61,7 +64,7 @@ class Moment(NamedTuple):
     def of(cls, model: Layer) -> Moment:
         """The present moment of a model, as a copy."""
         names = {
-            path: (*layer.settings, "training_rank") if isinstance(layer, DyLoRAAdapter) else layer.settings
+            path: (*layer.settings, *DRAWN) if isinstance(layer, DyLoRAAdapter) else layer.settings
             for path, layer in model.walk().items()
         }
         layers = model.walk()

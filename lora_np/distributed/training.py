@@ -82,7 +82,8 @@ def fit_shards(
     rng : seed or numpy.random.Generator, optional
         For the orders of the samples and the ranks.
     rank_schedule : callable, default `lora_np.training.shared_rank`
-        Sets the training rank of every DyLoRA adapter before each step, for all shards.
+        Sets the training rank of every DyLoRA adapter before each step, for all shards; `lora_np.training.rank_per_row`
+        gives the rows of each shard ranks of their own.
     callbacks : callables
         Each is called with a `lora_np.training.Progress` after each step; an exception from one ends the training.
     retries : int, default 2
@@ -219,10 +220,11 @@ class _Training:
     def _draw_ranks(self) -> tuple[int, ...]:
         adapters = _dylora(self.descent.layer)
         self.rank_schedule(adapters, self.state.random)
-        ranks = tuple(adapter.training_rank for adapter in adapters if adapter.training_rank is not None)
-        if len(ranks) < len(adapters):
-            raise ArgumentError("rank_schedule must set each adapter's training_rank, or every shard would draw its own")
-        return ranks
+        if any(adapter.training_rank is None and adapter.row_quantile is None for adapter in adapters):
+            raise ArgumentError(
+                "rank_schedule must set each adapter's training_rank or row_quantile, or every shard would draw its own"
+            )
+        return tuple(adapter.training_rank for adapter in adapters if adapter.training_rank is not None)
 
 
 @final
