@@ -1,18 +1,20 @@
 """Pictures of adapters: each function draws into the axes that it is given, or into new ones, and returns them.
 
-Needs matplotlib, which ``pip install "lora_np[plot]"`` brings. Its global state is not touched: `ax.figure.savefig` writes
-a picture, and a notebook shows one that is the last value of a cell through ``ax.figure``.
+Needs matplotlib, which ``pip install "lora_np[plot]"`` brings. Its global state is not touched: ``ax.figure.savefig(path)``
+writes the picture, and a notebook in which ``%matplotlib inline`` ran shows ``ax.figure``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from ._validation import ascending_ranks, integer, real_array
-from .adapters.base import LoRAAdapterBase
+from ._typing import Array
+from ._validation import integer, positive_int, real_array
+from .adapters.base import AdditiveAdapter
 from .adapters.dylora import DyLoRAAdapter
 from .adapters.multilora import MultiLoRAAdapter
 from .errors import ArgumentError, NotSupportedError
@@ -21,7 +23,10 @@ from .layers.lora import LoRALayer
 from .surgery import spectrum
 
 try:
+    from matplotlib import colormaps
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
     from matplotlib.ticker import MaxNLocator
@@ -31,10 +36,23 @@ except ImportError as error:
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 """Okabe and Ito's, which the colour-blind tell apart; markers and lines say the same once more."""
 MARKERS = "osv^Dp*"
-LINES = ("-", "--", ":", "-.", "-", "--", ":")
-FROZEN, TRAINED, IDLE = "#5f6b76", COLOURS[0], "#e4e9ee"
+LINES = ("-", "--", ":", "-.")
+ORDER = colormaps["cividis"]
+FROZEN, TRAINED, IDLE, INK = "#5f6b76", COLOURS[0], "#e4e9ee", "#444444"
 WHITE_BELOW = 0.5
 """Of the scale: text on darker colours is white."""
+
+MOST_NAMED = 14
+"""Up to here each spectrum has its own line in the legend; beyond, its colour is its place in the order."""
+MOST_TICKS = 20
+MOST_RANKS = 10
+"""Up to here each rank has its own tick or label."""
+MOST_STRIPS = 32
+"""Up to here each component is drawn by itself; beyond, only the blocks between active ranks are."""
+MOST_LETTERS = 64
+"""Of a name; longer ones lose their middle."""
+ROUNDING = 64
+"""Singular values below this many units of rounding of the largest one stand for zero."""
 
 
 def rank_quality(
@@ -56,15 +74,17 @@ def rank_quality(
     Raises
     ------
     ArgumentError
-        There is no curve, or one without a rank.
+        There is no curve, or one without a rank; a rank is no positive integer, or a quality no real number.
     """
-    if not curves or not all(curves.values()):
-        raise ArgumentError(f"curves must hold at least one, each with a rank, got {curves!r}")
+    lines = {name: _points(f"curves[{name!r}]", points) for name, points in curves.items()}
+    if not lines:
+        raise ArgumentError("curves must hold at least one curve, got none")
     ax = _axes(ax)
-    for i, (name, points) in enumerate(curves.items()):
-        ranks = ascending_ranks(f"ranks of {name}", sorted(points), max(points))
-        ax.plot(ranks, [points[rank] for rank in ranks], label=name, **_style(i))
-    every_rank = sorted({rank for points in curves.values() for rank in points})
+    for i, (name, (ranks, values)) in enumerate(lines.items()):
+        ax.plot(ranks, values, label=_label(name), **_style(i))
+    every_rank = sorted({rank for ranks, _ in lines.values() for rank in ranks})
+    if len(every_rank) > MOST_RANKS:
+        every_rank = [1 << i for i in range(every_rank[-1].bit_length())]
     ax.set_xscale("log", base=2)
     ax.set_xticks(every_rank, [str(rank) for rank in every_rank])
     ax.minorticks_off()
@@ -74,13 +94,14 @@ def rank_quality(
     return ax
 
 
-def spectra(layers: Layer | Mapping[str, LoRALayer], *, ax: Axes | None = None) -> Axes:
+def spectra(layers: Layer | Mapping[str, LoRALayer | Array], *, ax: Axes | None = None) -> Axes:
     """The singular values of ``ΔW = s A B``, by component: how much each adds, and what a cut would lose.
 
     Parameters
     ----------
     layers : Layer, or low-rank layers by name
-        A model stands for every low-rank layer inside it, by its dotted path.
+        A model stands for every low-rank layer inside it, by its dotted path. Instead of a layer, a name may have singular
+        values that are known already, in descending order, shape (k,).
     ax : matplotlib axes, optional
 
     Returns
@@ -90,22 +111,32 @@ def spectra(layers: Layer | Mapping[str, LoRALayer], *, ax: Axes | None = None) 
     Raises
     ------
     ArgumentError
-        There is no low-rank layer.
+        There is no low-rank layer; one is of another kind, or its factors are not finite.
+
+    Notes
+    -----
+    A logarithm has no place for zero: what rounding leaves of it is not drawn. Up to 14 layers are named in a legend. Of
+    more, the colour is the place in the order, which a colour bar explains.
     """
     if isinstance(layers, Layer):
-        layers = {path or "layer": layer for path, layer in layers.walk().items() if isinstance(layer, LoRALayer)}
-    if not layers:
+        layers = {path: layer for path, layer in layers.walk().items() if isinstance(layer, LoRALayer)}
+    labels = [_label(name) for name in layers]
+    curves = [_singular_values(f"layers[{name!r}]", layer) for name, layer in layers.items()]
+    if not curves:
         raise ArgumentError("layers must hold at least one LoRALayer, got none")
     ax = _axes(ax)
-    for i, (name, layer) in enumerate(layers.items()):
-        sigma = spectrum(layer)
-        ax.plot(np.arange(1, len(sigma) + 1), np.where(sigma > 0, sigma, np.nan), label=name, **_style(i))
+    for i, (label, curve) in enumerate(zip(labels, curves, strict=True)):
+        style = _style(i) if len(curves) <= MOST_NAMED else _place(i, len(curves))
+        ax.plot(np.arange(1, len(curve) + 1), curve, label=label, markersize=4, **style)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="component", ylabel="singular value of ΔW")
-    if any(np.isfinite(line.get_ydata()).any() for line in ax.lines):  # a new adapter's are all zero
+    if any(np.isfinite(curve).any() for curve in curves):  # a new adapter's are all zero
         ax.set_yscale("log")
     _finish(ax)
-    ax.legend(frameon=False)
+    if len(curves) <= MOST_NAMED:
+        ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
+    else:
+        _order_bar(ax, labels)
     return ax
 
 
@@ -134,21 +165,23 @@ def rank_slices(adapter: DyLoRAAdapter, *, rank: int | None = None, ax: Axes | N
     if rank not in adapter.active_ranks:
         raise ArgumentError(f"rank must be one of the active ranks {adapter.active_ranks}, got {rank}")
     ax = _drawing(ax)
-    full, side = adapter.max_rank, 10.0
-    strip = max(side / full / 2, 0.35)
-    thick = strip * full
+    full, side, thick = adapter.max_rank, 10.0, 5.0
     left = thick + 1.2  # of B
-    for i in range(full):
-        block = next((j for j, active in enumerate(adapter.active_ranks) if i < active), len(adapter.active_ranks))
-        colour = COLOURS[block % len(COLOURS)] if i < rank else IDLE
-        ax.add_patch(Rectangle((i * strip, 0), strip, side, facecolor=colour, edgecolor="white"))
-        ax.add_patch(Rectangle((left, side - (i + 1) * strip), side, strip, facecolor=colour, edgecolor="white"))
-    blocks = ", ".join(f"1..{active}" for active in adapter.active_ranks)
+    edges = range(full + 1) if full <= MOST_STRIPS else sorted({0, *adapter.active_ranks, full})
+    for start, end in pairwise(edges):
+        block = sum(active <= start for active in adapter.active_ranks)
+        colour = COLOURS[block % len(COLOURS)] if start < rank else IDLE
+        at, width = start / full * thick, (end - start) / full * thick
+        look: dict[str, Any] = {"facecolor": colour, "edgecolor": "white", "linewidth": min(1.0, 10 / len(edges))}
+        ax.add_patch(Rectangle((at, 0), width, side, **look))
+        ax.add_patch(Rectangle((left, side - at - width), side, width, **look))
     ax.text(thick / 2, -0.4, f"A  ({adapter.input_size}, {full})", ha="center", va="top")
     ax.text(left + side / 2, side - thick - 0.4, f"B  ({full}, {adapter.output_size})", ha="center", va="top")
-    ax.text(left + side / 2, 0.6, f"active ranks: components {blocks}", ha="center", color="#555555", fontsize="small")
+    active = [str(active) for active in adapter.active_ranks]
+    named = active if len(active) <= MOST_RANKS else [*active[:3], "…", active[-1]]
+    ax.text(left + side / 2, 0.6, f"active ranks: {', '.join(named)}", ha="center", color=INK, fontsize="small")
     ax.set_title(f"rank {rank}:  ΔW = s A[:, :{rank}] B[:{rank}, :]")
-    ax.set(xlim=(-0.5, left + side + 0.5), ylim=(min(-1.2, side - thick - 1.2), side + 0.3))
+    ax.set(xlim=(-0.5, left + side + 0.5), ylim=(-1.2, side + 0.3))
     ax.set_aspect("equal")
     return ax
 
@@ -174,20 +207,22 @@ def task_matrix(
     Raises
     ------
     ArgumentError
-        Another shape, or numbers that are no fractions.
+        Another shape, no name at all, or numbers that are no fractions.
     """
     matrix = real_array("values", values, float)
+    if not rows or not columns:
+        raise ArgumentError(f"rows and columns must each hold at least one name, got {rows!r} and {columns!r}")
     if matrix.shape != (len(rows), len(columns)):
         raise ArgumentError(f"values must have shape {(len(rows), len(columns))}, got {matrix.shape}")
     if not ((matrix >= 0) & (matrix <= 1)).all():
         raise ArgumentError(f"values must lie between 0 and 1, got {matrix.min():g}..{matrix.max():g}")
     ax = _axes(ax)
-    ax.imshow(matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    ax.imshow(matrix, cmap=ORDER, vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(matrix):
         colour = "white" if value < WHITE_BELOW else "black"
-        ax.text(column, row, f"{100 * value:.0f} %", ha="center", va="center", color=colour)
-    ax.set_xticks(range(len(columns)), list(columns))
-    ax.set_yticks(range(len(rows)), list(rows))
+        ax.text(column, row, f"{value:.1%}", ha="center", va="center", color=colour)
+    ax.set_xticks(range(len(columns)), [_label(name) for name in columns])
+    ax.set_yticks(range(len(rows)), [_label(name) for name in rows])
     ax.set_title(quality)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
@@ -195,7 +230,7 @@ def task_matrix(
 
 
 def budget(adapter: DyLoRAAdapter, *, ax: Axes | None = None) -> Axes:
-    """Parameters and operations of the branch at each active rank, in percent of the base's.
+    """What each active rank adds: parameters in use, and operations for a row, in percent of the base's.
 
     Parameters
     ----------
@@ -209,33 +244,42 @@ def budget(adapter: DyLoRAAdapter, *, ax: Axes | None = None) -> Axes:
     Raises
     ------
     ArgumentError
-        Another layer.
+        Another layer, or a base without parameters.
     """
     if not isinstance(adapter, DyLoRAAdapter):
         raise ArgumentError(f"adapter must be a DyLoRAAdapter, got {adapter!r}")
-    base, full = adapter.base_layer, adapter.max_rank
+    base, branch = adapter.base_layer, adapter.lora_layer
     weights = sum(array.size for array in base.named_parameters(frozen=True).values())
+    if not weights:
+        raise ArgumentError(f"adapter must have a base layer with parameters, got {adapter!r}")
     ranks = np.array(adapter.active_ranks)
-    parameters = 100 * ranks * (adapter.input_size + adapter.output_size) / weights
-    operations = 100 * ranks / full * adapter.lora_layer.estimate_flops() / base.estimate_flops()
+    added = ranks * (branch.estimate_flops() // branch.rank) + adapter.output_size  # the branch, and adding it to the base
+    shares = {
+        "parameters": 100 * ranks * (adapter.input_size + adapter.output_size) / weights,
+        "operations": 100 * added / base.estimate_flops(),
+    }
     ax = _axes(ax)
     places = np.arange(len(ranks))
-    for shift, name, values, colour in [(-0.2, "parameters", parameters, 0), (0.2, "operations of a row", operations, 1)]:
-        bars = ax.bar(places + shift, values, 0.38, label=name, color=COLOURS[colour])
-        ax.bar_label(bars, [f"{value:.2g} %" for value in values], fontsize="small", padding=2)
-    ax.set_xticks(places, [str(rank) for rank in ranks])
+    for i, (name, values) in enumerate(shares.items()):
+        bars = ax.bar(places + 0.4 * i - 0.2, values, 0.38, label=name, color=COLOURS[i])
+        if len(ranks) <= MOST_RANKS:
+            ax.bar_label(bars, [f"{value:.2g} %" for value in values], fontsize="small", padding=2)
+    ax.margins(y=0.1)
+    ticks = places[:: -(-len(ranks) // MOST_TICKS)]
+    ax.set_xticks(ticks, [str(rank) for rank in ranks[ticks]])
     ax.set(xlabel="rank in use", ylabel=f"percent of the base ({weights:,} parameters)")
     _finish(ax)
     ax.legend(frameon=False)
     return ax
 
 
-def data_flow(adapter: LoRAAdapterBase, *, ax: Axes | None = None) -> Axes:
+def data_flow(adapter: AdditiveAdapter, *, ax: Axes | None = None) -> Axes:
     """The way of the data through an adapter, with the shape of every array; what trains is drawn in colour.
 
     Parameters
     ----------
-    adapter : an adapter whose branch is a LoRALayer: Standard, DyLoRA or MultiLoRA
+    adapter : StandardLoRAAdapter, DyLoRAAdapter or MultiLoRAAdapter
+        DyLoRA is drawn at its deployment rank, MultiLoRA with its current task.
     ax : matplotlib axes, optional
 
     Returns
@@ -245,39 +289,81 @@ def data_flow(adapter: LoRAAdapterBase, *, ax: Axes | None = None) -> Axes:
     Raises
     ------
     ArgumentError
-        Another layer.
+        An adapter that does not add a branch of the kind A B to its base.
     """
-    if not isinstance(adapter, LoRAAdapterBase) or not isinstance(adapter.lora_layer, LoRALayer):
-        raise ArgumentError(f"adapter must have a LoRALayer as its branch, got {adapter!r}")
-    rank = adapter.current_deployment_rank if isinstance(adapter, DyLoRAAdapter) else adapter.rank
-    task = f" of {adapter.current_task!r}" if isinstance(adapter, MultiLoRAAdapter) else ""
-    cut = f"first {rank} of " if rank < adapter.rank else ""
+    if not isinstance(adapter, AdditiveAdapter) or not isinstance(adapter.lora_layer, LoRALayer):
+        raise ArgumentError(f"adapter must add a LoRALayer to its base layer, got {adapter!r}")
+    branch = adapter.lora_layer
+    rank = adapter.current_deployment_rank if isinstance(adapter, DyLoRAAdapter) else branch.rank
+    a, b = ("A", "B") if rank == branch.rank else (f"A[:, :{rank}]", f"B[:{rank}, :]")
+    tasks = list(adapter.task_adapters) if isinstance(adapter, MultiLoRAAdapter) else []
+    task = f" of {_label(repr(adapter.current_task))}" if isinstance(adapter, MultiLoRAAdapter) else ""
     n, m = adapter.input_size, adapter.output_size
-    scaling = adapter.lora_layer.scaling_at(rank)
+    base, colour = ("frozen", FROZEN) if adapter.is_base_layer_frozen else ("trained", TRAINED)
     ax = _drawing(ax)
-    base = "frozen" if adapter.is_base_layer_frozen else "trains"
-    _box(ax, (3.6, 3.0), 4.8, f"{type(adapter.base_layer).__name__}\n({n}, {m}), {base}", FROZEN)
-    _box(ax, (2.6, 0.5), 2.6, f"A{task}\n{cut}({n}, {adapter.rank})" if cut else f"A{task}\n({n}, {rank})", TRAINED)
-    _box(ax, (6.8, 0.5), 2.6, f"B{task}\n{cut}({adapter.rank}, {m})" if cut else f"B{task}\n({rank}, {m})", TRAINED)
-    for start, end, text in [
-        ((0.6, 2.2), (3.6, 3.6), ""),
-        ((0.6, 2.2), (2.6, 1.1), ""),
-        ((5.2, 1.1), (6.8, 1.1), f"h  (…, {rank})\n× s = {scaling:g}"),
-        ((8.4, 3.6), (10.5, 2.4), ""),
-        ((9.4, 1.1), (10.5, 2.0), ""),
-        ((11.1, 2.2), (12.1, 2.2), ""),
+    _box(ax, (3.6, 3.0), 4.8, f"{type(adapter.base_layer).__name__}\n({n}, {m}), {base}", colour)
+    _box(ax, (2.6, 0.5), 2.6, f"{a}{task}\n({n}, {rank})", TRAINED, behind=len(tasks) - 1)
+    _box(ax, (6.8, 0.5), 2.6, f"{b}{task}\n({rank}, {m})", TRAINED, behind=len(tasks) - 1)
+    for start, end in [
+        ((0.6, 2.2), (3.6, 3.6)),
+        ((0.6, 2.2), (2.6, 1.1)),
+        ((5.2, 1.1), (6.8, 1.1)),
+        ((8.4, 3.6), (10.5, 2.4)),
+        ((9.4, 1.1), (10.5, 2.0)),
+        ((11.1, 2.2), (12.1, 2.2)),
     ]:
-        ax.add_patch(
-            FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color="#444444", shrinkA=2, shrinkB=2)
-        )
-        if text:
-            ax.text((start[0] + end[0]) / 2, start[1] + 0.25, text, ha="center", va="bottom", fontsize="small")
+        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color=INK, shrinkA=2, shrinkB=2))
+    ax.text(6.0, 1.35, f"h  (…, {rank})\n× s = {branch.scaling_at(rank):g}", ha="center", va="bottom", fontsize="small")
     ax.text(0.4, 2.2, f"x\n(…, {n})", ha="right", va="center")
     ax.text(10.8, 2.2, "+", ha="center", va="center", fontsize="xx-large", weight="bold")
     ax.text(12.2, 2.2, f"y\n(…, {m})", ha="left", va="center")
-    ax.set_title(f"{type(adapter).__name__}:  y = base(x) + s (x A) B")
+    ax.set_title(f"{type(adapter).__name__}:  y = base(x) + s (x {a}) {b}")
     ax.set(xlim=(-1.0, 13.6), ylim=(0.0, 4.6))
     return ax
+
+
+def _points(name: str, points: Mapping[int, float]) -> tuple[list[int], Array]:
+    """The ranks of a curve, ascending, and the quality at each."""
+    if not isinstance(points, Mapping) or not points:
+        raise ArgumentError(f"{name} must map at least one rank to its quality, got {points!r}")
+    ranks = sorted(positive_int(f"each rank of {name}", rank) for rank in points)
+    return ranks, real_array(name, [points[rank] for rank in ranks], float)
+
+
+def _singular_values(name: str, layer: LoRALayer | Array) -> Array:
+    """What can be drawn of a spectrum: NaN stands for zero."""
+    if isinstance(layer, LoRALayer):
+        try:
+            sigma = spectrum(layer)
+        except ArgumentError as error:
+            raise ArgumentError(f"{name}: {error}") from None
+    else:
+        sigma = real_array(name, layer, float)
+    if sigma.ndim != 1 or not sigma.size:
+        raise ArgumentError(f"{name} must be a LoRALayer or its singular values, shape (k,), got shape {sigma.shape}")
+    return np.where(sigma > ROUNDING * np.finfo(sigma.dtype).eps * sigma[0], sigma, np.nan)
+
+
+def _place(i: int, count: int) -> dict[str, Any]:
+    return {"color": ORDER(i / (count - 1)), "marker": ".", "linewidth": 0.8}
+
+
+def _order_bar(ax: Axes, labels: Sequence[str]) -> None:
+    """A colour bar that names some of the lines."""
+    ticks = np.unique(np.linspace(0, len(labels) - 1, min(MOST_TICKS, len(labels))).round().astype(int))
+    colours = ScalarMappable(Normalize(0, len(labels) - 1), ORDER)
+    bar = ax.figure.colorbar(colours, ax=ax, pad=0.02)
+    bar.set_ticks(ticks.tolist(), labels=[labels[tick] for tick in ticks], fontsize="x-small")
+    bar.ax.invert_yaxis()
+    bar.set_label(f"layers in their order, {len(ticks)} of {len(labels)} named", fontsize="small")
+
+
+def _label(name: str) -> str:
+    """A name as matplotlib takes it: no mathematics between dollar signs, no line hidden by an underscore, not too long."""
+    half = MOST_LETTERS // 2
+    text = name if len(name) <= MOST_LETTERS else f"{name[:half]}…{name[-half:]}"
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text or "(the layer itself)"
 
 
 def _axes(ax: Axes | None) -> Axes:
@@ -295,8 +381,8 @@ def _drawing(ax: Axes | None) -> Axes:
 
 
 def _style(i: int) -> dict[str, Any]:
-    i %= len(COLOURS)
-    return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[i]}
+    colour = i % len(COLOURS)
+    return {"color": COLOURS[colour], "marker": MARKERS[colour], "linestyle": LINES[i % len(LINES)]}
 
 
 def _finish(ax: Axes) -> None:
@@ -305,7 +391,11 @@ def _finish(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _box(ax: Axes, corner: tuple[float, float], width: float, text: str, colour: str) -> None:
+def _box(ax: Axes, corner: tuple[float, float], width: float, text: str, colour: str, *, behind: int = 0) -> None:
+    """A box with text, and up to two idle ones behind it."""
     x, y = corner
-    ax.add_patch(FancyBboxPatch(corner, width, 1.2, boxstyle="round,pad=0.05", facecolor=colour, edgecolor="none"))
+    for shift in [*(0.14 * i for i in range(min(behind, 2), 0, -1)), 0.0]:
+        face = IDLE if shift else colour
+        place = (x + shift, y - shift)
+        ax.add_patch(FancyBboxPatch(place, width, 1.2, boxstyle="round,pad=0.05", facecolor=face, edgecolor="white"))
     ax.text(x + width / 2, y + 0.6, text, ha="center", va="center", color="white")

@@ -8,7 +8,6 @@ import pytest
 
 from lora_np import LoRALayer, save_layer
 from lora_np.adapter_weights import AdapterWeights
-from lora_np.cli import _plot
 from lora_np.io.peft import save_peft
 from lora_np.io.safetensors import save_safetensors
 from lora_np.surgery import effective_rank
@@ -269,14 +268,6 @@ def test_a_single_layer_without_a_path_has_a_label(tmp_path, run):
     save_layer(standard()["first"], tmp_path / "layer.npz")
     run("inspect", tmp_path / "layer.npz", "--plot", tmp_path / "spectra.svg")
     assert "<!-- (the layer itself) -->" in (tmp_path / "spectra.svg").read_text()
-
-
-def test_rounding_does_not_stretch_the_picture(monkeypatch, tmp_path):
-    drawn = []
-    monkeypatch.setattr(_plot, "_draw", lambda axes, curves: drawn.append(curves))
-    with open(tmp_path / "x.png", "wb") as file:
-        _plot.draw_spectra({"a": np.array([2.0, 1e-3, 1e-15, 0.0])}, file, "x.png")
-    np.testing.assert_array_equal(drawn[0]["a"], [2, 1e-3, np.nan, np.nan])
 
 
 def test_a_picture_without_matplotlib(tmp_path, fail, monkeypatch):

@@ -4,23 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
+from ... import plot
 from ..._archive import atomic_file
 from ..._typing import Array
 from .experiment import RankResult, Samples, SharingResult
-from .report import percent
 
-# Okabe and Ito's colours, which the colour-blind tell apart; markers and line styles say the same once more.
-STYLES = (
-    {"color": "#0072B2", "marker": "o", "linestyle": "-"},
-    {"color": "#E69F00", "marker": "s", "linestyle": "--"},
-    {"color": "#D55E00", "marker": "v", "linestyle": ":"},
-    {"color": "#009E73", "marker": "^", "linestyle": "-."},
-)
 RIGHT, WRONG = "#0072B2", "#D55E00"
 DOTS_PER_INCH = 150
 LINE_HEIGHT = 0.32
@@ -40,21 +32,19 @@ def rank_curves(result: RankResult) -> Figure:
     """Accuracy and negative log-likelihood of every method at every rank."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for curve, style in zip(result.curves, STYLES, strict=True):
-        left.plot(result.ranks, [100 * score.accuracy for score in curve.scores], label=curve.method, **style)
-        right.plot(result.ranks, [score.nll for score in curve.scores], **style)
-    left.set(title="Accuracy (higher is better)", ylabel="test accuracy in %", ylim=(0, 103))
-    right.set(title="Loss (lower is better)", ylabel="negative log-likelihood", yscale="log")
+    scores = {curve.method: dict(zip(result.ranks, curve.scores, strict=True)) for curve in result.curves}
+    accuracies = {method: {rank: 100 * score.accuracy for rank, score in row.items()} for method, row in scores.items()}
+    losses = {method: {rank: score.nll for rank, score in row.items()} for method, row in scores.items()}
+    plot.rank_quality(accuracies, quality="test accuracy in %", ax=left)
+    plot.rank_quality(losses, quality="negative log-likelihood", ax=right)
+    left.set(title="Accuracy (higher is better)", ylim=(0, 103))
+    right.set(title="Loss (lower is better)", yscale="log")
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     right.yaxis.set_minor_formatter(NullFormatter())
     for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(result.ranks, map(str, result.ranks))
-        axes.set_xlabel("rank in use")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(STYLES), frameon=False)
+        axes.get_legend().remove()
+    figure.legend(handles=left.get_lines(), loc="outside lower center", ncols=len(scores), frameon=False)
     return figure
 
 
@@ -100,19 +90,9 @@ def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
 
 def task_grid(result: SharingResult) -> Figure:
     """The accuracy of every task's adapter on every task's digits."""
-    accuracies = np.array(result.accuracies)
     adapters = ["base alone", *(f"adapter '{task.task}'" for task in result.tasks)]
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(100 * accuracies, cmap="cividis", vmin=0, vmax=100)
-    for (row, column), accuracy in np.ndenumerate(accuracies):
-        # The colours are dark below the middle of the scale.
-        color = "black" if accuracy > 0.5 else "white"
-        axes.text(column, row, percent(accuracy), color=color, ha="center", va="center")
-    axes.set_xticks(range(len(result.views)), result.views)
-    axes.set_yticks(range(len(adapters)), adapters)
+    axes = plot.task_matrix(result.accuracies, adapters, result.views, ax=figure.subplots())
     axes.set(title="One base, one adapter for each task", xlabel="test digits")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    figure.colorbar(image, label="test accuracy in %", shrink=0.9)
+    figure.colorbar(axes.images[0], label="test accuracy", format=PercentFormatter(1), shrink=0.9)
     return figure

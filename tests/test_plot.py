@@ -1,0 +1,490 @@
+"""Pictures: what the artists hold, where they are drawn, and that nothing else of matplotlib is touched."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lora_np import (
+    ActivationLayer,
+    ArgumentError,
+    DenseLayer,
+    DoRAAdapter,
+    DyLoRAAdapter,
+    LoRALayer,
+    MultiLoRAAdapter,
+    NotSupportedError,
+    Sequential,
+    StandardLoRAAdapter,
+    VeRAAdapter,
+    apply_lora,
+    relu,
+)
+from lora_np.surgery import spectrum
+
+pytest.importorskip("matplotlib")
+
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from lora_np import plot
+
+ROOT = Path(__file__).parents[1]
+
+
+def lora(n, m, rank, *, seed=0, dtype=np.float64):
+    """A low-rank layer whose B is not zero."""
+    rng = np.random.default_rng(seed)
+    return LoRALayer.from_factors(rng.normal(size=(n, rank)).astype(dtype), rng.normal(size=(rank, m)).astype(dtype))
+
+
+def dylora(n=6, m=5, max_rank=4, active=(1, 2, 4), **options):
+    return DyLoRAAdapter(DenseLayer(n, m, rng=0), max_rank, list(active), rng=0, **options)
+
+
+def multilora(tasks=("first", "second")):
+    adapter = MultiLoRAAdapter(DenseLayer(6, 5, rng=0), tasks[0], 2, rng=0)
+    for task in tasks[1:]:
+        adapter.add_task(task, 3)
+    return adapter
+
+
+CALLS = {
+    "rank_quality": lambda ax: plot.rank_quality({"one": {1: 50.0, 4: 60.0}}, ax=ax),
+    "spectra": lambda ax: plot.spectra({"layer": lora(6, 5, 3)}, ax=ax),
+    "spectra of many": lambda ax: plot.spectra({str(i): lora(6, 5, 3) for i in range(20)}, ax=ax),
+    "rank_slices": lambda ax: plot.rank_slices(dylora(), ax=ax),
+    "task_matrix": lambda ax: plot.task_matrix([[0.5]], ["a"], ["b"], ax=ax),
+    "budget": lambda ax: plot.budget(dylora(), ax=ax),
+    "data_flow": lambda ax: plot.data_flow(dylora(), ax=ax),
+}
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def ticks(axis):
+    return [text.get_text() for text in axis.get_ticklabels()]
+
+
+def faces(ax, kind):
+    return [to_hex(patch.get_facecolor()) for patch in ax.patches if type(patch) is kind]
+
+
+def svg(ax, path):
+    """What a browser gets; drawing it shows whether matplotlib takes the names and numbers."""
+    ax.figure.savefig(path)
+    return path.read_text()
+
+
+# ---------------------------------------------------------------- every function
+
+
+def functions():
+    return {
+        name: value
+        for name, value in inspect.getmembers(plot, inspect.isfunction)
+        if value.__module__ == "lora_np.plot" and not name.startswith("_")
+    }
+
+
+def test_every_function_is_called_here_and_described():
+    assert set(functions()) == {call.partition(" ")[0] for call in CALLS}
+    for function in functions().values():
+        assert all(f"\n{part}\n" in inspect.getdoc(function) for part in ("Parameters", "Returns", "Raises"))
+        assert inspect.signature(function).parameters["ax"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_it_draws_into_the_given_axes_and_returns_them(call, tmp_path):
+    figure = Figure(layout="constrained")
+    left, right = figure.subplots(1, 2)
+    untouched = len(left.get_children())
+    assert call(right) is right
+    assert right.lines or right.patches or right.images
+    assert len(left.get_children()) == untouched
+    assert svg(right, tmp_path / "x.svg").startswith("<?xml")
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_it_makes_new_axes(call):
+    first, second = call(None), call(None)
+    assert first.figure is not second.figure
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_other_axes_are_refused(call):
+    with pytest.raises(ArgumentError, match=r"^ax must be matplotlib axes, got <Figure"):
+        call(Figure())
+
+
+GLOBAL_STATE = """
+import sys, matplotlib
+def settings():
+    return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}  # which imports pyplot
+before = settings()
+from tests.test_plot import CALLS
+for call in CALLS.values():
+    call(None)
+print("matplotlib.pyplot" in sys.modules, settings() == before)
+"""
+
+
+def test_neither_pyplot_nor_settings_are_touched():
+    result = subprocess.run([sys.executable, "-c", GLOBAL_STATE], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.split() == ["False", "True"], result.stderr
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "lora_np.plot")
+    with pytest.raises(NotSupportedError) as caught:
+        importlib.import_module("lora_np.plot")
+    assert str(caught.value) == 'lora_np.plot needs matplotlib: pip install "lora_np[plot]"'
+
+
+# ---------------------------------------------------------------- quality by rank
+
+
+def test_a_curve_for_each_way_of_training():
+    ax = plot.rank_quality({"one": {4: 60.0, 1: 50.0}, "two": {np.int64(2): 7}}, quality="points")
+    one, two = ax.lines
+    np.testing.assert_array_equal(one.get_xydata(), [[1, 50], [4, 60]])
+    np.testing.assert_array_equal(two.get_xydata(), [[2, 7]])
+    assert (one.get_color(), two.get_color()) == plot.COLOURS[:2]
+    assert legend(ax) == ["one", "two"]
+    assert ax.get_ylabel() == "points"
+    assert ax.get_xscale() == "log"
+    assert ticks(ax.xaxis) == ["1", "2", "4"]
+
+
+def test_of_many_ranks_the_powers_of_two_are_named():
+    ax = plot.rank_quality({"one": dict.fromkeys(range(1, 40), 1.0)})
+    assert ticks(ax.xaxis) == ["1", "2", "4", "8", "16", "32"]
+    assert len(ax.lines[0].get_xdata()) == 39
+
+
+def test_lines_differ_by_more_than_their_colours():
+    ax = plot.rank_quality({str(i): {1: 1.0} for i in range(plot.MOST_NAMED)})
+    assert len({(line.get_marker(), line.get_linestyle()) for line in ax.lines}) == plot.MOST_NAMED
+
+
+@pytest.mark.parametrize(
+    ("curves", "message"),
+    [
+        ({}, r"^curves must hold at least one curve, got none$"),
+        ({"a": {1: 1.0}, "b": {}}, r"^curves\['b'\] must map at least one rank to its quality, got {}$"),
+        ({"a": [1, 2]}, r"^curves\['a'\] must map at least one rank to its quality, got \[1, 2\]$"),
+        ({"a": {0: 1.0}}, r"^each rank of curves\['a'\] must be at least 1, got 0$"),
+        ({"a": {"1": 1.0, 2: 2.0}}, r"^each rank of curves\['a'\] must be an integer, got '1'$"),
+        ({"a": {1: "good"}}, r"^curves\['a'\] must be an array of real numbers"),
+    ],
+)
+def test_curves_that_are_none(curves, message):
+    ax = Figure().subplots()
+    with pytest.raises(ArgumentError, match=message):
+        plot.rank_quality(curves, ax=ax)
+    assert not ax.lines
+
+
+# ---------------------------------------------------------------- spectra
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_line_is_the_spectrum(dtype):
+    layers = {"a": lora(6, 5, 3, dtype=dtype), "b": lora(4, 7, 1, seed=1, dtype=dtype)}
+    ax = plot.spectra(layers)
+    for line, layer in zip(ax.lines, layers.values(), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(1, layer.rank + 1))
+        np.testing.assert_array_equal(line.get_ydata(), spectrum(layer))
+    assert legend(ax) == ["a", "b"]
+    assert ax.get_yscale() == "log"
+
+
+def test_a_model_stands_for_its_low_rank_layers():
+    base = Sequential({"in": DenseLayer(6, 5, relu, rng=0), "out": DenseLayer(5, 3, rng=1)})
+    model = apply_lora(base, lambda layer: StandardLoRAAdapter(layer, 2, rng=0))
+    assert legend(plot.spectra(model)) == ["in.lora", "out.lora"]
+    assert legend(plot.spectra(lora(6, 5, 2))) == ["(the layer itself)"]
+    assert legend(plot.spectra(multilora())) == ["tasks.first", "tasks.second"]
+
+
+def test_known_singular_values_and_what_rounding_leaves_of_zero():
+    ax = plot.spectra({"a": [2, 1], "b": np.array([2.0, 1e-3, 1e-15, 0.0])})
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [2, 1])
+    np.testing.assert_array_equal(ax.lines[1].get_ydata(), [2, 1e-3, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_rounding_is_that_of_the_dtype(dtype):
+    once, other = lora(30, 20, 3, dtype=dtype), lora(3, 20, 3, seed=1, dtype=dtype)
+    A = np.hstack([once.matrix_a, once.matrix_a @ other.matrix_a])  # (30, 6), of rank 3
+    layer = LoRALayer.from_factors(A, np.vstack([once.matrix_b, other.matrix_b]))
+    assert spectrum(layer)[3] > np.finfo(dtype).eps  # from rounding alone
+    drawn = plot.spectra({"a": layer}).lines[0].get_ydata()
+    np.testing.assert_array_equal(np.isnan(drawn), [False] * 3 + [True] * 3)
+
+
+def test_new_layers_are_zero_and_have_no_logarithm(tmp_path):
+    ax = plot.spectra({"new": LoRALayer(6, 5, 3, rng=0)})
+    assert np.isnan(ax.lines[0].get_ydata()).all()
+    assert ax.get_yscale() == "linear"
+    svg(ax, tmp_path / "x.svg")
+
+
+@pytest.mark.parametrize("count", [plot.MOST_NAMED, plot.MOST_NAMED + 1, 50])
+def test_many_layers_have_a_colour_bar(count, tmp_path):
+    ax = plot.spectra({f"layers.{i}": [count - i, 0.5] for i in range(count)})
+    assert [line.get_ydata()[0] for line in ax.lines] == list(range(count, 0, -1))
+    assert len({to_hex(line.get_color()) for line in ax.lines}) == (count if count > plot.MOST_NAMED else 7)
+    if count <= plot.MOST_NAMED:
+        assert len(legend(ax)) == count
+        assert len(ax.figure.axes) == 1
+        return
+    assert ax.get_legend() is None
+    _, bar = ax.figure.axes
+    named = min(count, plot.MOST_TICKS)
+    assert bar.get_ylabel() == f"layers in their order, {named} of {count} named"
+    labels = ticks(bar.yaxis)
+    assert len(labels) == named
+    assert bar.yaxis_inverted()  # the first at the top
+    assert (labels[0], labels[-1]) == ("layers.0", f"layers.{count - 1}")
+    svg(ax, tmp_path / "x.svg")
+
+
+def test_names_that_matplotlib_would_take_for_something_else(tmp_path):
+    names = ["_hidden", "$x^", "$a$", "", "x" * 40 + "…" + "y" * 40, "x" * 64]
+    ax = plot.spectra({name: [1.0] for name in names})
+    short = "x" * 32 + "…" + "y" * 32
+    assert legend(ax) == [" _hidden", r"\$x^", r"\$a\$", "(the layer itself)", short, "x" * 64]
+    svg(ax, tmp_path / "x.svg")
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({}, r"^layers must hold at least one LoRALayer, got none$"),
+        (DenseLayer(3, 2, rng=0), r"^layers must hold at least one LoRALayer, got none$"),
+        ({"a": dylora()}, r"^layers\['a'\] must be an array of real numbers"),
+        ({"a": [[1.0]]}, r"^layers\['a'\] must be a LoRALayer or its singular values, shape \(k,\), got shape \(1, 1\)$"),
+        ({"a": []}, r"^layers\['a'\] must be a LoRALayer or its singular values, shape \(k,\), got shape \(0,\)$"),
+        (
+            {"a": LoRALayer.from_factors(np.full((3, 1), np.inf), np.ones((1, 2)))},
+            r"^layers\['a'\]: the factors must be finite",
+        ),
+    ],
+)
+def test_layers_without_a_spectrum(layers, message):
+    with pytest.raises(ArgumentError, match=message):
+        plot.spectra(layers)
+
+
+# ---------------------------------------------------------------- what a rank is
+
+
+def slices(ax):
+    """The colours of the strips of A and of B, from the first component on."""
+    colours = faces(ax, Rectangle)
+    return [colour.upper() for colour in colours[::2]], [colour.upper() for colour in colours[1::2]]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_the_slices_of_a_rank_are_coloured_by_block(rank):
+    ax = plot.rank_slices(dylora(), rank=rank)
+    first, second, third, _ = plot.COLOURS[:4]
+    expected = [*[first, second, third, third][:rank], *[plot.IDLE.upper()] * (4 - rank)]
+    assert slices(ax) == (expected, expected)
+    assert ax.get_title() == f"rank {rank}:  ΔW = s A[:, :{rank}] B[:{rank}, :]"
+    assert texts(ax) == ["A  (6, 4)", "B  (4, 5)", "active ranks: 1, 2, 4"]
+
+
+def test_strips_lie_side_by_side_and_of_one_size():
+    ax = plot.rank_slices(dylora())
+    boxes = [patch.get_bbox().bounds for patch in ax.patches]
+    of_a, of_b = boxes[::2], boxes[1::2]
+    assert [x for x, *_ in of_a] == pytest.approx([0, 1.25, 2.5, 3.75])
+    assert [y for _, y, *_ in of_b] == pytest.approx([8.75, 7.5, 6.25, 5])
+    assert {(w, h) for *_, w, h in of_a} == {(1.25, 10)}
+    assert {(w, h) for *_, w, h in of_b} == {(10, 1.25)}
+
+
+def test_the_rank_left_out_is_the_deployment_rank():
+    adapter = dylora()
+    adapter.set_deployment_rank(2)
+    assert plot.rank_slices(adapter).get_title().startswith("rank 2:")
+
+
+def test_components_beyond_every_active_rank_stay_idle():
+    first, second = plot.COLOURS[:2]
+    assert slices(plot.rank_slices(dylora(active=(1, 2))))[0] == [first, second, *[plot.IDLE.upper()] * 2]
+
+
+def test_of_many_components_the_blocks_are_drawn():
+    adapter = dylora(64, 64, max_rank=48, active=range(1, 41))
+    ax = plot.rank_slices(adapter, rank=20)
+    of_a, of_b = slices(ax)
+    assert of_a == of_b
+    assert of_a == [plot.COLOURS[i % 7] for i in range(20)] + [plot.IDLE.upper()] * 21
+    widths = [patch.get_width() for patch in ax.patches][::2]
+    assert sum(widths) == pytest.approx(5)
+    assert widths[-1] == pytest.approx(8 * widths[0])
+    assert texts(ax)[-1] == "active ranks: 1, 2, 3, …, 40"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "rank", "message"),
+    [
+        (multilora(), None, r"^adapter must be a DyLoRAAdapter, got MultiLoRAAdapter"),
+        (dylora(), 3, r"^rank must be one of the active ranks \(1, 2, 4\), got 3$"),
+        (dylora(), 2.0, r"^rank must be an integer, got 2.0$"),
+    ],
+)
+def test_slices_that_are_none(adapter, rank, message):
+    with pytest.raises(ArgumentError, match=message):
+        plot.rank_slices(adapter, rank=rank)
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def test_the_matrix_holds_the_values_as_colours_and_numbers():
+    values = np.array([[0.0, 0.25, 0.973], [1.0, 0.5, 0.499]])
+    ax = plot.task_matrix(values, ["one", "two"], ["a", "$b", "c"], quality="share")
+    image = ax.images[0]
+    np.testing.assert_array_equal(image.get_array(), values)
+    assert image.get_clim() == (0, 1)
+    assert texts(ax) == ["0.0%", "25.0%", "97.3%", "100.0%", "50.0%", "49.9%"]
+    assert [text.get_position() for text in ax.texts] == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    assert [text.get_color() for text in ax.texts] == ["white", "white", "black", "black", "black", "white"]
+    assert ticks(ax.xaxis) == ["a", r"\$b", "c"]
+    assert ticks(ax.yaxis) == ["one", "two"]
+    assert ax.get_title() == "share"
+
+
+@pytest.mark.parametrize(
+    ("values", "rows", "message"),
+    [
+        ([[0.5, 0.5]], ["a"], r"^values must have shape \(1, 1\), got \(1, 2\)$"),
+        ([[0.5], [1.5]], ["a", "b"], r"^values must lie between 0 and 1, got 0.5..1.5$"),
+        ([[-0.5]], ["a"], r"^values must lie between 0 and 1, got -0.5..-0.5$"),
+        ([[np.nan]], ["a"], r"^values must lie between 0 and 1, got nan..nan$"),
+        (np.empty((0, 1)), [], r"^rows and columns must each hold at least one name, got \[\] and \['c'\]$"),
+    ],
+)
+def test_values_that_are_no_shares(values, rows, message):
+    with pytest.raises(ArgumentError, match=message):
+        plot.task_matrix(values, rows, ["c"])
+
+
+# ---------------------------------------------------------------- what a rank costs
+
+
+def test_the_budget_is_what_the_library_counts():
+    adapter = dylora(16, 12, max_rank=8, active=(1, 2, 8))
+    base = adapter.base_layer
+    ax = plot.budget(adapter)
+    parameters, operations = ([bar.get_height() for bar in bars] for bars in ax.containers)
+    lone = [StandardLoRAAdapter(base, rank, rng=0).parameter_count for rank in adapter.active_ranks]
+    assert parameters == pytest.approx([100 * count / base.parameter_count for count in lone])
+    added = []
+    for rank in adapter.active_ranks:
+        adapter.set_deployment_rank(rank)
+        added.append(adapter.estimate_flops() - base.estimate_flops())
+    assert operations == pytest.approx([100 * count / base.estimate_flops() for count in added])
+    assert texts(ax) == [f"{value:.2g} %" for value in [*parameters, *operations]]
+    assert legend(ax) == ["parameters", "operations"]
+    assert ticks(ax.xaxis) == ["1", "2", "8"]
+    assert ax.get_ylabel() == "percent of the base (204 parameters)"
+
+
+@pytest.mark.parametrize(("count", "named"), [(12, 12), (20, 20), (21, 11), (50, 17)])
+def test_the_bars_of_many_ranks_have_no_numbers(count, named):
+    ax = plot.budget(dylora(64, 64, max_rank=count, active=range(1, count + 1)))
+    assert [len(bars) for bars in ax.containers] == [count, count]
+    assert texts(ax) == []
+    assert len(ax.get_xticks()) == named
+    assert ticks(ax.xaxis) == [str(1 + int(place)) for place in ax.get_xticks()]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (StandardLoRAAdapter(DenseLayer(3, 2, rng=0), 1), r"^adapter must be a DyLoRAAdapter, got StandardLoRAAdapter"),
+        (DyLoRAAdapter(ActivationLayer(3, relu), 1, [1]), r"^adapter must have a base layer with parameters, got DyLoRA"),
+    ],
+)
+def test_adapters_without_a_budget(adapter, message):
+    with pytest.raises(ArgumentError, match=message):
+        plot.budget(adapter)
+
+
+# ---------------------------------------------------------------- the way of the data
+
+
+def test_shapes_on_the_way_through_a_standard_adapter():
+    ax = plot.data_flow(StandardLoRAAdapter(DenseLayer(6, 5, rng=0), 2, alpha=3, rng=0))
+    assert texts(ax) == [
+        "DenseLayer\n(6, 5), frozen",
+        "A\n(6, 2)",
+        "B\n(2, 5)",
+        "h  (…, 2)\n× s = 1.5",
+        "x\n(…, 6)",
+        "+",
+        "y\n(…, 5)",
+    ]
+    assert ax.get_title() == "StandardLoRAAdapter:  y = base(x) + s (x A) B"
+    assert [face.upper() for face in faces(ax, FancyBboxPatch)] == [plot.FROZEN.upper(), *[plot.TRAINED] * 2]
+    assert len(faces(ax, FancyArrowPatch)) == 6
+
+
+def test_a_base_that_trains_is_drawn_in_colour():
+    ax = plot.data_flow(StandardLoRAAdapter(DenseLayer(6, 5, rng=0), 2, freeze_base_layer=False, rng=0))
+    assert texts(ax)[0] == "DenseLayer\n(6, 5), trained"
+    assert {face.upper() for face in faces(ax, FancyBboxPatch)} == {plot.TRAINED}
+
+
+def test_dylora_is_drawn_at_its_deployment_rank():
+    adapter = dylora(alpha=8, scaling="paper")
+    adapter.set_deployment_rank(2)
+    ax = plot.data_flow(adapter)
+    assert texts(ax)[1:4] == ["A[:, :2]\n(6, 2)", "B[:2, :]\n(2, 5)", "h  (…, 2)\n× s = 4"]
+    assert ax.get_title() == "DyLoRAAdapter:  y = base(x) + s (x A[:, :2]) B[:2, :]"
+    adapter.set_deployment_rank(4)
+    assert texts(plot.data_flow(adapter))[1:3] == ["A\n(6, 4)", "B\n(4, 5)"]
+
+
+@pytest.mark.parametrize(("count", "behind"), [(1, 0), (2, 1), (3, 2), (9, 2)])
+def test_multilora_is_drawn_with_its_current_task_in_front(count, behind):
+    adapter = multilora([f"task {i}" for i in range(count)])
+    adapter.current_task = f"task {count - 1}"
+    rank = 3 if count > 1 else 2
+    ax = plot.data_flow(adapter)
+    assert texts(ax)[1:3] == [f"A of 'task {count - 1}'\n(6, {rank})", f"B of 'task {count - 1}'\n({rank}, 5)"]
+    assert faces(ax, FancyBboxPatch).count(plot.IDLE) == 2 * behind
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        DenseLayer(3, 2, rng=0),
+        DoRAAdapter(DenseLayer(3, 2, rng=0), 1, rng=0),
+        VeRAAdapter(DenseLayer(3, 2, rng=0), 1),
+    ],
+    ids=lambda adapter: type(adapter).__name__,
+)
+def test_other_ways_of_the_data_are_not_drawn(adapter):
+    with pytest.raises(
+        ArgumentError, match=rf"^adapter must add a LoRALayer to its base layer, got {type(adapter).__name__}"
+    ):
+        plot.data_flow(adapter)
