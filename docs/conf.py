@@ -54,9 +54,10 @@ mathjax_path = "mathjax/tex-chtml.js"  # served from here: scripts/docs puts it 
 
 
 def setup(app):
-    """Connect the two functions below."""
+    """Connect the functions below."""
     app.connect("source-read", _leave_out_absent_pages)
     app.connect("missing-reference", _resolve_name)
+    app.connect("autodoc-skip-member", _leave_out_foreign)
 
 
 def _leave_out_absent_pages(app, docname, source):
@@ -83,3 +84,8 @@ def _resolve_name(app, env, node, contnode):
         if found is not None:
             return found
     return contnode
+
+
+def _leave_out_foreign(app, what, name, obj, skip, options):
+    """Take out what estimators have from scikit-learn: it is described by names of scikit-learn's own documentation."""
+    return True if (getattr(obj, "__module__", None) or "").startswith("sklearn.") else None
