@@ -72,6 +72,7 @@ GROUPS = (
         "A forward pass of a mixed batch of 256 at 512 × 512, the rows' tasks drawn uniformly from so many.",
         task_times,
         multilora.BASE_PRODUCT,
+        reasons=multilora.REASONS,
         axis="tasks",
     ),
     Group(

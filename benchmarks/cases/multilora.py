@@ -9,12 +9,15 @@ from lora_np import MultiLoRAAdapter
 from .. import ours, peers
 from ..groups import Group, Row, Settings, contenders, forward_candidate, step_candidate, timed
 from ..harness import Candidate
-from ..peers import PEFT
+from ..peers import JAX, PEFT, TEXTBOOK, TORCH
 from ..problem import MixedProblem, normal
 from .forward import BASE as BASE_PRODUCT
 from .forward import base_product
 from .step import BASE as BASE_PRODUCTS
 from .step import base_products
+
+GATHERED = "It gathers factors that were padded and stacked beforehand; lora_np goes through the tasks present in Python."
+REASONS = {TEXTBOOK: "It checks nothing and keeps no gradients by name.", JAX: GATHERED, TORCH: GATHERED}
 
 FULL = [
     (256, 1024, 16, "uniform"),
@@ -104,6 +107,7 @@ GROUPS = (
         "and JAX gather each row's factors, padded to one rank.",
         forward_rows,
         BASE_PRODUCT,
+        reasons=REASONS,
     ),
     Group(
         "mixed-step",
@@ -112,6 +116,7 @@ GROUPS = (
         "training: it takes one sub-batch for each task, and one optimizer step for all.",
         training_rows,
         BASE_PRODUCTS,
+        reasons=REASONS,
     ),
     Group(
         "adding",

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..groups import Group, Row, Settings, contenders, step_candidate, timed
 from ..harness import Candidate
-from ..peers import JAX, TEXTBOOK
+from ..peers import JAX, PEFT, TEXTBOOK, TORCH
 from ..problem import Problem, normal
 
 BASE = "base products"
@@ -17,9 +17,15 @@ PEAK_SIZES = [(2048, 1024, 8), (256, 1024, 8), (32, 1024, 8), (256, 768, 8)]
 LARGE = 1024
 
 
+FEW_ROWS = (
+    "OpenBLAS copies a large matrix into a form of its own in every product, which takes most of the time of a few rows; "
+    "packing does it once."
+)
 REASONS = {
     TEXTBOOK: "It checks nothing, copies no input and keeps no gradients by name.",
     JAX: "The whole step is one compiled call, without Python between the products.",
+    TORCH: FEW_ROWS,
+    PEFT: FEW_ROWS,
 }
 
 
