@@ -152,6 +152,7 @@ def test_a_subclass_takes_its_own_way(lowered):
 
     x = whole_numbers(0, 9, 5).view(Recorder)
     assert kernels.product(x, whole_numbers(1, 5, 6)) == "own"
+    assert kernels.sum_outer(x, whole_numbers(1, 9, 6)) == "own"
 
 
 def test_mixed_types_give_what_numpy_gives(lowered):
