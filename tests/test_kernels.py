@@ -111,6 +111,8 @@ def test_what_fills_no_tile_or_panel_counts_too(lowered, dtype, rows, columns):
     np.testing.assert_array_equal(kernels.product(x[:, :5].copy(), W[:5]), x[:, :5] @ W[:5])
     np.testing.assert_array_equal(kernels.sum_outer(x[:, :2].copy(), dy), x[:, :2].T @ dy)
     np.testing.assert_array_equal(kernels.sum_outer(x[:, :5].copy(), dy), x[:, :5].T @ dy)
+    np.testing.assert_array_equal(kernels.sum_outer(x[:, ::3], dy), x[:, ::3].T @ dy)
+    np.testing.assert_array_equal(kernels.product(x[:, ::3], W[::3]), x[:, ::3] @ W[::3])
 
 
 @pytest.mark.parametrize("dtype", REAL)
