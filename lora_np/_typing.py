@@ -6,9 +6,8 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """An array of any floating dtype; complex ones appear in complex-step gradient checks only."""
 
 Cache: TypeAlias = Any

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, Self, TypeAlias, final, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, NamedTuple, Self, TypeAlias, final, overload
 
 import numpy as np
 
@@ -18,9 +18,11 @@ from .. import _archive
 from .._typing import Array, Cache, Gradients, Parts, Routing, Tasks
 from .._validation import finite_float, float_dtype, last_axis, one_of, positive_int, real_array, same_shape
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
-from ..graph import ComputationNode, recording
 from . import diagnostics, serialization, weight_loading
 from .weight_loading import WeightLoadResult, WeightLoadValidation
+
+if TYPE_CHECKING:
+    from ..graph import ComputationNode
 
 Memory: TypeAlias = Literal["lean", "fast", "max"]
 
@@ -576,6 +578,8 @@ class Layer(ABC):
     @property
     def supports_jit_compilation(self) -> bool:
         """Whether `export_computation_graph` can record this layer: true for every layer of the package."""
+        from ..graph import recording  # here, so that `import lora_np` need not wait for it
+
         return recording.is_recordable(self)
 
     def export_computation_graph(self, input_nodes: list[ComputationNode]) -> ComputationNode:
@@ -599,6 +603,8 @@ class Layer(ABC):
         NotSupportedError
             The `apply` of a layer inside does what cannot be recorded; the message names the layer and says why.
         """
+        from ..graph import recording
+
         return recording.record(self, input_nodes)
 
     # ---------------------------------------------------------------- weights by name, description, files
