@@ -60,6 +60,12 @@ class Activation:
         y = self.function(z)
         return y if self is identity or not np.may_share_memory(y, z) else y.copy()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and pickles of an activation of this module are that activation.
+        if SHIPPED.get(self.name) is self:
+            return Activation.from_config, ({"name": self.name},)
+        return Activation, (self.name, self.function, self.vjp, self.operations)
+
     def __repr__(self) -> str:
         return f"<activation {self.name}>"
 

@@ -433,8 +433,8 @@ MUTANTS = [
     Mutant(
         "trap 8: the derivative at the post-activation",
         "layers/dense.py",
-        "return y, (x, z)",
-        "return y, (x, y)",
+        "is identity else z)",
+        "is identity else y)",
         (DENSE,),
     ),
     Mutant(
@@ -743,9 +743,23 @@ MUTANTS = [
     Mutant(
         "gradients are used twice",
         "layers/base.py",
-        "array += update\n        self.clear_gradients()",
-        "array += update",
+        "-rate\n            self._forget()",
+        "-rate",
         (f"{CONTRACT}::test_a_step_uses_the_gradients_up",),
+    ),
+    Mutant(
+        "a pass outlives the step",
+        "layers/base.py",
+        "array += update\n        self._forget()",
+        "array += update\n        self.clear_gradients()",
+        (BASE,),
+    ),
+    Mutant(
+        "every layer forgets what it was applied to",
+        "layers/dense.py",
+        "None if self.activation is identity else z",
+        "None",
+        (DENSE,),
     ),
     Mutant(
         "a step uphill",
@@ -757,8 +771,8 @@ MUTANTS = [
     Mutant(
         "an update that is half done when it is refused",
         "layers/base.py",
-        "            matched.append((array, update))\n",
-        "            array += update\n",
+        "            pairs.append((parameter, value))\n",
+        "            parameter += value\n",
         (PACKING,),
     ),
     Mutant(

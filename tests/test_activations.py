@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 
-from lora_np import Activation, FormatError, NotSupportedError, activations
+from lora_np import Activation, DenseLayer, FormatError, NotSupportedError, activations
 from lora_np.activations import ACTIVATIONS, SHIPPED, erf, softmax
 
 mp.dps = 40
@@ -298,10 +298,21 @@ def test_apart_shares_nothing_with_what_a_vjp_needs(function):
 # ---------------------------------------------------------------- the object
 
 
+copies = pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))], ids=["deepcopy", "pickle"]
+)
+
+
 @each
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))], ids=["deepcopy", "pickle"])
-def test_copies_are_equal(activation, copied):
-    assert copied(activation) == activation
+@copies
+def test_a_copy_of_ours_is_itself(activation, copied):
+    assert copied(activation) is activation
+
+
+@copies
+def test_a_copy_of_your_own_is_equal(copied):
+    custom = Activation("relu", np.negative, np.multiply, 3)
+    assert copied(custom) == custom != activations.relu
 
 
 @each
@@ -333,3 +344,10 @@ def test_an_unknown_name_is_refused(config):
 def test_an_activation_cannot_be_changed():
     with pytest.raises(AttributeError):
         activations.relu.name = "other"
+
+
+@each
+def test_only_the_identity_keeps_nothing_to_derive_from(activation):
+    layer = DenseLayer(3, 2, activation).clone()
+    _, (_, kept) = layer.apply(np.ones((4, 3)))
+    assert (kept is None) == (activation.name == "identity")

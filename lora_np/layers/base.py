@@ -239,12 +239,12 @@ class Layer(ABC):
         Raises
         ------
         InvalidOperationError
-            There was no `forward`, or the task has changed since.
+            There was no `forward` since the last step, or the task has changed since.
         ArgumentError
             Another shape.
         """
         if self._pass is None:
-            raise InvalidOperationError(f"{self.layer_name}: backward needs a forward pass first")
+            raise InvalidOperationError(f"{self.layer_name}: backward needs a forward pass first; a step uses it up")
         cache, output_shape, tasks, branches = self._pass
         self._check_routing("backward", tasks, branches)
         dy = real_array("output_gradient", output_gradient, self.dtype)
@@ -312,7 +312,7 @@ class Layer(ABC):
         return names
 
     def update_parameters(self, learning_rate: Any) -> None:
-        """One step of gradient descent, ``p -= learning_rate · dp``, which uses the gradients up.
+        """One step of gradient descent, ``p -= learning_rate · dp``, which uses the pass and its gradients up.
 
         Parameters
         ----------
@@ -328,11 +328,13 @@ class Layer(ABC):
             self.set_parameters(learning_rate)
         else:
             rate = finite_float("learning_rate", learning_rate)
-            self.apply_updates({name: gradient * -rate for name, gradient in self.pending_gradients().items()})
+            for array, gradient in self._trained(self.pending_gradients()):
+                array += gradient * -rate
+            self._forget()
 
     @final
     def apply_updates(self, updates: Mapping[str, Array]) -> None:
-        """Add an update to each named parameter, in place, all or none; uses the pending gradients up.
+        """Add an update to each named parameter, in place, all or none; uses the pass and its gradients up.
 
         Raises
         ------
@@ -341,17 +343,9 @@ class Layer(ABC):
         InvalidOperationError
             A parameter is packed; nothing is changed.
         """
-        matched = []
-        for owner, name, update in self._matched(updates, frozen=False):
-            array = getattr(owner, name)
-            if not array.flags.writeable:
-                raise InvalidOperationError(
-                    f"{self.layer_name}: {name} of {owner.layer_name} is packed, so it cannot train; unpack() first"
-                )
-            matched.append((array, update))
-        for array, update in matched:
+        for array, update in self._trained({name: real_array(name, update) for name, update in updates.items()}):
             array += update
-        self.clear_gradients()
+        self._forget()
 
     def pending_gradients(self) -> Mapping[str, Array]:
         """The gradients of the last `backward` that no step has used.
@@ -749,6 +743,7 @@ class Layer(ABC):
     # ---------------------------------------------------------------- private
 
     def _forget(self) -> None:
+        # After a step: what the pass computed is not true of the new parameters, and its arrays are most of the memory.
         self._pass = None
         self.clear_gradients()
 
@@ -787,10 +782,21 @@ class Layer(ABC):
             owner = self._owner(name, frozen)
             if owner is None:
                 raise ArgumentError(f"{self.layer_name} has no such trainable parameter: {name!r}")
-            fitting = real_array(name, value)
-            same_shape(name, fitting, getattr(*owner).shape)
-            matched.append((*owner, fitting))
+            same_shape(name, value, getattr(*owner).shape)
+            matched.append((*owner, value))
         return matched
+
+    def _trained(self, values: Mapping[str, Array]) -> list[tuple[Array, Array]]:
+        """The parameter that each value is for, which may be written to, and the value."""
+        pairs = []
+        for owner, name, value in self._matched(values, frozen=False):
+            parameter = getattr(owner, name)
+            if not parameter.flags.writeable:
+                raise InvalidOperationError(
+                    f"{self.layer_name}: {name} of {owner.layer_name} is packed, so it cannot train; unpack() first"
+                )
+            pairs.append((parameter, value))
+        return pairs
 
     def _assign(self, values: Mapping[str, Array]) -> None:
         for owner, attribute, value in self._matched(values, frozen=True):

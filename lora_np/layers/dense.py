@@ -105,7 +105,7 @@ class AffineLayer(Layer):
         z = product(x, W)  # (..., in) @ (in, out) -> (..., out)
         z = add(z, b, room=z)
         y = self.activation.apart(z)
-        return y, (x, z)
+        return y, (x, None if self.activation is identity else z)  # the identity's vjp does not look at z
 
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from lora_np import ArgumentError, DenseLayer, Sequential, StandardLoRAAdapter, relu
+from lora_np import ArgumentError, DenseLayer, Sequential, StandardLoRAAdapter, relu, tanh
 from tests.kinds import BASES, randomised
 
 X = np.array([[1, 2, 3], [4, 5, 6]])
@@ -92,5 +92,7 @@ def test_adapters_of_one_base_share_it(x):
 
 
 def test_memory_counts_each_array_once():
-    # float64: x 3, base's output 2, h 1, sum 2
-    assert StandardLoRAAdapter(DenseLayer(3, 2), 1).estimate_activation_memory() == 8 * (3 + 2 + 1 + 2)
+    # float64: x 3, h 1, sum 2
+    assert StandardLoRAAdapter(DenseLayer(3, 2), 1).estimate_activation_memory() == 8 * (3 + 1 + 2)
+    # and of an activation what it was applied to, 2
+    assert StandardLoRAAdapter(DenseLayer(3, 2, tanh), 1).estimate_activation_memory() == 8 * (3 + 2 + 1 + 2)

@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from lora_np import (
+    ArgumentError,
     DenseLayer,
     DyLoRAAdapter,
     InvalidOperationError,
@@ -209,6 +210,29 @@ def test_an_error_in_a_pass_keeps_the_pass_before_it(monkeypatch):
     monkeypatch.setattr(layer, "apply", None)
     with pytest.raises(TypeError):
         layer.forward(batch(2, 3))
+    assert_array_equal(layer.backward(batch(4, 2)), expected)
+
+
+@pytest.mark.parametrize("step", ["update_parameters", "apply_updates"])
+def test_a_step_uses_the_pass_up_for_its_arrays_are_not_those_of_the_new_parameters(step):
+    layer = randomised(DenseLayer(3, 2, tanh))
+    y = layer.forward(batch(4, 3))
+    cache = [weakref.ref(array) for array in layer._pass.cache]
+    layer.backward(np.ones_like(y))
+    layer.update_parameters(0.1) if step == "update_parameters" else layer.apply_updates({"bias": np.ones(2)})
+    assert [array() for array in cache] == [None, None]
+    with pytest.raises(InvalidOperationError, match="needs a forward pass first; a step uses it up"):
+        layer.backward(np.ones_like(y))
+
+
+def test_a_refused_step_keeps_the_pass():
+    layer = randomised(DenseLayer(3, 2))
+    layer.forward(batch(4, 3))
+    expected = layer.backward(batch(4, 2))
+    with pytest.raises(ArgumentError):
+        layer.apply_updates({"bias": np.ones(3)})
+    with pytest.raises(ArgumentError):
+        layer.update_parameters("fast")
     assert_array_equal(layer.backward(batch(4, 2)), expected)
 
 
