@@ -195,7 +195,7 @@ class Layer(ABC):
             Another last axis, or not real numbers.
         """
         x = self._checked_input(input)
-        return _owned(self.apply(x)[0], x)
+        return _owned(self._output(x), x)
 
     def forward(self, input: Any) -> Array:
         """The output in the layer's mode; remembers what `backward` needs. The caller may reuse the input's buffer.
@@ -280,7 +280,7 @@ class Layer(ABC):
         """`predict` of a mixed batch; see `forward_routed`."""
         x = self._checked_rows(input)
         tasks = self.check_tasks(tasks, len(x))
-        return _owned(self.apply_routed(x, tasks)[0], x)
+        return _owned(self._output(x, tasks), x)
 
     def check_tasks(self, tasks: Iterable[str | None], rows: int) -> Tasks:
         """The tasks of a mixed batch in the form that `apply_routed` takes; an ArgumentError where they do not fit.
@@ -764,6 +764,11 @@ class Layer(ABC):
         present = None if tasks is None else _present(tasks)
         self._pass = _Pass(cache, y.shape, present, self.routing(present))
         return _owned(y, x)
+
+    def _output(self, x: Array, tasks: Tasks | None = None) -> Array:
+        """What `apply`, or `apply_routed`, gives for inference, without a cache."""
+        y, _ = self.apply(x) if tasks is None else self.apply_routed(x, tasks)
+        return y
 
     def _check_routing(self, what: str, tasks: Tasks | None, branches: Routing) -> None:
         if branches != self.routing(tasks):

@@ -82,6 +82,12 @@ class Sequential(Layer):
             caches.append(cache)
         return x, caches
 
+    def _output(self, x: Array, tasks: Tasks | None = None) -> Array:
+        # One layer after the other, so that the arrays of each are gone when those of the next are made.
+        for layer in self._layers.values():
+            x = layer._output(x, tasks)
+        return x
+
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:

@@ -1,5 +1,7 @@
 """Layers one after the other."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -351,3 +353,50 @@ def test_layers_below_the_last_that_trains_are_not_differentiated(monkeypatch):
     asked.clear()
     assert model.backward(dy, need_input_grad=False) is None
     assert asked == []
+
+
+# ---------------------------------------------------------------- memory
+
+ROWS, SIZE = 1000, 50
+
+
+def peak(function):
+    """The most memory that a call takes, in arrays of ROWS x SIZE."""
+    function()  # what is made at the first call only
+    tracemalloc.start()
+    function()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most / (8 * ROWS * SIZE)
+
+
+def deep():
+    return Sequential([DenseLayer(SIZE, SIZE, tanh, rng=i) for i in range(10)])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_inference_takes_the_memory_of_one_layer(nested):
+    model = Sequential([deep(), DenseLayer(SIZE, SIZE, rng=0)]) if nested else deep()
+    x = batch(ROWS, SIZE)
+    assert peak(lambda: model.predict(x)) < 4
+    assert_array_equal(model.predict(x), model.eval().forward(x))
+
+
+def test_inference_of_a_mixed_batch_takes_the_memory_of_one_layer():
+    model = Sequential([MultiLoRAAdapter(layer, "a", 2, rng=0) for layer in deep().layers])
+    x, tasks = batch(ROWS, SIZE), ["a", None] * (ROWS // 2)
+    assert peak(lambda: model.predict_routed(x, tasks)) < 9
+    assert_array_equal(model.predict_routed(x, tasks), model.forward_routed(x, tasks))
+
+
+def test_steps_take_the_memory_of_one_pass():
+    model, x, dy = deep(), batch(ROWS, SIZE), batch(ROWS, SIZE)
+
+    def step():
+        model.forward(x)
+        model.backward(dy)
+        model.update_parameters(1e-3)
+
+    one = peak(step)
+    assert 20 < one < 26  # the input and the output of the activation of each layer
+    assert peak(lambda: [step(), step()]) < 1.1 * one
