@@ -207,7 +207,8 @@ class AdditiveAdapter(LoRAAdapterBase):
         base_dx, base_gradients = self.base_layer.vjp(dy, base_cache, parameters=trains_base, inputs=inputs)
         branch_dx, own = branch.vjp(dy, branch_cache, parameters=parameters, inputs=inputs)
         dx = None if base_dx is None or branch_dx is None else add(base_dx, branch_dx, room=branch_dx)
-        return dx, prefixed("base", base_gradients) | prefixed(name, own)
+        gradients = prefixed(name, own)
+        return dx, prefixed("base", base_gradients) | gradients if trains_base else gradients
 
     def active_parts(self, cache: Cache) -> Parts:
         """The parts of the base, where it trains, and of the branch."""

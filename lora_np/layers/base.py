@@ -328,8 +328,9 @@ class Layer(ABC):
             self.set_parameters(learning_rate)
         else:
             rate = finite_float("learning_rate", learning_rate)
+            scale = np.array(-rate, self.dtype)  # as an array, for it is much faster to multiply by than a Python number
             for array, gradient in self._trained(self.pending_gradients()):
-                array += gradient * -rate
+                array += gradient * scale
             self._forget()
 
     @final
@@ -780,33 +781,33 @@ class Layer(ABC):
     def _flat(self, arrays: Any) -> Array:
         return np.concatenate([np.empty(0, self.dtype), *(array.ravel() for array in arrays)])
 
-    def _matched(self, values: Mapping[str, Array], *, frozen: bool) -> list[tuple[Layer, str, Array]]:
-        """Each value with the layer and the attribute that it is for."""
-        matched = []
-        for name, value in values.items():
-            owner = self._owner(name, frozen)
-            if owner is None:
-                raise ArgumentError(f"{self.layer_name} has no such trainable parameter: {name!r}")
-            same_shape(name, value, getattr(*owner).shape)
-            matched.append((*owner, value))
-        return matched
+    def _place(self, name: str, value: Array, *, frozen: bool) -> tuple[Layer, str, Array]:
+        """The layer that has a parameter, the attribute there, and the array, which the value must fit."""
+        owner = self._owner(name, frozen)
+        if owner is None:
+            raise ArgumentError(f"{self.layer_name} has no such trainable parameter: {name!r}")
+        layer, attribute = owner
+        parameter = getattr(layer, attribute)
+        same_shape(name, value, parameter.shape)
+        return layer, attribute, parameter
 
     def _trained(self, values: Mapping[str, Array]) -> list[tuple[Array, Array]]:
         """The parameter that each value is for, which may be written to, and the value."""
         pairs = []
-        for owner, name, value in self._matched(values, frozen=False):
-            parameter = getattr(owner, name)
+        for name, value in values.items():
+            layer, attribute, parameter = self._place(name, value, frozen=False)
             if not parameter.flags.writeable:
                 raise InvalidOperationError(
-                    f"{self.layer_name}: {name} of {owner.layer_name} is packed, so it cannot train; unpack() first"
+                    f"{self.layer_name}: {attribute} of {layer.layer_name} is packed, so it cannot train; unpack() first"
                 )
             pairs.append((parameter, value))
         return pairs
 
     def _assign(self, values: Mapping[str, Array]) -> None:
-        for owner, attribute, value in self._matched(values, frozen=True):
-            owner.unpack_own()
-            getattr(owner, attribute)[...] = value
+        places = [(*self._place(name, value, frozen=True)[:2], value) for name, value in values.items()]
+        for layer, attribute, value in places:
+            layer.unpack_own()
+            getattr(layer, attribute)[...] = value
 
 
 def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

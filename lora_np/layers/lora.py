@@ -80,13 +80,15 @@ class LowRankLayer(Layer):
         -------
         r : int
             The largest rank.
-        s : float, or array of shape (rows, 1, ..., 1, r)
+        s : scalar, or array of shape (rows, 1, ..., 1, r)
             Where each row has a rank of its own, row i of s is ``scaling_at`` of that rank in the columns up to it, and
             zero beyond (nested dropout: Rippel et al. 2014).
         """
         if not callable(rank):
             r = self.rank if rank is None else rank
-            return r, self.scaling_at(r)
+            s = self.scaling_at(r)
+            # An array is much faster to multiply by than a Python number. What records a graph has a symbol here.
+            return r, np.array(s, self.dtype) if type(s) is float else s
         ranks = rank(leading[0] if leading else 1)
         r = int(ranks.max(initial=1))
         scalings = np.array([self.scaling_at(each) for each in range(1, r + 1)], self.dtype)
