@@ -501,11 +501,13 @@ def test_components_beyond_every_rows_rank_stand_still():
     adapter, optimizer = per_row(quantile=0.0), AdamW(0.1)
     for quantile, rows, moved in ((0.0, 3, [0, 1, 2, 3]), (0.0, 1, [0]), (0.5, 1, [0, 1])):
         adapter.row_quantile = quantile
-        before = adapter.lora_layer.get_matrix_b()
+        layer = adapter.lora_layer
+        A, B = layer.get_matrix_a(), layer.get_matrix_b()
         adapter.forward(batch(rows, 6))
         adapter.backward(batch(rows, 5))
         adapter.apply_updates(optimizer.updates(adapter))
-        assert np.flatnonzero((adapter.lora_layer.matrix_b != before).any(axis=1)).tolist() == moved
+        assert np.flatnonzero((layer.matrix_a != A).any(axis=0)).tolist() == moved
+        assert np.flatnonzero((layer.matrix_b != B).any(axis=1)).tolist() == moved
 
 
 def test_ranks_of_rows_keep_float32():
