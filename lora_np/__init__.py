@@ -24,6 +24,8 @@ from .adapters import StandardLoRAAdapter as StandardLoRAAdapter
 from .adapters import VeRAAdapter as VeRAAdapter
 from .adapters import VeRALayer as VeRALayer
 from .adapters.dylora import geometric as geometric
+from .base.weight_loadable import WeightLoadResult as WeightLoadResult
+from .base.weight_loadable import WeightLoadValidation as WeightLoadValidation
 from .errors import ArgumentError as ArgumentError
 from .errors import ArgumentNullError as ArgumentNullError
 from .errors import ArgumentOutOfRangeError as ArgumentOutOfRangeError
@@ -42,8 +44,6 @@ from .layers import Layer as Layer
 from .layers import LoRALayer as LoRALayer
 from .layers import LowRankLayer as LowRankLayer
 from .layers import Sequential as Sequential
-from .layers.weight_loading import WeightLoadResult as WeightLoadResult
-from .layers.weight_loading import WeightLoadValidation as WeightLoadValidation
 from .losses import BinaryCrossEntropy as BinaryCrossEntropy
 from .losses import FunctionLoss as FunctionLoss
 from .losses import Huber as Huber

@@ -12,8 +12,8 @@ from .adapters.base import LoRAAdapterBase
 from .adapters.dora import DoRAAdapter
 from .adapters.dylora import DyLoRAAdapter
 from .adapters.multilora import MultiLoRAAdapter
+from .base import Layer
 from .errors import ArgumentError, NotSupportedError
-from .layers.base import Layer
 from .layers.lora import LoRALayer
 
 

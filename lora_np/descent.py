@@ -8,8 +8,8 @@ from typing import Any, final
 import numpy as np
 
 from ._typing import Array, Parts
+from .base import Layer
 from .errors import NonFiniteError
-from .layers.base import Layer
 from .losses import Loss
 from .optimizers import Optimizer
 

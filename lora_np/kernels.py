@@ -10,6 +10,7 @@ type, everything falls through to ``@``.
 from __future__ import annotations
 
 import itertools
+import weakref
 from typing import NamedTuple
 
 import numpy as np
@@ -32,13 +33,13 @@ WORTH_PACKING = 2**15
 """The number of elements from which on panels are faster than the matrix itself."""
 
 
-def product(x: Array, W: Array | PackedMatrix) -> Array:
+def product(x: Array, W: Array) -> Array:
     """``x @ W``.
 
     Parameters
     ----------
     x : array, shape (..., k)
-    W : array or PackedMatrix, shape (k, n)
+    W : array, shape (k, n)
 
     Returns
     -------
@@ -51,12 +52,12 @@ def product(x: Array, W: Array | PackedMatrix) -> Array:
     thin, it goes by tiles (`LIMIT` is not 0), its sizes are multiples of 4, k of 16, and there are two rows or more.
     Otherwise BLAS may round a row in another way when it stands in another place or in another company.
     """
-    if type(W) is PackedMatrix:
-        if W.panels is not None and W.panels.fits(x):
-            return W.panels.product(x)
-        W = W.matrix
     if type(x) is not np.ndarray or type(W) is not np.ndarray:
         return x @ W
+    if not W.flags.writeable:
+        panels = _panels_of(W)
+        if panels is not None and panels.fits(x):
+            return panels.product(x)
     small = x.size * W.shape[1] <= LIMIT
     tile = 0 if small else _tile_of_rows(x, W)
     if not tile:
@@ -112,53 +113,73 @@ def sum_rows(dy: Array) -> Array:
     return np.add.reduce(_rows(dy))
 
 
-def add(a: Array, b: Array, *, room: Array) -> Array:
-    """``a + b``, in the memory of one of them where the sum fits there: the caller gives it up.
+def add(a: Array, b: Array) -> Array:
+    """``a + b``, in the memory of `a` where the sum fits there: the caller gives `a` up.
 
     Parameters
     ----------
-    a, b : arrays
-    room : array, shape of the sum
-        One of the two.
+    a : array, shape of the sum
+        New, and used nowhere else.
+    b : array
     """
-    if type(room) is np.ndarray and a.dtype == b.dtype:
-        return np.add(a, b, out=room)
+    if type(a) is np.ndarray and a.dtype == b.dtype:
+        a += b
+        return a
     return a + b
 
 
-class PackedMatrix(NamedTuple):
-    """A matrix that does not change, with copies of it, cut into panels, for `product`."""
+# ---------------------------------------------------------------- packing
 
-    matrix: Array
-    panels: Panels | None
+
+class _Packed(NamedTuple):
+    """What `pack` made of an array that does not change."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Of the matrix: the array itself, or its transpose."""
+    forward: Panels
     """For ``x @ matrix``."""
-    transposed: Panels | None
+    backward: Panels | None
     """For ``dy @ matrix.T``."""
 
-    @property
-    def T(self) -> PackedMatrix:  # noqa: N802 - as arrays have it
-        """The transpose, which shares everything."""
-        return PackedMatrix(self.matrix.T, self.transposed, self.panels)
 
-    @property
-    def extra_bytes(self) -> int:
-        """The memory of the panels."""
-        return sum(panels.nbytes for panels in (self.panels, self.transposed) if panels is not None)
+_packed: dict[int, _Packed] = {}
+"""By the address of the array object; an entry goes when its array does."""
 
 
-def packed(matrix: Array, *, forward: bool, backward: bool) -> PackedMatrix:
-    """A matrix with the panels that pay on this machine.
+def pack(matrix: Array, *, backward: bool) -> None:
+    """Copy a matrix into panels, where that pays on this machine; its array can no longer be written to.
 
     Parameters
     ----------
     matrix : array, shape (k, n)
-    forward, backward : bool
-        Whether ``x @ matrix`` and ``dy @ matrix.T`` are to be fast.
+        An array that owns its memory, or its transpose.
+    backward : bool
+        Whether ``dy @ matrix.T`` is to be fast too.
     """
-    pays = LIMIT > 0 and matrix.size >= WORTH_PACKING
-    return PackedMatrix(
-        matrix, Panels(matrix) if forward and pays else None, Panels(matrix.T) if backward and pays else None
-    )
+    array = matrix if matrix.base is None else matrix.base
+    array.flags.writeable = False
+    if not (LIMIT > 0 and matrix.size >= WORTH_PACKING):
+        return
+    if id(array) not in _packed:
+        weakref.finalize(array, _packed.pop, id(array), None)
+    _packed[id(array)] = _Packed(matrix.shape, matrix.strides, Panels(matrix), Panels(matrix.T) if backward else None)
+
+
+def packed_bytes(array: Array) -> int:
+    """The memory of an array's panels."""
+    entry = _packed.get(id(array))
+    return 0 if entry is None else sum(panels.nbytes for panels in entry[2:] if panels is not None)
+
+
+def _panels_of(W: Array) -> Panels | None:
+    entry = _packed.get(id(W if W.base is None else W.base))
+    if entry is None:
+        return None
+    if (W.shape, W.strides) == (entry.shape, entry.strides):
+        return entry.forward
+    is_transpose = (W.shape[::-1], W.strides[::-1]) == (entry.shape, entry.strides)
+    return entry.backward if is_transpose else None
 
 
 class Panels:

@@ -11,8 +11,8 @@ from ._validation import not_none
 from .activations import identity
 from .adapters.base import LoRAAdapterBase
 from .adapters.multilora import MultiLoRAAdapter
+from .base import Layer
 from .errors import ArgumentError, InvalidOperationError
-from .layers.base import Layer
 from .layers.dense import AffineLayer
 from .layers.sequential import Sequential
 

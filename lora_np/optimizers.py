@@ -15,8 +15,8 @@ import numpy as np
 
 from ._typing import Array, Part, Parts
 from ._validation import finite_float, fraction, non_negative_float, same_shape
+from .base import Layer
 from .errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
-from .layers.base import Layer
 
 
 class Optimizer(ABC):

@@ -17,8 +17,8 @@ from ._validation import integer, positive_int, real_array
 from .adapters.base import AdditiveAdapter
 from .adapters.dylora import DyLoRAAdapter
 from .adapters.multilora import MultiLoRAAdapter
+from .base import Layer
 from .errors import ArgumentError, NotSupportedError
-from .layers.base import Layer
 from .layers.lora import LoRALayer
 from .surgery import spectrum
 

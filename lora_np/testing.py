@@ -22,8 +22,8 @@ import numpy as np
 
 from ._typing import RNG, Array, Generator, Gradients, Parts
 from ._validation import generator, last_axis, non_negative_float, one_of, real_array, same_shape
+from .base import Layer
 from .errors import ArgumentError, GradientError
-from .layers.base import Layer
 from .numerical import numerical_gradient
 
 __all__ = ["check_gradients", "gradient_errors", "numerical_gradient"]

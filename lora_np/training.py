@@ -13,9 +13,9 @@ import numpy as np
 from ._typing import RNG, Array, Generator
 from ._validation import generator, last_axis, positive_int, real_array
 from .adapters.dylora import DyLoRAAdapter
+from .base import Layer
 from .descent import Descent
 from .errors import ArgumentError, InvalidOperationError, NonFiniteError
-from .layers.base import Layer
 from .losses import Loss
 from .optimizers import Optimizer
 

@@ -36,7 +36,7 @@ from lora_np import (
     softmax,
     tanh,
 )
-from lora_np.layers.serialization import CONFIG, TYPE
+from lora_np.base.serializable import CONFIG, TYPE
 
 ODD_NAMES = ["größe ☃ 数", "a.b", "a/b", "../up", "two words", "file", "type", "matrix_a", "lora_np.json", ".", "n" * 2000]
 

@@ -26,7 +26,7 @@ from lora_np import (
     softmax,
     tanh,
 )
-from lora_np.layers.base import prefixed
+from lora_np.base import prefixed
 from lora_np.testing import check_gradients, gradient_errors
 
 X = np.random.default_rng(0).standard_normal((3, 4))

@@ -13,9 +13,9 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 from .._typing import Array, Cache, Gradients, Parts, Rank, Routing, Tasks
 from .._validation import not_none
 from ..activations import identity
+from ..base import Layer, prefixed
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
 from ..kernels import add
-from ..layers.base import Layer, prefixed
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer, LowRankLayer
 
@@ -206,7 +206,7 @@ class AdditiveAdapter(LoRAAdapterBase):
         trains_base = parameters and not self.is_base_layer_frozen
         base_dx, base_gradients = self.base_layer.vjp(dy, base_cache, parameters=trains_base, inputs=inputs)
         branch_dx, own = branch.vjp(dy, branch_cache, parameters=parameters, inputs=inputs)
-        dx = None if base_dx is None or branch_dx is None else add(base_dx, branch_dx, room=branch_dx)
+        dx = None if base_dx is None or branch_dx is None else add(branch_dx, base_dx)
         gradients = prefixed(name, own)
         return dx, prefixed("base", base_gradients) | gradients if trains_base else gradients
 
@@ -236,4 +236,4 @@ def _with_branch(
     base_y, base_cache = base
     name, branch, rank, trained_from = selected
     branch_y, branch_cache = branch.apply(x, training=training, rank=rank, trained_from=trained_from)
-    return add(base_y, branch_y, room=branch_y), (base_cache, name, branch, branch_cache)
+    return add(branch_y, base_y), (base_cache, name, branch, branch_cache)

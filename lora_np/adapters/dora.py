@@ -10,9 +10,9 @@ import numpy as np
 
 from .._typing import RNG, Array, Cache, Gradients, Parts
 from .._validation import not_none
+from ..base import prefixed
 from ..errors import ArgumentError
 from ..kernels import sum_rows
-from ..layers.base import prefixed
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
 from .base import LoRAAdapterBase

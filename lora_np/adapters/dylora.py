@@ -25,10 +25,10 @@ from .._validation import (
     rank_within,
     real_array,
 )
+from ..base import Layer
 from ..descent import Descent
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
 from ..kernels import product
-from ..layers.base import Layer
 from ..layers.lora import LoRALayer
 from ..losses import FunctionLoss, Loss
 from ..optimizers import SGD

@@ -10,8 +10,8 @@ from typing import Any, Self, final
 
 from .._typing import RNG, Rank, Routing, Tasks
 from .._validation import generator, not_none, rank_within
+from ..base import Layer
 from ..errors import ArgumentError, ArgumentNullError, InvalidOperationError, NotSupportedError
-from ..layers.base import Layer
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
 from .base import AdditiveAdapter, Branch, Selection

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Self, final
 
 from .._typing import RNG
-from ..layers.base import Layer
+from ..base import Layer
 from ..layers.lora import LoRALayer
 from .base import AdditiveAdapter, Selection
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from .._typing import RNG, Array, Cache, Gradients, Parts, Rank
 from .._validation import finite_float, generator, rank_within
+from ..base import Layer
 from ..initializers import he_uniform
 from ..kernels import product, sum_rows
-from ..layers.base import Layer
 from ..layers.lora import LowRankLayer
 from .base import AdditiveAdapter, Selection
 

@@ -11,10 +11,10 @@ from typing import Any
 from .._validation import ascending_ranks
 from ..adapter_weights import AdapterWeights, extract
 from ..adapters.multilora import MultiLoRAAdapter
+from ..base import Layer
 from ..errors import ArgumentError, FormatError, InvalidOperationError, NotSupportedError
 from ..io import kohya, mlx, npz, peft
 from ..io.safetensors import SafetensorsFile
-from ..layers.base import Layer
 from ..layers.lora import LoRALayer
 from ._text import natural
 

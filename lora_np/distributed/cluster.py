@@ -13,8 +13,8 @@ import numpy as np
 
 from .._typing import Array
 from .._validation import positive_int
+from ..base import Layer
 from ..errors import ArgumentError, NotSupportedError
-from ..layers.base import Layer
 from . import replicas
 from .replicas import Given, Moment, Source, fingerprint
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from .._typing import Array
 from ..adapters.dylora import DyLoRAAdapter
+from ..base import Layer
+from ..base.serializable import encode
 from ..errors import ArgumentError, NotSupportedError
 from ..io.npz import load_layer
-from ..layers.base import Layer
-from ..layers.serialization import encode
 from ._cache import Recent
 
 Source: TypeAlias = str | os.PathLike[str] | Callable[[], Layer]

@@ -15,9 +15,9 @@ import numpy as np
 from .._typing import RNG, Array, Part
 from .._validation import generator, integer, not_none, positive_int
 from ..adapters.dylora import DyLoRAAdapter
+from ..base import Layer
 from ..descent import Descent
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
-from ..layers.base import Layer
 from ..losses import Loss
 from ..optimizers import Optimizer
 from ..training import History, Progress, RankSchedule, check_parts, shared_rank, stopped, training_ranks

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -28,11 +28,22 @@ from .node import (
     shape_text,
 )
 
-if TYPE_CHECKING:
-    from ..layers.base import Layer
+
+class Recordable(Protocol):
+    """What a layer must have to be recorded."""
+
+    input_size: int
+    output_size: int
+    dtype: np.dtype[Any]
+    layer_name: str
+
+    def apply(self, x: Any, *, training: bool = False) -> tuple[Any, Any]: ...  # noqa: D102
+    def children(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def walk(self, prefix: str = "") -> Mapping[str, Any]: ...  # noqa: D102
+    def named_parameters(self, *, frozen: bool = False) -> dict[str, Array]: ...  # noqa: D102
 
 
-def record(layer: Layer, input_nodes: list[ComputationNode]) -> ComputationNode:
+def record(layer: Recordable, input_nodes: list[ComputationNode]) -> ComputationNode:
     """The graph of a layer's inference; see `lora_np.Layer.export_computation_graph`."""
     if input_nodes is None:
         raise ArgumentNullError("input_nodes must not be None; a new list takes the input node")
@@ -50,7 +61,7 @@ def record(layer: Layer, input_nodes: list[ComputationNode]) -> ComputationNode:
     return output
 
 
-def is_recordable(layer: Layer) -> bool:
+def is_recordable(layer: Recordable) -> bool:
     """Whether `record` succeeds; nothing is copied."""
     try:
         _recorded(layer, _input_node(layer), np.asarray)
@@ -64,11 +75,11 @@ def record_function(function: Callable[..., Any], parents: Sequence[ComputationN
     return _node(function(*map(_symbol, parents)))
 
 
-def _input_node(layer: Layer) -> ComputationNode:
+def _input_node(layer: Recordable) -> ComputationNode:
     return ComputationNode("input", (..., layer.input_size), layer.dtype, name="input")
 
 
-def _recorded(layer: Layer, node: ComputationNode, constant: Callable[[Array], Array]) -> ComputationNode:
+def _recorded(layer: Recordable, node: ComputationNode, constant: Callable[[Array], Array]) -> ComputationNode:
     try:
         apply: Callable[..., Any] = _twin(layer, constant).apply
         output = _node(apply(_symbol(node), training=False)[0])
@@ -82,7 +93,7 @@ def _recorded(layer: Layer, node: ComputationNode, constant: Callable[[Array], A
     return output
 
 
-def _twin(layer: Layer, constant: Callable[[Array], Array]) -> Layer:
+def _twin(layer: Recordable, constant: Callable[[Array], Array]) -> Recordable:
     """A copy with symbols in the place of arrays, wherever they are kept, and with activations that record themselves."""
     arrays = layer.named_parameters(frozen=True)
     memo: dict[int, Any] = {}

@@ -7,9 +7,9 @@ from typing import Any, BinaryIO
 
 from .. import _archive
 from ..activations import Activation
+from ..base import Layer
+from ..base.serializable import CONFIG, TYPE, restore
 from ..errors import ArgumentError, FormatError
-from ..layers.base import Layer
-from ..layers.serialization import CONFIG, TYPE, restore
 from ..regularization import Regularization
 
 
@@ -66,7 +66,7 @@ def _known_classes() -> dict[str, Any]:
 
 
 def _decode(value: Any, classes: dict[str, Any]) -> Any:
-    """The inverse of `lora_np.layers.serialization.encode`."""
+    """The inverse of `lora_np.base.serializable.encode`."""
     if isinstance(value, list):
         return [_decode(item, classes) for item in value]
     if not isinstance(value, dict):

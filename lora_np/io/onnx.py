@@ -22,11 +22,11 @@ from .._typing import Array
 from .._validation import one_of
 from ..activations import relu, sigmoid, softmax
 from ..adapters.base import LoRAAdapterBase
+from ..base import Layer, prefixed
 from ..errors import ArgumentError, NotSupportedError
 from ..graph import ComputationNode, optimise
 from ..graph.node import depends_on_input, getitem, ordered
 from ..graph.recording import record_function
-from ..layers.base import Layer, prefixed
 from ..layers.lora import LowRankLayer
 
 OPSET, IR_VERSION = 21, 10

@@ -21,8 +21,8 @@ from ..adapters.dora import DoRAAdapter
 from ..adapters.dylora import DyLoRAAdapter
 from ..adapters.multilora import MultiLoRAAdapter
 from ..adapters.standard import StandardLoRAAdapter
+from ..base import Layer
 from ..errors import ArgumentError, FormatError, NotSupportedError
-from ..layers.base import Layer
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
 from ..model import apply_adapters, has_multi_lora_adapters

@@ -1,7 +1,7 @@
 """The layers: each writes a pure `apply` and its `vjp` side by side; `Layer` gives the pair a memory."""
 
+from ..base import Layer as Layer
 from .activation import ActivationLayer as ActivationLayer
-from .base import Layer as Layer
 from .dense import AffineLayer as AffineLayer
 from .dense import DenseLayer as DenseLayer
 from .dense import FullyConnectedLayer as FullyConnectedLayer

@@ -8,8 +8,8 @@ import numpy as np
 
 from .._typing import Array, Cache, Gradients
 from ..activations import Activation
+from ..base import Layer
 from ..errors import ArgumentError
-from .base import Layer
 
 
 @final

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple, Self, final
+from typing import Any, Self, final
 
 import numpy as np
 
 from .._typing import RNG, Array, Cache, Gradients
 from .._validation import array_shape, generator, real_array, same_shape
 from ..activations import Activation, identity
+from ..base import Layer
 from ..errors import ArgumentError
 from ..initializers import Initializer, glorot_uniform, zeros
-from ..kernels import PackedMatrix, add, packed, product, sum_outer, sum_rows
+from ..kernels import add, product, sum_outer, sum_rows
 from ..regularization import NO_REGULARIZATION, Regularization
 from .activation import ActivationLayer
-from .base import Layer, Memory
-
-
-class _Pack(NamedTuple):
-    """What `AffineLayer.pack` made, and of which array."""
-
-    weight: Array
-    factor: PackedMatrix
 
 
 class AffineLayer(Layer):
@@ -79,7 +72,6 @@ class AffineLayer(Layer):
         same_shape("initializer's result", weight, shape)
         self.weight: Array = np.array(self.in_layout(weight), order="C")
         self.bias: Array = np.zeros(self.output_size, self.dtype)
-        self._pack: _Pack | None = None
 
     @staticmethod
     @abstractmethod
@@ -91,19 +83,10 @@ class AffineLayer(Layer):
         """A view of W as (input_size, output_size), whatever its layout."""
         return self.in_layout(self.weight)
 
-    @property
-    def _factor(self) -> Array | PackedMatrix:
-        """W as `product` takes it: packed, while the array is the one that was packed and nobody can write into it."""
-        pack = self._pack
-        if pack is not None and pack.weight is self.weight and not self.weight.flags.writeable:
-            return pack.factor
-        return self.matrix
-
     def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
         """``y = f(x W + b)``."""
-        W, b = self._factor, self.bias
-        z = product(x, W)  # (..., in) @ (in, out) -> (..., out)
-        z = add(z, b, room=z)
+        W, b = self.matrix, self.bias
+        z = add(product(x, W), b)  # (..., in) @ (in, out) -> (..., out)
         y = self.activation.apart(z)
         return y, (x, None if self.activation is identity else z)  # the identity's vjp does not look at z
 
@@ -112,7 +95,7 @@ class AffineLayer(Layer):
     ) -> tuple[Array | None, Gradients]:
         """``dz = f-vjp(dy, z)``, ``dW = xᵀ dz``, ``db = Σ dz``, ``dx = dz Wᵀ``."""
         x, z = cache
-        W = self._factor
+        W = self.matrix
         dz = self.activation.vjp(dy, z)
         gradients = {}
         if parameters:
@@ -123,27 +106,9 @@ class AffineLayer(Layer):
         dx = product(dz, W.T) if inputs else None  # (..., out) @ (out, in) -> (..., in)
         return dx, gradients
 
-    def pack_own(self, memory: Memory) -> None:
-        """Pack W for the forward product, and with ``"max"`` for the backward one too."""
-        self.unpack_own()
-        if memory != "lean":
-            self.weight.flags.writeable = False
-            factor = packed(self.matrix, forward=True, backward=memory == "max")
-            self._pack = _Pack(self.weight, factor)
-
-    def unpack_own(self) -> None:
-        """Drop the panels; W becomes an array of its own, for other layers may have packed the one that it was."""
-        if self._pack is not None:
-            self._pack = None
-            self.weight = self.weight.copy(order="K")
-
-    @property
-    def packed_bytes(self) -> int:
-        """The memory of the panels."""
-        return 0 if self._pack is None else self._pack.factor.extra_bytes
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_pack": None}  # a copy has arrays of its own, which nobody has packed
+    def matrices(self) -> tuple[Array, ...]:
+        """W."""
+        return (self.matrix,)
 
     def compute_auxiliary_loss(self) -> Any:
         """The penalty of the weight."""

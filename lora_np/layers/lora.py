@@ -19,10 +19,10 @@ from .._validation import (
     real_array,
     resolved_alpha,
 )
+from ..base import Layer
 from ..errors import ArgumentError
 from ..initializers import normal
 from ..kernels import product, sum_outer
-from .base import Layer
 
 SCALINGS = ("max", "paper", "rslora")
 

@@ -9,8 +9,8 @@ from typing import Any, final
 
 from .._typing import Array, Cache, Gradients, Parts, Tasks
 from .._validation import not_none
+from ..base import Layer, prefixed
 from ..errors import ArgumentError
-from .base import Layer, prefixed
 
 
 @final

@@ -171,7 +171,7 @@ class LoRAEstimator(BaseEstimator, ABC):
         FormatError
             The file is damaged, or does not hold an estimator of this class.
         """
-        return files.load(cls, file)
+        return files.load(cls, file, cls._begin_training)
 
 
 def _on_terminal(label: str) -> tuple[Callable[[Progress], None], ...]:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from .. import _archive, optimizers
 from ..activations import Activation
+from ..base import Layer
+from ..base import serializable as serialization
 from ..errors import FormatError, NotSupportedError
 from ..io.npz import load_layer
-from ..layers import Layer, serialization
 from . import networks
 
-if TYPE_CHECKING:
-    from .estimator import LoRAEstimator
-
-    Estimator = TypeVar("Estimator", bound=LoRAEstimator)
+Estimator = TypeVar("Estimator", bound=BaseEstimator)
 
 ESTIMATOR = "estimator"
 """The entry of the header."""
@@ -26,7 +26,7 @@ ESTIMATOR = "estimator"
 OPTIMIZERS = {kind.__name__: kind for kind in (optimizers.SGD, optimizers.Momentum, optimizers.Adam, optimizers.AdamW)}
 
 
-def save(estimator: LoRAEstimator, file: str | os.PathLike[str] | BinaryIO) -> None:
+def save(estimator: BaseEstimator, file: str | os.PathLike[str] | BinaryIO) -> None:
     """See `LoRAEstimator.save`."""
     model, parameters = estimator.model_, estimator.get_params(deep=False)
     base = parameters.pop("base")
@@ -44,8 +44,8 @@ def save(estimator: LoRAEstimator, file: str | os.PathLike[str] | BinaryIO) -> N
     _archive.write(file, header, model.named_parameters(frozen=True))
 
 
-def load(kind: type[Estimator], file: str | os.PathLike[str] | BinaryIO) -> Estimator:
-    """See `LoRAEstimator.load`."""
+def load(kind: type[Estimator], file: str | os.PathLike[str] | BinaryIO, begin: Callable[[Estimator], None]) -> Estimator:
+    """See `LoRAEstimator.load`; `begin` makes what training needs, new."""
     header, _ = _archive.read(file)
     said = header.get(ESTIMATOR)
     if not isinstance(said, dict):
@@ -58,18 +58,18 @@ def load(kind: type[Estimator], file: str | os.PathLike[str] | BinaryIO) -> Esti
         parameters = {name: _decoded(value) for name, value in said["parameters"].items()}
         learned = {name: _decoded(value) for name, value in said["attributes"].items()}
         estimator = _built(kind, base, parameters, learned | {"model_": model})
-        estimator._begin_training()
+        begin(estimator)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"the file's description of the estimator is damaged: {error!r}") from error
     return estimator
 
 
-def attributes(estimator: LoRAEstimator) -> dict[str, Any]:
+def attributes(estimator: BaseEstimator) -> dict[str, Any]:
     """What a fit has learned, by scikit-learn's convention for names."""
     return {name: value for name, value in vars(estimator).items() if name.endswith("_") and not name.startswith("_")}
 
 
-def twin(estimator: LoRAEstimator, kind: type[Estimator], model: Layer, **learned: Any) -> Estimator:
+def twin(estimator: BaseEstimator, kind: type[Estimator], model: Layer, **learned: Any) -> Estimator:
     """An estimator of one task that is fitted with another network, which is also its base.
 
     It has the other parameters and attributes of the given one, apart from those about tasks.

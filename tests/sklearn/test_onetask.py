@@ -22,7 +22,7 @@ from lora_np import (
     has_adapters,
     tanh,
 )
-from lora_np.layers.base import Layer
+from lora_np.base import Layer
 from lora_np.sklearn import LoRAClassifier, LoRARegressor
 
 from .conftest import blobs, network

@@ -1,24 +1,81 @@
-"""What a file says of a layer besides its arrays: the structure as nested configs, and the settings."""
+"""`Serializable` (C#: Serialize, Deserialize): a layer in a file, as arrays, nested configs and settings; no pickle."""
 
 from __future__ import annotations
 
+import copy
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 
+from .. import _archive
 from .._typing import Array
-from ..errors import ArgumentError, FormatError
-
-if TYPE_CHECKING:
-    from .base import Layer
-
+from ..errors import ArgumentError, FormatError, NotSupportedError
+from .parameters import new_name
+from .weight_loadable import WeightLoadable
 
 # Keys with a dot, which no layer's name has.
 TYPE, CONFIG = "lora_np.type", "lora_np.config"
 
 
-def header(layer: Layer) -> dict[str, Any]:
+class Serializable(WeightLoadable, ABC):
+    """Needs the arrays and, to build a layer from its file, `config`; gives files and copies."""
+
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Attributes, other than arrays, that may change after construction and belong in a file."""
+
+    @abstractmethod
+    def reset_state(self) -> None:
+        """Drop what is remembered."""
+
+    def config(self) -> dict[str, Any]:
+        """The arguments with which `from_config` builds a layer of the same structure; the values may be layers."""
+        raise NotSupportedError(f"{type(self).__name__} cannot be saved: it has no config() that says how to rebuild it")
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A new layer of this structure."""
+        return cls(**config)
+
+    def clone(self) -> Self:
+        """A deep copy without pending gradients; it and every layer inside it have names of their own."""
+        twin = copy.deepcopy(self)
+        for layer in twin.walk().values():
+            layer.layer_name = new_name(layer)
+        return twin
+
+    def serialize(self, file: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write every array (a frozen base too), the structure and the settings to an npz file.
+
+        Parameters
+        ----------
+        file : path or binary stream
+            A path is replaced only when the new file is complete.
+
+        Raises
+        ------
+        NotSupportedError
+            A layer inside cannot be saved; nothing is written.
+        """
+        _archive.write(file, header(self), self.named_parameters(frozen=True))
+
+    def deserialize(self, file: str | os.PathLike[str] | BinaryIO) -> None:
+        """Read arrays and settings of a layer of the same structure; `lora_np.load_layer` builds the layer itself.
+
+        Raises
+        ------
+        FormatError
+            The file is damaged, or it holds another structure: the message names the first difference. Nothing is
+            changed.
+        """
+        header, arrays = _archive.read(file)
+        _check_structure(self, header)
+        restore(self, header, arrays)
+
+
+def header(layer: Serializable) -> dict[str, Any]:
     """The JSON header of a saved layer."""
     settings = {
         path: {name: getattr(inner, name) for name in inner.settings}
@@ -41,7 +98,7 @@ def encode(value: Any) -> Any:
     return value
 
 
-def check_structure(layer: Layer, header: Mapping[str, Any]) -> None:
+def _check_structure(layer: Serializable, header: Mapping[str, Any]) -> None:
     """Refuse a file that holds another structure than this layer's."""
     difference = _difference("", header.get("layer"), encode(layer))
     if difference:
@@ -64,7 +121,7 @@ def _difference(path: str, theirs: Any, ours: Any) -> str | None:
     return None if theirs == ours else f"{path or 'layer'} is {theirs!r} in the file and {ours!r} here"
 
 
-def restore(layer: Layer, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+def restore(layer: Serializable, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
     """Write a file's arrays and settings into a layer of its structure: all of them or none."""
     layers = layer.walk()
     settings = header.get("settings")
@@ -85,7 +142,7 @@ def restore(layer: Layer, header: Mapping[str, Any], arrays: Mapping[str, Array]
     layer.reset_state()
 
 
-def _set(layers: Mapping[str, Layer], settings: Mapping[str, Mapping[str, Any]]) -> None:
+def _set(layers: Mapping[str, Serializable], settings: Mapping[str, Mapping[str, Any]]) -> None:
     for path, values in settings.items():
         for name, value in values.items():
             setattr(layers[path], name, value)

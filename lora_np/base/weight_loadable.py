@@ -1,4 +1,4 @@
-"""Loading weights by name: a plan that is made, and judged, before anything is written."""
+"""`WeightLoadable` (C#: IWeightLoadable): weights by name, loaded by a plan that is checked before anything is written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from .._typing import Array
 from .._validation import real_array
 from ..errors import ArgumentError
+from .parameters import ParameterTree
 
 NameMapping: TypeAlias = Callable[[str], str | None]
 
@@ -62,7 +63,82 @@ class WeightLoadResult:
         return len(self.failed_parameters)
 
 
-def validate(
+class WeightLoadable(ParameterTree):
+    """Needs the arrays, and gives what reads and replaces them by name."""
+
+    def get_weights(self) -> Array | None:
+        """A copy of the weight matrix; None where there is none."""
+        return self.try_get_parameter("weight")
+
+    def get_biases(self) -> Array | None:
+        """A copy of the bias vector; None where there is none."""
+        return self.try_get_parameter("bias")
+
+    def get_parameter_names(self) -> tuple[str, ...]:
+        """The names of all arrays, frozen ones included."""
+        return tuple(self.named_parameters(frozen=True))
+
+    @property
+    def named_parameter_count(self) -> int:
+        """The number of all arrays, frozen ones included."""
+        return len(self.get_parameter_names())
+
+    def try_get_parameter(self, name: str) -> Array | None:
+        """A copy of an array; None where there is none of this name."""
+        array = self.parameter(name, frozen=True)
+        return None if array is None else array.copy()
+
+    def get_parameter_shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of an array; None where there is none of this name."""
+        array = self.parameter(name, frozen=True)
+        return None if array is None else array.shape
+
+    def set_parameter(self, name: str, value: Any) -> bool:
+        """Replace one array, frozen or not, in place; False where there is none of this name.
+
+        Raises
+        ------
+        ArgumentError
+            Another shape, or not real numbers; nothing is changed.
+        """
+        if self.parameter(name, frozen=True) is None:
+            return False
+        self._assign({name: real_array(name, value, self.dtype)})
+        return True
+
+    def validate_weights(
+        self, names: Iterable[str] | Mapping[str, Any], mapping: NameMapping | None = None
+    ) -> WeightLoadValidation:
+        """Say what `load_weights` would find.
+
+        Parameters
+        ----------
+        names : names of weights, or arrays by name
+            With arrays their shapes are compared too.
+        mapping : callable, optional
+            From a weight's name to that of a parameter here, or to None for a weight to leave out.
+        """
+        return _validated(self.named_parameters(frozen=True), names, mapping)
+
+    def load_weights(
+        self, weights: Mapping[str, Any], mapping: NameMapping | None = None, strict: bool = False
+    ) -> WeightLoadResult:
+        """Replace arrays by name, frozen ones too.
+
+        Parameters
+        ----------
+        weights : arrays by name
+        mapping : callable, optional
+            From a weight's name to that of a parameter here, or to None for a weight to leave out.
+        strict : bool
+            Whether to load nothing at all unless every weight fits and every parameter gets one.
+        """
+        values, result = _plan(self.named_parameters(frozen=True), weights, mapping, strict)
+        self._assign(values)
+        return result
+
+
+def _validated(
     arrays: Mapping[str, Array], names: Iterable[str] | Mapping[str, Any], mapping: NameMapping | None
 ) -> WeightLoadValidation:
     """Match weights with the arrays of a layer."""
@@ -84,7 +160,7 @@ def validate(
     return found
 
 
-def plan(
+def _plan(
     arrays: Mapping[str, Array], weights: Mapping[str, Any], mapping: NameMapping | None, strict: bool
 ) -> tuple[dict[str, Array], WeightLoadResult]:
     """The values to write, none of them in a strict plan that is not perfect, and the result to report."""
@@ -107,7 +183,7 @@ def plan(
             values[target] = value
     problems = [f"{target}: {reason}" for target, reason in result.failed_parameters]
     if strict:
-        found = validate(arrays, list(weights), mapping)
+        found = _validated(arrays, list(weights), mapping)
         problems += [f"{name}: no such parameter" for name in found.unmatched_weights]
         problems += [f"{name}: no weight for it" for name in found.missing_parameters]
         if problems:

@@ -1,0 +1,100 @@
+"""`DiagnosticsProvider` (C#: IDiagnosticsProvider): what a layer says of itself, and what it costs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .parameters import ParameterTree
+
+
+class DiagnosticsProvider(ParameterTree, ABC):
+    """Needs the arrays and sizes, `apply`, and `estimate_flops`; a layer says more of itself in `details`."""
+
+    input_size: int
+    output_size: int
+    if TYPE_CHECKING:  # what `Layer` has
+        apply: Any
+        is_training: Any
+
+    # ---------------------------------------------------------------- what a layer may say
+
+    @abstractmethod
+    def estimate_flops(self) -> int:
+        """Floating-point operations of one row's forward pass, a multiply-add counting as two."""
+
+    def details(self) -> dict[str, str]:
+        """What sets this layer apart, for `get_diagnostics` and `repr`: strings by dotted name."""
+        return {}
+
+    def get_activation_types(self) -> tuple[str, ...]:
+        """The names of the activations inside, in order."""
+        return tuple(name for child in self.children().values() for name in child.get_activation_types())
+
+    # ---------------------------------------------------------------- what follows
+
+    @property
+    def supports_training(self) -> bool:
+        """Whether there are trainable parameters."""
+        trained = (child for name, child in self.children().items() if name not in self.frozen_children)
+        return bool(self.parameter_names) or any(child.supports_training for child in trained)
+
+    @property
+    def is_initialized(self) -> bool:
+        """Always true: sizes are known and weights are drawn at construction."""
+        return True
+
+    def get_input_shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return (self.input_size,)
+
+    def get_output_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's output."""
+        return (self.output_size,)
+
+    def get_diagnostics(self) -> dict[str, str]:
+        """The layer and its state in words and numbers: strings by dotted name."""
+        return {
+            "layer.type": type(self).__name__,
+            "layer.name": self.layer_name,
+            "layer.input_shape": str(self.get_input_shape()),
+            "layer.output_shape": str(self.get_output_shape()),
+            "layer.dtype": str(self.dtype),
+            "layer.parameter_count": str(self.parameter_count),
+            "layer.supports_training": str(self.supports_training),
+            "layer.is_training": str(self.is_training),
+            "layer.activation": ", ".join(self.get_activation_types()) or "none",
+        } | self.details()
+
+    def __repr__(self) -> str:
+        trainable = self.parameter_count
+        total = sum(array.size for array in self.named_parameters(frozen=True).values())
+        size = f"{trainable:,} parameters" if trainable == total else f"{trainable:,} of {total:,} parameters train"
+        words = [f"{self.input_size} -> {self.output_size}"]
+        words += [f"{name.rpartition('.')[2]}={value}" for name, value in self.details().items()]
+        return f"{type(self).__name__}({', '.join([*words, size])})"
+
+    def estimate_activation_memory(self) -> int:
+        """Bytes that one more row makes a pass keep: its input, its share of the cache, and its output."""
+        return self._kept_bytes(rows=2) - self._kept_bytes(rows=1)
+
+    def _kept_bytes(self, rows: int) -> int:
+        x = np.zeros((rows, self.input_size), self.dtype)
+        arrays: dict[int, int] = {}
+        _collect((x, self.apply(x)), arrays)
+        return sum(arrays.values())
+
+
+def _collect(value: Any, arrays: dict[int, int]) -> None:
+    """The bytes of every array inside a value, by address: views of one array count once."""
+    if isinstance(value, np.ndarray):
+        address = value.__array_interface__["data"][0]
+        arrays[address] = max(value.nbytes, arrays.get(address, 0))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            _collect(item, arrays)
+    elif isinstance(value, Mapping):
+        _collect(list(value.values()), arrays)

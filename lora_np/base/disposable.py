@@ -1,0 +1,24 @@
+"""`Disposable` (C#: IDisposable): a layer that can be closed, and used in a ``with`` block."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+
+class Disposable(ABC):
+    """Needs `reset_state`."""
+
+    @abstractmethod
+    def reset_state(self) -> None:
+        """Drop what is remembered."""
+
+    def close(self) -> None:
+        """`reset_state`; may be called again, and the layer may be used again."""
+        self.reset_state()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
