@@ -48,7 +48,7 @@ def mixed_tasks(tasks: int, mix: str, rows: int = ROWS) -> list[str]:
 
 def check(adapter: MultiLoRAAdapter, x: np.ndarray, dy: np.ndarray, tasks: list[str]) -> None:
     """Compare a mixed pass with one row at a time, in float64."""
-    y, dx = adapter.forward_routed(x, tasks), adapter.backward(dy)
+    y, dx = adapter.forward(x, tasks=tasks), adapter.backward(dy)
     gradients = adapter.gradients
     expected = {name: np.zeros(gradient.shape) for name, gradient in gradients.items()}
     W, b = adapter.base_layer.weight.astype(np.float64), adapter.base_layer.bias.astype(np.float64)
@@ -93,7 +93,7 @@ def mixed_batch(tasks: int, width: int, mix: str, *, packed: bool = False, secon
     W, y = adapter.base_layer.weight, np.empty_like(x)
 
     def passes() -> None:
-        adapter.forward_routed(x, names)
+        adapter.forward(x, tasks=names)
         adapter.backward(dy)
 
     def step() -> None:
@@ -104,7 +104,7 @@ def mixed_batch(tasks: int, width: int, mix: str, *, packed: bool = False, secon
         {
             "one product": lambda: np.matmul(x, W, out=y),
             "two products": lambda: (np.matmul(x, W, out=y), np.matmul(dy, W.T, out=y)),
-            "predict": lambda: adapter.predict_routed(x, names),
+            "predict": lambda: adapter.predict(x, tasks=names),
             "passes": passes,
             "step": step,
         },

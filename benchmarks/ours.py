@@ -70,10 +70,10 @@ class MixedLoRA:
         _packed(self.adapter, memory)
 
     def forward(self) -> Array:
-        return self.adapter.predict_routed(self.problem.x, self.problem.row_names)
+        return self.adapter.predict(self.problem.x, tasks=self.problem.row_names)
 
     def step(self) -> tuple[Array, Array]:
-        y = self.adapter.forward_routed(self.problem.x, self.problem.row_names)
+        y = self.adapter.forward(self.problem.x, tasks=self.problem.row_names)
         dx = self.adapter.backward(self.problem.dy)
         self.adapter.update_parameters(self.problem.rate)
         return y, dx

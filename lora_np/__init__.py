@@ -63,6 +63,8 @@ from .optimizers import AdamW as AdamW
 from .optimizers import Momentum as Momentum
 from .optimizers import Optimizer as Optimizer
 from .regularization import Regularization as Regularization
+from .run import Draw as Draw
+from .run import Run as Run
 from .training import fit as fit
 
 __version__ = "0.1.0"

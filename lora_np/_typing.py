@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,15 +21,6 @@ Part: TypeAlias = tuple[slice, ...]
 
 Parts: TypeAlias = Mapping[str, Part]
 """The trained part by dotted parameter name; an array that is not named is trained whole."""
-
-Rank: TypeAlias = int | Callable[[int], Array]
-"""How many components a pass uses: one number, or a function from the number of rows to a number for each."""
-
-Tasks: TypeAlias = tuple[str | None, ...]
-"""A task name, or None for the base alone, for each entry of the first axis."""
-
-Routing: TypeAlias = tuple[Hashable, ...]
-"""What a pass is bound to besides its arrays; see `lora_np.Layer.routing`."""
 
 # As strings: merely naming numpy.random would load it, which takes as long as all of lora_np.
 Generator: TypeAlias = "np.random.Generator"

@@ -12,6 +12,7 @@ from .base import Layer
 from .errors import NonFiniteError
 from .losses import Loss
 from .optimizers import Optimizer
+from .run import Run
 
 
 @final
@@ -33,6 +34,8 @@ class Descent:
         self.optimizer = optimizer
         self.before: dict[str, Array] = {}
         """The arrays that the last step changed, as they were before it."""
+        self.run: Run | None = None
+        """What the pass of the last step knew: its tasks and its rank."""
 
     def step(self, forward: Callable[[], Array], targets: Any) -> float:
         """One update; returns the objective before it: the loss plus the layer's auxiliary loss.
@@ -44,7 +47,9 @@ class Descent:
         """
         layer = self.layer
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            value, dy = self.loss.value_and_gradient(forward(), targets)
+            y = forward()
+            self.run = layer.last_run
+            value, dy = self.loss.value_and_gradient(y, targets)
             objective = value + float(layer.compute_auxiliary_loss())
             if np.isfinite(objective):
                 layer.backward(dy, need_input_grad=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ._validation import not_none
 from .activations import identity
@@ -34,8 +34,7 @@ def apply_lora(
     Parameters
     ----------
     model : Layer
-        A Sequential, whose Sequentials inside are searched too, or a single dense layer. Layers inside an adapter that is
-        there already are left alone.
+        Any layer; those inside it are searched too. Layers inside an adapter that is there already are left alone.
     factory : callable
         Takes a linear DenseLayer or FullyConnectedLayer and returns an adapter around it.
     targets : names, optional
@@ -48,7 +47,7 @@ def apply_lora(
     Returns
     -------
     Layer
-        A new Sequential; for a single layer without an activation, the adapter itself.
+        A new container of the same kind; for a single layer without an activation, the adapter itself.
 
     Raises
     ------
@@ -98,18 +97,66 @@ def apply_adapters(model: Layer, factories: Mapping[str, Callable[[AffineLayer],
     if unknown or not factories:
         raise ArgumentError(f"factories must be for dense layers of the model, which are {dense}; got {list(factories)}")
     adapted = {path: _adapted(path, layer, factories[path]) for path, layer in model.walk().items() if path in factories}
-    if isinstance(model, Sequential):
-        return _rebuilt(model, "", adapted)
-    adapter, *activation = adapted[""]
-    return Sequential({"linear": adapter, "linear_activation": activation[0]}) if activation else adapter
+    new = rebuilt(model, lambda path, layer: adapted.get(path, layer), frozen=lambda layer: not has_adapters(layer))
+    return new.as_one() if isinstance(new, _Split) else new
+
+
+class _Split(NamedTuple):
+    """Two layers in the place of one."""
+
+    adapter: Layer
+    activation: Layer
+
+    def as_one(self) -> Layer:
+        return Sequential({"linear": self.adapter, "linear_activation": self.activation})
+
+
+def rebuilt(model: Layer, change: Callable[[str, Layer], Any], path: str = "", *, frozen: Callable[[Layer], bool]) -> Any:
+    """The model with other layers inside: each is what `change` makes of it, by its path; one that stays is searched.
+
+    Layers in which nothing changes are shared. Those of which `frozen` is true do not train.
+    """
+    new = change(path, model)
+    if new is not model or isinstance(model, LoRAAdapterBase):
+        return new
+    children = model.children()
+    inside = {name: rebuilt(child, change, join(path, name), frozen=frozen) for name, child in children.items()}
+    changed = {name: layer for name, layer in inside.items() if layer is not children[name]}
+    if not changed:
+        return model
+    twin = _with_children(model, changed)
+    twin.frozen_children = frozenset(name for name, layer in twin.children().items() if frozen(layer))
+    return twin
+
+
+def _with_children(model: Layer, changed: Mapping[str, Any]) -> Layer:
+    """`Layer.with_children`; a Sequential has room for both layers of a `_Split`, each under its own name."""
+    if not isinstance(model, Sequential):
+        ones = {name: layer.as_one() if isinstance(layer, _Split) else layer for name, layer in changed.items()}
+        return model.with_children(ones)
+    layers: dict[str, Layer] = {}
+    for name, layer in (dict(model.children()) | dict(changed)).items():
+        if isinstance(layer, _Split):
+            activation = f"{name}_activation"
+            if activation in model.children():
+                raise ArgumentError(f"model must have no layer {activation!r}: that name is for the activation of {name!r}")
+            layers |= {name: layer.adapter, activation: layer.activation}
+        else:
+            layers[name] = layer
+    return Sequential(layers)
+
+
+def join(path: str, name: str) -> str:
+    """The dotted path of a child."""
+    return f"{path}.{name}" if path else name
 
 
 def _dense_paths(model: Layer, path: str = "") -> Iterator[str]:
     if isinstance(model, AffineLayer):
         yield path
-    elif isinstance(model, Sequential):
+    elif not isinstance(model, LoRAAdapterBase):
         for name, layer in model.children().items():
-            yield from _dense_paths(layer, f"{path}.{name}" if path else name)
+            yield from _dense_paths(layer, join(path, name))
 
 
 def _matching(argument: str, names: Names, paths: list[str]) -> set[str]:
@@ -133,29 +180,15 @@ def _matching(argument: str, names: Names, paths: list[str]) -> set[str]:
     return found
 
 
-def _adapted(path: str, layer: Layer, factory: Callable[[AffineLayer], LoRAAdapterBase]) -> list[Layer]:
+def _adapted(path: str, layer: Layer, factory: Callable[[AffineLayer], LoRAAdapterBase]) -> Layer | _Split:
     """The adapter of a dense layer, and its activation if it has one."""
     assert isinstance(layer, AffineLayer)
     linear, activation = layer.split_activation()
-    adapter = factory(layer if activation.activation == identity else linear)
+    plain = activation.activation == identity
+    adapter = factory(layer if plain else linear)
     if not isinstance(adapter, LoRAAdapterBase):
         raise ArgumentError(f"factory must return an adapter, got {adapter!r} for {path!r}")
-    return [adapter] if activation.activation == identity else [adapter, activation]
-
-
-def _rebuilt(model: Sequential, path: str, adapted: dict[str, list[Layer]]) -> Sequential:
-    """The model with these layers in place of those of the paths; all layers that are not adapters are frozen."""
-    layers: dict[str, Layer] = {}
-    for name, layer in model.children().items():
-        inner = f"{path}.{name}" if path else name
-        if inner in adapted:
-            names = [name, f"{name}_activation"][: len(adapted[inner])]
-            if names[-1] != name and names[-1] in model.children():
-                raise ArgumentError(f"model must have no layer {names[-1]!r}: that name is for the activation of {name!r}")
-            layers |= zip(names, adapted[inner], strict=True)
-        else:
-            layers[name] = _rebuilt(layer, inner, adapted) if isinstance(layer, Sequential) else layer
-    return Sequential(layers, frozen=[name for name, layer in layers.items() if not has_adapters(layer)])
+    return adapter if plain else _Split(adapter, activation)
 
 
 def has_adapters(model: Layer) -> bool:
@@ -197,7 +230,7 @@ def select_task(model: Layer, task: str) -> int:
 
 
 def merge_in_place(model: Layer) -> int:
-    """Put the merged layer in the place of every adapter in a Sequential.
+    """Put the merged layer in the place of every adapter in the model.
 
     Returns
     -------
@@ -212,16 +245,16 @@ def merge_in_place(model: Layer) -> int:
     """
     if isinstance(model, LoRAAdapterBase):
         raise InvalidOperationError(f"{model.layer_name} cannot replace itself; use its merge_to_original_layer()")
-    swaps = [
-        (layer, {name: child.merge_to_original_layer()})
-        for layer in model.walk().values()
-        if isinstance(layer, Sequential)
-        for name, child in layer.children().items()
-        if isinstance(child, LoRAAdapterBase)
-    ]
-    for stack, merged in swaps:
-        stack.replace(merged)
-    return len(swaps)
+    swaps = []
+    for layer in model.walk().values():
+        adapters = {name: child for name, child in layer.children().items() if isinstance(child, LoRAAdapterBase)}
+        if adapters and not isinstance(layer, LoRAAdapterBase):
+            swaps.append((layer, {name: adapter.merge_to_original_layer() for name, adapter in adapters.items()}))
+    for container, merged in swaps:
+        container.with_children(merged)  # where it cannot, nothing has changed yet
+    for container, merged in swaps:
+        container.replace(merged)
+    return sum(len(merged) for _, merged in swaps)
 
 
 @dataclass(frozen=True)

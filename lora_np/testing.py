@@ -15,16 +15,17 @@ True
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from ._typing import RNG, Array, Generator, Gradients, Parts
-from ._validation import generator, last_axis, non_negative_float, one_of, real_array, same_shape
+from ._validation import generator, non_negative_float, one_of, real_array, same_shape
 from .base import Layer
 from .errors import ArgumentError, GradientError
 from .numerical import numerical_gradient
+from .run import Run
 
 __all__ = ["check_gradients", "gradient_errors", "numerical_gradient"]
 
@@ -44,6 +45,8 @@ def check_gradients(
     *,
     output_gradient: Any = None,
     training: bool = False,
+    tasks: Iterable[str | None] | None = None,
+    rank: Any = None,
     method: Method = "auto",
     directions: bool = False,
     active_only: bool = False,
@@ -61,7 +64,9 @@ def check_gradients(
     output_gradient : array, shape (..., output_size), optional
         dL/dy; random if left out.
     training : bool, default False
-        Whether to check the training pass. Its random draws are the same in every evaluation.
+        Whether to check the training pass. What is random in it is drawn once, for all evaluations.
+    tasks, rank
+        As in `Layer.forward`.
     method : {"auto", "complex", "central"}, default "auto"
         ``"complex"``: the complex step, exact to rounding, for layers whose `apply` is analytic. ``"central"``: central
         differences. ``"auto"``: the complex step, and central differences where that fails.
@@ -88,7 +93,7 @@ def check_gradients(
         An error is too large, a gradient has another shape than its array, or it belongs to no trainable array; the message
         names all such arrays.
     """
-    errors, used = _measure(layer, input, output_gradient, training, method, directions, active_only, rng)
+    errors, used = _measure(layer, input, output_gradient, training, tasks, rank, method, directions, active_only, rng)
     limit = TOLERANCES[used] if rtol is None else non_negative_float("rtol", rtol)
     # Not "error > limit": a NaN is no pass.
     wrong = [f"{name} is off by {error:.2g}" for name, error in errors.items() if not error <= limit]
@@ -103,6 +108,8 @@ def gradient_errors(
     *,
     output_gradient: Any = None,
     training: bool = False,
+    tasks: Iterable[str | None] | None = None,
+    rank: Any = None,
     method: Method = "auto",
     directions: bool = False,
     active_only: bool = False,
@@ -117,7 +124,7 @@ def gradient_errors(
     dict of float
         By array, and ``"input"``: the largest absolute error over the largest element of the gradient.
     """
-    return _measure(layer, input, output_gradient, training, method, directions, active_only, rng)[0]
+    return _measure(layer, input, output_gradient, training, tasks, rank, method, directions, active_only, rng)[0]
 
 
 def _measure(
@@ -125,6 +132,8 @@ def _measure(
     input: Any,
     output_gradient: Any,
     training: bool,
+    tasks: Iterable[str | None] | None,
+    rank: Any,
     method: Method,
     directions: bool,
     active_only: bool,
@@ -133,16 +142,17 @@ def _measure(
     """The errors, and the kind of step that they were found with."""
     one_of("method", method, ("auto", "complex", "central"))
     random = generator(rng)
-    x = real_array("input", input, float, copy=True)
-    last_axis("input", x, layer.input_size)
+    twin = _with_dtype(layer, np.dtype(float))
+    x = twin.check_input(input, copy=True)
     shape = (*x.shape[:-1], layer.output_size)
     dy = random.standard_normal(shape) if output_gradient is None else real_array("output_gradient", output_gradient, float)
     same_shape("output_gradient", dy, shape)
     seed = int(random.integers(2**32))
-    analytic, parts = _analytic(layer, x, dy, training)
+    run = twin.new_run(x, tasks=tasks, rank=rank, training=training)
+    analytic, parts = _analytic(twin, x, dy, run)
 
     def errors(step: Literal["complex", "central"]) -> dict[str, float]:
-        numeric = _Numeric(layer, x, dy, training, step)
+        numeric = _Numeric(layer, x, dy, run, step)
         return _errors(analytic, parts if active_only else {}, numeric, np.random.default_rng(seed), directions)
 
     if method == "central":
@@ -160,29 +170,28 @@ def _measure(
     return found, "complex"
 
 
-def _analytic(layer: Layer, x: Array, dy: Array, training: bool) -> tuple[Gradients, Parts]:
+def _analytic(twin: Layer, x: Array, dy: Array, run: Run) -> tuple[Gradients, Parts]:
     """The gradients of the layer's own vjp, zero for trainable arrays that got none, with the input's first."""
-    twin = _with_dtype(layer, np.dtype(float))
-    _, cache = twin.apply(x, training=training)
+    _, cache = twin.apply(x, run)
     dx, gradients = twin.vjp(dy, cache)
     if dx is None:
-        raise GradientError(f"{layer.layer_name} gives no gradient of its input")
+        raise GradientError(f"{twin.layer_name} gives no gradient of its input")
     trainable = twin.named_parameters()
     if "input" in trainable:
         raise ArgumentError(
-            f"no array may be called 'input', as one of {layer.layer_name} is: that is the input's name here"
+            f"no array may be called 'input', as one of {twin.layer_name} is: that is the input's name here"
         )
     arrays = {"input": x} | trainable
     unknown = [name for name in gradients if name not in arrays]
     if unknown:
-        raise GradientError(f"{layer.layer_name} gives gradients to arrays that do not train: {', '.join(unknown)}")
+        raise GradientError(f"{twin.layer_name} gives gradients to arrays that do not train: {', '.join(unknown)}")
     complete = {"input": dx} | {
         name: gradients.get(name, np.zeros_like(a)) for name, a in arrays.items() if name != "input"
     }
     for name, gradient in complete.items():
         if gradient.shape != arrays[name].shape:
             raise GradientError(
-                f"{layer.layer_name}: the gradient of {name} has shape {gradient.shape}, and the array {arrays[name].shape}"
+                f"{twin.layer_name}: the gradient of {name} has shape {gradient.shape}, and the array {arrays[name].shape}"
             )
     return complete, twin.active_parts(cache)
 
@@ -190,9 +199,9 @@ def _analytic(layer: Layer, x: Array, dy: Array, training: bool) -> tuple[Gradie
 class _Numeric:
     """The scalar ``Σ dy · apply(x) + auxiliary loss`` as a function of one array of a layer at a time."""
 
-    def __init__(self, layer: Layer, x: Array, dy: Array, training: bool, step: Literal["complex", "central"]) -> None:
+    def __init__(self, layer: Layer, x: Array, dy: Array, run: Run, step: Literal["complex", "central"]) -> None:
         self.layer = _with_dtype(layer, np.dtype(complex if step == "complex" else float))
-        self.x, self.dy, self.training, self.step = x, dy, training, step
+        self.x, self.dy, self.run, self.step = x, dy, run, step
 
     def gradient(self, name: str, direction: Array | None) -> Array:
         """The derivative by each element of an array, or by the length of a step along a direction."""
@@ -206,17 +215,15 @@ class _Numeric:
         return gradient
 
     def _of_input(self, x: Array) -> Any:
-        # Every evaluation takes a copy where there are random draws, so that all of them draw the same.
-        layer = copy.deepcopy(self.layer) if self.training else self.layer
         try:
-            y, _ = layer.apply(x, training=self.training)
+            y, _ = self.layer.apply(x, self.run)
         except TypeError as error:
             if self.step == "central":
                 raise
             raise _NotAnalyticError(f"its apply() takes no complex numbers: {error}") from error
         if self.step == "complex" and np.iscomplexobj(x) and not np.iscomplexobj(y):
             raise _NotAnalyticError("its apply() turns complex numbers into real ones")
-        return (self.dy * y).sum() + layer.compute_auxiliary_loss()
+        return (self.dy * y).sum() + self.layer.compute_auxiliary_loss()
 
     def _of_array(self, name: str) -> Callable[[Array], Any]:
         array = self.layer.named_parameters()[name]

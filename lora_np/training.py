@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -11,16 +10,17 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ._typing import RNG, Array, Generator
-from ._validation import generator, last_axis, positive_int, real_array
+from ._validation import generator, positive_int, real_array
 from .adapters.dylora import DyLoRAAdapter
 from .base import Layer
 from .descent import Descent
 from .errors import ArgumentError, InvalidOperationError, NonFiniteError
 from .losses import Loss
 from .optimizers import Optimizer
+from .run import Draw, Rank
 
-RankSchedule: TypeAlias = Callable[[Sequence[DyLoRAAdapter], Generator], None]
-"""Called before each step with the DyLoRA adapters of the model, to set their `training_rank` or `row_quantile`."""
+RankSchedule: TypeAlias = Callable[[Sequence[DyLoRAAdapter], Generator, int], Rank]
+"""Gives the rank of a step, from the DyLoRA adapters of the model, a source of random numbers, and the number of rows."""
 
 
 @dataclass(frozen=True)
@@ -52,31 +52,26 @@ class History:
     epoch_losses: list[float] = field(default_factory=list)
     """Their mean over the rows of each epoch."""
     ranks: list[tuple[int, ...]] = field(default_factory=list)
-    """The training ranks of each step, one for each DyLoRA adapter whose rank the schedule set."""
+    """The training ranks of each step, one for each DyLoRA adapter; none where each row has a rank."""
 
 
-def shared_rank(adapters: Sequence[DyLoRAAdapter], rng: Generator) -> None:
+def shared_rank(adapters: Sequence[DyLoRAAdapter], rng: Generator, rows: int) -> Rank:
     """One draw for all adapters of a model: with equal active ranks they train at the same rank (Valipour et al. 2022)."""
-    quantile = rng.random()
-    for adapter in adapters:
-        adapter.training_rank = adapter.rank_at(quantile)
+    return Draw(rng.random())
 
 
-def rank_per_row(adapters: Sequence[DyLoRAAdapter], rng: Generator) -> None:
+def rank_per_row(adapters: Sequence[DyLoRAAdapter], rng: Generator, rows: int) -> Rank:
     """A rank for each row of the batch, the same in all adapters: every step trains every rank (Rippel et al. 2014).
 
     A rank's share of the rows is its probability, to within one row; the price is that of one pass. How it compares with
     `shared_rank` is measured in ``docs/dylora-quality.md``. Adapters in frozen mode refuse it.
     """
-    quantile = rng.random()
-    for adapter in adapters:
-        adapter.row_quantile = quantile
+    return Draw.of_rows(rng.random(), rows)
 
 
-def independent_ranks(adapters: Sequence[DyLoRAAdapter], rng: Generator) -> None:
+def independent_ranks(adapters: Sequence[DyLoRAAdapter], rng: Generator, rows: int) -> Rank:
     """A draw for each adapter."""
-    for adapter in adapters:
-        adapter.training_rank = adapter.rank_at(rng.random())
+    return {adapter: adapter.rank_at(rng.random()) for adapter in adapters}.__getitem__
 
 
 def fit(
@@ -108,13 +103,13 @@ def fit(
     epochs, batch_size : int
         At least 1. The last batch of an epoch may be smaller.
     tasks : sequence of str or None, optional
-        The task of each row: batches are mixed, and each trains all tasks that it holds (`Layer.forward_routed`).
+        The task of each row: batches are mixed, and each trains all tasks that it holds (`Layer.forward`).
     shuffle : bool, default True
         Whether to draw the order of the rows anew for each epoch.
     rng : seed or numpy.random.Generator, optional
         For the order of the rows and the ranks.
     rank_schedule : callable, default `shared_rank`
-        Sets the training rank of the DyLoRA adapters before each step; `rank_per_row` gives each row a rank of its own.
+        Gives the rank of each step; `rank_per_row` gives each row a rank of its own.
     callbacks : callables
         Each is called with a `Progress` after each step; an exception from one ends the training.
 
@@ -151,19 +146,21 @@ def fit(
     descent = Descent(model, loss, optimizer)
     history = History()
     steps = epochs * -(-rows // batch_size)
-    with model.training_mode(True), training_ranks(adapters):
+    with model.training_mode(True):
         for epoch in range(1, epochs + 1):
             order = random.permutation(rows) if shuffle else np.arange(rows)
             total = 0.0
             for start in range(0, rows, batch_size):
                 batch = order[start : start + batch_size]
-                rank_schedule(adapters, random)
+                rank = rank_schedule(adapters, random, len(batch))
+                forward = samples.forward(model, batch, rank if adapters else None)
                 try:
-                    value = descent.step(samples.forward(model, batch), samples.targets[batch])
+                    value = descent.step(forward, samples.targets[batch])
                 except NonFiniteError as error:
                     raise stopped(error, len(history.step_losses) + 1, epoch) from error
                 history.step_losses.append(value)
-                history.ranks.append(tuple(a.training_rank for a in adapters if a.training_rank is not None))
+                ranks = [] if descent.run is None else [adapter.rank_in(descent.run) for adapter in adapters]
+                history.ranks.append(tuple(rank for rank in ranks if not isinstance(rank, np.ndarray)))
                 total += value * len(batch)
                 progress = Progress(model, epoch, epochs, len(history.step_losses), steps, value)
                 for callback in callbacks:
@@ -192,11 +189,9 @@ class Samples(NamedTuple):
     targets: Array
     tasks: Array | None
 
-    def forward(self, model: Layer, rows: Any) -> Callable[[], Array]:
+    def forward(self, model: Layer, rows: Any, rank: Rank | None = None) -> Callable[[], Array]:
         """The forward pass of these rows."""
-        if self.tasks is None:
-            return partial(model.forward, self.inputs[rows])
-        return partial(model.forward_routed, self.inputs[rows], self.tasks[rows])
+        return partial(model.forward, self.inputs[rows], tasks=None if self.tasks is None else self.tasks[rows], rank=rank)
 
 
 def checked_samples(model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iterable[str | None] | None) -> Samples:
@@ -205,15 +200,18 @@ def checked_samples(model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iter
         inputs, targets = data
     except (TypeError, ValueError):
         raise ArgumentError("data must be a pair (inputs, targets)") from None
-    inputs = real_array("inputs", inputs, model.dtype)
-    last_axis("inputs", inputs, model.input_size)
+    inputs = model.check_input(inputs, name="inputs")
     targets = real_array("targets", targets)
     if inputs.ndim < 2 or targets.ndim < 1 or len(inputs) != len(targets) or not len(inputs):
         raise ArgumentError(
             "data must have as many rows of inputs as of targets, and some: "
             f"got inputs of shape {inputs.shape}, targets of shape {targets.shape}"
         )
-    row_tasks = None if tasks is None else np.array(model.check_tasks(tasks, len(inputs)), dtype=object)
+    row_tasks = None
+    if tasks is not None:
+        names = tuple(tasks) if isinstance(tasks, Iterable) and not isinstance(tasks, str) else tasks
+        model.new_run(inputs, tasks=names)
+        row_tasks = np.array(names, dtype=object)
     # All targets are checked at once, against predictions of which only the shape matters.
     loss.check(np.broadcast_to(np.zeros((), model.dtype), (*inputs.shape[:-1], model.output_size)), targets)
     return Samples(inputs, targets, row_tasks)
@@ -225,12 +223,3 @@ def stopped(error: NonFiniteError, step: int, epoch: int) -> NonFiniteError:
         f"step {step}, epoch {epoch}: {error}; the parameters are those of the last finite loss. "
         "A smaller learning rate may help"
     )
-
-
-@contextmanager
-def training_ranks(adapters: Sequence[DyLoRAAdapter]) -> Iterator[None]:
-    """Give the adapters their own training ranks back in the end."""
-    with ExitStack() as stack:
-        for adapter in adapters:
-            stack.enter_context(adapter.own_training_ranks())
-        yield

@@ -76,7 +76,7 @@ def dylora_adapters(draw, mode=None):
         scaling=draw(st.sampled_from(["max", "paper", "rslora"])),
         rng=0,
     )
-    adapter.training_rank = adapter.current_deployment_rank = rank
+    adapter.current_deployment_rank = rank
     return randomised(adapter, draw(seeds))
 
 

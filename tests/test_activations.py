@@ -13,6 +13,7 @@ from mpmath import mp, mpf
 
 from lora_np import Activation, DenseLayer, FormatError, NotSupportedError, activations
 from lora_np.activations import ACTIVATIONS, SHIPPED, erf, softmax
+from lora_np.run import Run
 
 mp.dps = 40
 
@@ -349,5 +350,5 @@ def test_an_activation_cannot_be_changed():
 @each
 def test_only_the_identity_keeps_nothing_to_derive_from(activation):
     layer = DenseLayer(3, 2, activation).clone()
-    _, (_, kept) = layer.apply(np.ones((4, 3)))
+    _, (_, kept) = layer.apply(np.ones((4, 3)), Run())
     assert (kept is None) == (activation.name == "identity")

@@ -54,7 +54,7 @@ class Scale(Layer):
         self.shift = np.zeros((), self.dtype)
         self.power = 1
 
-    def apply(self, x, *, training=False):
+    def apply(self, x, run):
         return self.factor**self.power * x + self.shift, (x,)
 
     def vjp(self, dy, cache, *, parameters=True, inputs=True):

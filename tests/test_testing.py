@@ -27,6 +27,7 @@ from lora_np import (
     tanh,
 )
 from lora_np.base import prefixed
+from lora_np.run import Run
 from lora_np.testing import check_gradients, gradient_errors
 
 X = np.random.default_rng(0).standard_normal((3, 4))
@@ -71,7 +72,7 @@ LAYERS = {name: filled(build) for name, build in BUILDERS.items()}
 
 def with_gradients(layer):
     """The arrays that one pass gives gradients to, the input first."""
-    y, cache = layer.apply(X)
+    y, cache = layer.apply(X, Run())
     return ["input", *layer.vjp(y, cache)[1]]
 
 
@@ -98,8 +99,8 @@ class Tampered(Layer):
     def children(self):
         return {"inner": self.inner}
 
-    def apply(self, x, *, training=False):
-        return self.inner.apply(x, training=training)
+    def apply(self, x, run):
+        return self.inner.apply(x, run)
 
     def vjp(self, dy, cache, *, parameters=True, inputs=True):
         dx, gradients = self.inner.vjp(dy, cache, parameters=parameters, inputs=inputs)
@@ -131,7 +132,7 @@ class Custom(Layer):
         self.weight = np.random.default_rng(0).standard_normal((4, 2))
         self.calls = []
 
-    def apply(self, x, *, training=False):
+    def apply(self, x, run):
         self.calls.append(x)
         return self.function(x) @ self.weight, (x,)
 
@@ -188,8 +189,7 @@ def test_a_float32_layer_is_checked_in_float64(name):
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_a_training_pass_at_a_given_rank_passes(mode, rank):
     layer = filled(lambda: dylora(mode=mode))
-    layer.training_rank = rank
-    check_gradients(layer, X, training=True, active_only=True)
+    check_gradients(layer, X, training=True, rank=rank, active_only=True)
 
 
 @each_mode
@@ -225,7 +225,7 @@ def test_a_type_error_of_the_layer_itself_is_not_hidden(method):
 
 def test_a_real_output_for_a_complex_input_is_named():
     class Magnitude(Tampered):
-        def apply(self, x, *, training=False):
+        def apply(self, x, run):
             return np.abs(x), (x,)
 
         def vjp(self, dy, cache, *, parameters=True, inputs=True):
@@ -353,7 +353,7 @@ def test_an_array_called_input_does_not_hide_behind_the_input():
             super().__init__(4, 4)
             self.input = np.ones(4)
 
-        def apply(self, x, *, training=False):
+        def apply(self, x, run):
             return x * self.input, ()
 
         def vjp(self, dy, cache, *, parameters=True, inputs=True):
@@ -413,20 +413,18 @@ def test_wrong_gradients_of_a_random_training_pass_are_found(array):
 
 def frozen_mode():
     """A pass that trains component 2 of 3 alone, though component 1 takes part."""
-    layer = filled(lambda: dylora(mode="frozen"))
-    layer.training_rank = 2
-    return layer
+    return filled(lambda: dylora(mode="frozen"))
 
 
 @each_mode
 def test_without_active_only_a_gradient_left_out_on_purpose_is_an_error(mode):
     with pytest.raises(GradientError, match=r"lora\.matrix_a"):
-        check_gradients(frozen_mode(), X, training=True, **mode)
+        check_gradients(frozen_mode(), X, training=True, rank=2, **mode)
 
 
 @each_mode
 def test_active_only_compares_the_trained_part(mode):
-    check_gradients(frozen_mode(), X, training=True, active_only=True, **mode)
+    check_gradients(frozen_mode(), X, training=True, rank=2, active_only=True, **mode)
 
 
 @each_mode
@@ -504,8 +502,7 @@ def test_gradient_errors_gives_no_verdict():
 @pytest.mark.parametrize("function", [check_gradients, gradient_errors])
 def test_the_pass_for_inference_is_the_default(function):
     layer = filled(dylora)
-    layer.training_rank = 1
-    assert function(layer, X) == function(layer, X, training=False) != function(layer, X, training=True)
+    assert function(layer, X) == function(layer, X, training=False) != function(layer, X, training=True, rank=1)
 
 
 def test_the_output_gradient_may_be_given():

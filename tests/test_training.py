@@ -30,6 +30,7 @@ from lora_np import (
     fit,
     relu,
 )
+from lora_np.run import Draw
 from lora_np.training import independent_ranks, rank_per_row, shared_rank
 
 RANKS = [1, 2, 4]
@@ -338,9 +339,13 @@ def test_ranks_follow_the_distribution(schedule):
 
 def test_history_says_the_ranks_that_were_trained():
     seen, model = [], dylora_model()
-    history = train(
-        model, dylora_data(), callbacks=[lambda p: seen.append(tuple(a.training_rank for a in p.model.layers))], rng=0
-    )
+
+    def schedule(adapters, rng, rows):
+        draw = shared_rank(adapters, rng, rows)
+        seen.append(tuple(map(draw, adapters)))
+        return draw
+
+    history = train(model, dylora_data(), rank_schedule=schedule, rng=0)
     assert seen == history.ranks
 
 
@@ -351,7 +356,7 @@ def test_a_step_trains_only_the_components_of_its_rank():
         model,
         dylora_data(),
         Adam(0.1),
-        rank_schedule=lambda adapters, rng: [setattr(a, "training_rank", 2) for a in adapters],
+        rank_schedule=lambda adapters, rng, rows: 2,
     )
     for adapter in model.layers:
         moved = (adapter.lora_layer.matrix_b != 1).any(axis=1)
@@ -359,21 +364,20 @@ def test_a_step_trains_only_the_components_of_its_rank():
 
 
 def test_a_schedule_may_leave_the_draw_to_the_layers():
-    history = train(dylora_model(), dylora_data(), rank_schedule=lambda adapters, rng: None, rng=0)
-    assert set(history.ranks) == {()}
+    history = train(dylora_model(), dylora_data(), epochs=4, rank_schedule=lambda adapters, rng, rows: None, rng=0)
+    assert {rank for ranks in history.ranks for rank in ranks} == set(RANKS)
+    assert all(len(ranks) == 2 and len(set(ranks)) == 1 for ranks in history.ranks)
 
 
 def test_a_rank_for_each_row_is_the_same_in_all_layers_and_drawn_for_each_step():
     seen, model = [], dylora_model()
-    history = train(
-        model,
-        dylora_data(),
-        rank_schedule=rank_per_row,
-        callbacks=[lambda p: seen.append([a.row_quantile for a in p.model.layers])],
-        rng=0,
-    )
-    assert all(first == second for first, second in seen)
-    assert len({first for first, _ in seen}) == len(seen)
+
+    def schedule(adapters, rng, rows):
+        seen.append(rank_per_row(adapters, rng, rows))
+        return seen[-1]
+
+    history = train(model, dylora_data(), rank_schedule=schedule, rng=0)
+    assert len({draw.quantile.tobytes() for draw in seen}) == len(seen) == len(history.ranks)
     assert set(history.ranks) == {()}
 
 
@@ -387,10 +391,8 @@ def test_a_rank_for_each_row_trains_every_rank_in_each_step():
         quantile = draws.random()
         rows = [slice(row, row + 1) for row in range(start, start + 4)]
         total, loss, used = 0.0, 0.0, set()
-        for row, rank in zip(rows, expected[0].ranks_of_rows(quantile, 4), strict=True):
-            for adapter in expected.layers:
-                adapter.training_rank = int(rank)
-            value, dy = MeanSquaredError().value_and_gradient(expected.forward(data[0][row]), data[1][row])
+        for row, rank in zip(rows, Draw.of_rows(quantile, 4)(expected[0]), strict=True):
+            value, dy = MeanSquaredError().value_and_gradient(expected.forward(data[0][row], rank=int(rank)), data[1][row])
             expected.backward(dy)
             total, loss = total + expected.get_parameter_gradients() / 4, loss + value / 4
             used.add(int(rank))
@@ -399,19 +401,6 @@ def test_a_rank_for_each_row_trains_every_rank_in_each_step():
         assert used == set(RANKS)
     np.testing.assert_allclose(found.get_parameters(), expected.get_parameters(), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(history.step_losses, losses, rtol=1e-10)
-
-
-@pytest.mark.parametrize("schedule", [shared_rank, rank_per_row])
-@pytest.mark.parametrize("callbacks", [[], [fail]], ids=["finished", "failed"])
-def test_layers_get_their_own_training_ranks_back(callbacks, schedule):
-    model = Sequential([*dylora_model().layers, DyLoRAAdapter(DenseLayer(4, 4, rng=2), 4, RANKS, rng=2)])
-    model[0].training_rank, model[1].row_quantile = 2, 0.25
-    try:
-        train(model, dylora_data(), callbacks=callbacks, rank_schedule=schedule)
-    except KeyError:
-        assert callbacks
-    assert [adapter.training_rank for adapter in model.layers] == [2, None, None]
-    assert [adapter.row_quantile for adapter in model.layers] == [None, 0.25, None]
 
 
 # ---------------------------------------------------------------- modes
@@ -444,7 +433,7 @@ def test_mixed_batches_are_routed_as_by_hand():
     optimizer = Adam(0.1)
     for start in (0, 4, 8):
         rows = slice(start, start + 4)
-        _, dy = MeanSquaredError().value_and_gradient(expected.forward_routed(data[0][rows], TASKS[rows]), data[1][rows])
+        _, dy = MeanSquaredError().value_and_gradient(expected.forward(data[0][rows], tasks=TASKS[rows]), data[1][rows])
         expected.backward(dy)
         expected.apply_updates(optimizer.updates(expected))
     train(found, data, Adam(0.1), epochs=1, tasks=TASKS, shuffle=False)
@@ -650,9 +639,7 @@ def test_every_task_goes_back():
 
 def test_modes_and_ranks_come_back_after_a_stop():
     model = dylora_model().eval()
-    model[1].training_rank = 4
     stopped(model, "step 2", data=dylora_data(), loss=Broken(2, value=np.nan))
-    assert [adapter.training_rank for adapter in model.layers] == [None, 4]
     assert not any(layer.is_training for layer in model.walk().values())
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -29,30 +30,29 @@ def lora(problem: Problem, rank: int) -> Layer:
     return _start(adapter, problem.A[:, :rank], problem.B[:rank])
 
 
-def dylora(problem: Problem, training_rank: int | None = None) -> Layer:
+def dylora(problem: Problem) -> Layer:
     ranks, base = range(1, problem.rank + 1), frozen_base(problem.W, problem.b)
     adapter = DyLoRAAdapter(base, problem.rank, ranks, SCALE * problem.rank, rng=0)
-    adapter.training_rank = training_rank
     return _start(adapter, problem.A, problem.B)
 
 
-def train(adapter: Layer, problem: Problem, steps: int = 1) -> np.ndarray:
+def train(adapter: Layer, problem: Problem, steps: int = 1, rank: int | None = None) -> np.ndarray:
     for _ in range(steps):
-        y = adapter.forward(problem.x)
+        y = adapter.forward(problem.x, rank=rank)
         adapter.backward(problem.dy)
         adapter.update_parameters(problem.rate)
     return y
 
 
-def step_candidate(make: Callable[[Problem], Layer], problem: Problem, rank: int) -> Candidate:
+def step_candidate(make: Callable[[Problem], Layer], problem: Problem, size: int, **knows: Any) -> Candidate:
     def answer() -> dict[str, np.ndarray]:
         adapter = make(problem)
-        y = train(adapter, problem)
+        y = train(adapter, problem, **knows)
         layer = adapter.lora_layer
-        return {"y": y, "A": layer.matrix_a[:, :rank] - problem.A[:, :rank], "B": layer.matrix_b[:rank] - problem.B[:rank]}
+        return {"y": y, "A": layer.matrix_a[:, :size] - problem.A[:, :size], "B": layer.matrix_b[:size] - problem.B[:size]}
 
     slow = problem.slowly()
-    return Candidate(partial(train, make(slow), slow), answer)
+    return Candidate(partial(train, make(slow), slow, **knows), answer)
 
 
 def step_rows(settings: Settings) -> Iterator[Row]:
@@ -61,7 +61,7 @@ def step_rows(settings: Settings) -> Iterator[Row]:
     for rank in settings.sizes((1, 2, 4, 8), (1, 2)):
         candidates = {
             LORA: step_candidate(partial(lora, rank=rank), problem, rank),
-            DYLORA: step_candidate(partial(dylora, training_rank=rank), problem, rank),
+            DYLORA: step_candidate(dylora, problem, rank, rank=rank),
         }
         yield timed(settings, f"rank {rank} of {full}, batch {batch}, {width} × {width}", candidates)
 

@@ -10,7 +10,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple, Protocol, Self
 
-from .._typing import Array, Cache, Gradients, Parts, Rank, Routing, Tasks
+import numpy as np
+
+from .._typing import Array, Cache, Gradients, Parts
 from .._validation import not_none
 from ..activations import identity
 from ..base import Layer, prefixed
@@ -18,6 +20,7 @@ from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
 from ..kernels import add
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer, LowRankLayer
+from ..run import INFERENCE, Run
 
 
 class LoRAAdapterBase(Layer):
@@ -125,9 +128,9 @@ class LoRAAdapterBase(Layer):
         """Whether there are trainable parameters: the branch has some."""
         return self.lora_layer.supports_training or super().supports_training
 
-    def routing(self, tasks: Tasks | None = None) -> Routing:
-        """That of the base layer: the branch has no tasks."""
-        return self.base_layer.routing(tasks)
+    def listeners(self) -> tuple[Layer, ...]:
+        """Those of the base layer, and the adapter itself: branches, which may be thousands, read nothing."""
+        return (*self.base_layer.listeners(), self) if self.listens_to else self.base_layer.listeners()
 
     def children(self) -> Mapping[str, Layer]:
         """The base layer and the branch."""
@@ -145,9 +148,7 @@ class LoRAAdapterBase(Layer):
 class Branch(Protocol):
     """What an adapter adds to its base: a LowRankLayer, or those of all tasks in a mixed batch."""
 
-    def apply(
-        self, x: Array, *, training: bool = False, rank: Rank | None = None, trained_from: int = 0
-    ) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
         """The output, and what `vjp` needs; see `LowRankLayer.apply`."""
 
     def vjp(
@@ -164,9 +165,9 @@ class Selection(NamedTuple):
 
     name: str
     """The branch's name among the children."""
-    layer: LowRankLayer
-    rank: Rank | None = None
-    """How many of its components take part; None for all."""
+    branch: Branch
+    rank: int | Array | None = None
+    """How many of its components take part, in the pass or in each entry of the first axis; None for all."""
     trained_from: int = 0
     """The first component that gets a gradient."""
 
@@ -181,22 +182,15 @@ class AdditiveAdapter(LoRAAdapterBase):
     """
 
     @abstractmethod
-    def select(self, *, training: bool) -> Selection:
-        """The branch and the rank for one pass; only a training pass may draw random numbers."""
+    def select(self, run: Run) -> Selection:
+        """The branch and the rank for one pass."""
 
-    def select_routed(self, tasks: Tasks, *, training: bool) -> tuple[str, Branch, Rank | None, int]:
-        """The same for a mixed batch; an adapter without tasks has one branch for all rows."""
-        return self.select(training=training)
-
-    def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run) -> tuple[Array, Cache]:
         """``y = base(x) + branch(x)``."""
-        base = self.base_layer.apply(x, training=training)
-        return _with_branch(x, base, self.select(training=training), training)
-
-    def apply_routed(self, x: Array, tasks: Tasks, *, training: bool = False) -> tuple[Array, Cache]:
-        """``y = base(x) + branch(x)``, with the branch of each row's task."""
-        base = self.base_layer.apply_routed(x, tasks, training=training)
-        return _with_branch(x, base, self.select_routed(tasks, training=training), training)
+        name, branch, rank, trained_from = self.select(run)
+        base_y, base_cache = self.base_layer.apply(x, run)
+        branch_y, branch_cache = branch.apply(x, run, rank=rank, trained_from=trained_from)
+        return add(branch_y, base_y), (base_cache, name, branch, branch_cache)
 
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
@@ -224,16 +218,7 @@ class AdditiveAdapter(LoRAAdapterBase):
         InvalidOperationError, or NotSupportedError for MultiLoRA
             The base is not a DenseLayer or FullyConnectedLayer, or it has an activation.
         """
-        base, chosen = self.mergeable_base(), self.select(training=False)
-        assert not callable(chosen.rank)  # ranks of rows are for training
-        return base.with_matrix(base.matrix + chosen.layer.merge_weights(rank=chosen.rank))
-
-
-def _with_branch(
-    x: Array, base: tuple[Array, Cache], selected: tuple[str, Branch, Rank | None, int], training: bool
-) -> tuple[Array, Cache]:
-    """The base's output plus that of the selected branch."""
-    base_y, base_cache = base
-    name, branch, rank, trained_from = selected
-    branch_y, branch_cache = branch.apply(x, training=training, rank=rank, trained_from=trained_from)
-    return add(branch_y, base_y), (base_cache, name, branch, branch_cache)
+        base, chosen = self.mergeable_base(), self.select(INFERENCE)
+        assert isinstance(chosen.branch, LowRankLayer)  # no pass, no mixed batch
+        assert not isinstance(chosen.rank, np.ndarray)
+        return base.with_matrix(base.matrix + chosen.branch.merge_weights(rank=chosen.rank))

@@ -15,6 +15,7 @@ from ..errors import ArgumentError
 from ..kernels import sum_rows
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
+from ..run import Run
 from .base import LoRAAdapterBase
 
 
@@ -73,11 +74,11 @@ class DoRAAdapter(LoRAAdapterBase):
         self._lora = LoRALayer(self.input_size, self.output_size, rank, alpha, scaling=scaling, dtype=self.dtype, rng=rng)
         self.magnitude: Array = _column_norms(self._base.matrix)
 
-    def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run) -> tuple[Array, Cache]:
         """``y = c (base(x) - b + branch(x)) + b``, with c = m / ‖W + s A B‖."""
         b, m = self._base.bias, self.magnitude
-        z, base_cache = self._base.apply(x, training=training)
-        branch, lora_cache = self._lora.apply(x, training=training)
+        z, base_cache = self._base.apply(x, run)
+        branch, lora_cache = self._lora.apply(x, run)
         V = self._base.matrix + self._lora.merge_weights()  # (in, out)
         n = _divisor(V)
         c = m / n

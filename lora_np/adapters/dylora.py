@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, Self, final, overload
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from .._validation import (
     fraction,
     generator,
     integer,
-    last_axis,
     not_none,
     one_of,
     positive_int,
@@ -32,6 +31,7 @@ from ..kernels import product
 from ..layers.lora import LoRALayer
 from ..losses import FunctionLoss, Loss
 from ..optimizers import SGD
+from ..run import Draw, Run
 from .base import AdditiveAdapter, Selection
 
 
@@ -72,9 +72,8 @@ class DyLoRAAdapter(AdditiveAdapter):
 
     Notes
     -----
-    In training mode `forward` draws the rank, or takes `training_rank` where one is set (`lora_np.training.fit` sets one
-    for all layers of a model at each step). Where `row_quantile` is set, each row of the pass has a rank of its own. In
-    evaluation mode, and in `predict`, it is `current_deployment_rank`.
+    The rank of a pass is the ``rank`` given to `forward` or `predict`, which may be one for each row. Where none is given,
+    a training pass draws one for all layers of the model, and any other takes `current_deployment_rank`.
 
     Examples
     --------
@@ -85,6 +84,7 @@ class DyLoRAAdapter(AdditiveAdapter):
     """
 
     settings = ("current_deployment_rank",)
+    listens_to = "rank"
 
     def __init__(
         self,
@@ -108,31 +108,51 @@ class DyLoRAAdapter(AdditiveAdapter):
             self.input_size, self.output_size, max_rank, alpha, scaling=scaling, dtype=self.dtype, rng=self._rng
         )
         self._deployment_rank = self._active_ranks[-1]
-        self._training_rank: int | None = None
-        self._row_quantile: float | None = None
 
     def _set_ranks(self, ranks: tuple[int, ...], distribution: Sequence[float] | None) -> None:
         self._active_ranks = ranks
         self._distribution = _probabilities(distribution, len(ranks))
         sums = np.cumsum(self._distribution)
-        self._cumulative = sums / sums[-1]  # exactly 1 from the last rank on that has a probability
+        self._cumulative: list[float] = (sums / sums[-1]).tolist()  # exactly 1 from the last rank on that has a probability
 
-    def select(self, *, training: bool) -> Selection:
-        """A drawn rank in training, or one for each row; the deployment rank otherwise."""
-        rank = self._deployment_rank
-        if training and self._row_quantile is not None:
+    def rank_in(self, run: Run) -> int | Array:
+        """The rank that a pass uses here: a number, or one for each entry of the first axis."""
+        rank = run.rank(self) if callable(run.rank) else run.rank
+        if rank is None and run.training:
+            raise InvalidOperationError(f"{self.layer_name}: a training pass needs a rank; `new_run` draws one")
+        return self._deployment_rank if rank is None else rank
+
+    def select(self, run: Run) -> Selection:
+        """The branch at the rank of the pass, or at each row's own."""
+        rank = self.rank_in(run)
+        first = self._previous(rank) if self.mode == "frozen" and not isinstance(rank, np.ndarray) else 0
+        return Selection("lora", self._lora, rank, first)
+
+    def draw(self) -> Draw:
+        """One random number, from which every layer of the pass takes its rank."""
+        return Draw(self._rng.random())
+
+    def check_run(self, run: Run) -> None:
+        """Raise ArgumentError where a rank is not active, InvalidOperationError for ranks of rows in frozen training."""
+        rank = None if run.rank is None else self.rank_in(run)
+        if not isinstance(rank, np.ndarray):
+            _ = rank is None or self._active("rank", rank)
+            return
+        if run.training:
             self._require_row_ranks()
-            return Selection("lora", self._lora, partial(self.ranks_of_rows, self._row_quantile))
-        if training:
-            rank = self.rank_at(self._rng.random()) if self._training_rank is None else self._training_rank
-        return Selection("lora", self._lora, rank, self._previous(rank) if self.mode == "frozen" else 0)
+        inactive = rank[~np.isin(rank, self._active_ranks)]
+        if inactive.size:
+            raise ArgumentError(f"rank must be one of the active ranks {self._active_ranks}, got {inactive[0]}")
 
-    def rank_at(self, quantile: float) -> int:
-        """The active rank at a quantile, in [0, 1), of the rank distribution: a uniform draw gives a rank."""
-        return int(self._ranks_at(fraction("quantile", quantile)))
-
-    def _ranks_at(self, quantiles: Any) -> Array:
-        return np.array(self._active_ranks)[np.searchsorted(self._cumulative, quantiles, side="right")]
+    @overload
+    def rank_at(self, quantile: float) -> int: ...
+    @overload
+    def rank_at(self, quantile: Array) -> Array: ...
+    def rank_at(self, quantile: float | Array) -> int | Array:
+        """The active rank at a quantile, in [0, 1), of the rank distribution, or at each of several."""
+        if isinstance(quantile, np.ndarray):
+            return np.array(self._active_ranks)[np.searchsorted(self._cumulative, quantile, side="right")]
+        return self._active_ranks[bisect_right(self._cumulative, fraction("quantile", quantile))]
 
     def _require_row_ranks(self) -> None:
         if self.mode == "frozen":
@@ -140,24 +160,6 @@ class DyLoRAAdapter(AdditiveAdapter):
                 f"{self.layer_name}: mode must be 'full' where each row has a rank of its own, got 'frozen': "
                 "it trains one block of components in a pass"
             )
-
-    def ranks_of_rows(self, quantile: float, rows: int) -> Array:
-        """The active ranks at the quantiles ``(quantile + i / rows) mod 1``, i from 0 up to `rows`.
-
-        Each active rank gets its share of the rows, to within one row, and at a uniform quantile each single row's rank is
-        distributed as the draw of one rank is.
-
-        Parameters
-        ----------
-        quantile : float
-            In [0, 1).
-        rows : int
-
-        Returns
-        -------
-        array of int, shape (rows,)
-        """
-        return self._ranks_at((fraction("quantile", quantile) + np.arange(rows) / max(rows, 1)) % 1)
 
     def _previous(self, rank: int) -> int:
         index = self._active_ranks.index(rank)
@@ -196,36 +198,6 @@ class DyLoRAAdapter(AdditiveAdapter):
         """Set `current_deployment_rank`."""
         self.current_deployment_rank = rank
 
-    @property
-    def training_rank(self) -> int | None:
-        """The rank of training passes, one of the active ranks; None, as at first, draws one for each pass.
-
-        Setting a rank sets `row_quantile` to None.
-        """
-        return self._training_rank
-
-    @training_rank.setter
-    def training_rank(self, rank: int | None) -> None:
-        self._training_rank = None if rank is None else self._active("training_rank", rank)
-        if rank is not None:
-            self._row_quantile = None
-
-    @property
-    def row_quantile(self) -> float | None:
-        """From where on, in [0, 1), the rows of a training pass take their ranks; None, as at first, is one rank for all.
-
-        See `ranks_of_rows`; a row is an entry of the input's first axis. Draw the quantile anew for each pass, as
-        `lora_np.training.rank_per_row` does.
-        Setting a quantile sets `training_rank` to None. In frozen mode such a pass raises InvalidOperationError.
-        """
-        return self._row_quantile
-
-    @row_quantile.setter
-    def row_quantile(self, quantile: float | None) -> None:
-        self._row_quantile = None if quantile is None else fraction("row_quantile", quantile)
-        if quantile is not None:
-            self._training_rank = None
-
     def _active(self, name: str, rank: object) -> int:
         number = integer(name, rank)
         if number not in self._active_ranks:
@@ -251,7 +223,7 @@ class DyLoRAAdapter(AdditiveAdapter):
         -----
         ``y_r = base(x) + s_r Σ_blocks (x A[:, p:q]) B[p:q, :]``, with p:q the blocks between active ranks up to r.
         """
-        x = self._checked_input(input)
+        x = self.check_input(input)
         base = self.base_layer.predict(x)
         A, B = self._lora.matrix_a[:, : self._active_ranks[-1]], self._lora.matrix_b
         h = product(x, A)  # (..., in) @ (in, r) -> (..., r)
@@ -286,7 +258,7 @@ class DyLoRAAdapter(AdditiveAdapter):
             What to minimise. A plain function of (predictions, targets) that returns a scalar is differentiated
             numerically with respect to the predictions: two evaluations for each element (`lora_np.FunctionLoss`).
         rank_per : {"pass", "row"}, default "pass"
-            Whether all rows of an input train at the rank of the pass, or each at a rank of its own (`row_quantile`).
+            Whether all rows of an input train at the rank of the pass, or each at a rank of its own (`Draw.of_rows`).
 
         Returns
         -------
@@ -311,9 +283,8 @@ class DyLoRAAdapter(AdditiveAdapter):
         epochs = positive_int("epochs", epochs)
         optimizer = SGD(finite_float("learning_rate", learning_rate))
         loss = loss_function if isinstance(loss_function, Loss) else FunctionLoss(loss_function)
-        xs = [real_array(f"inputs[{i}]", x, self.dtype) for i, x in enumerate(inputs)]
+        xs = [self.check_input(x, name=f"inputs[{i}]") for i, x in enumerate(inputs)]
         for i, (x, target) in enumerate(zip(xs, targets, strict=True)):
-            last_axis(f"inputs[{i}]", x, self.input_size)
             try:
                 loss.check(np.broadcast_to(np.zeros((), self.dtype), (*x.shape[:-1], self.output_size)), target)
             except ArgumentError as error:
@@ -323,12 +294,11 @@ class DyLoRAAdapter(AdditiveAdapter):
         descent = Descent(self, loss, optimizer)
 
         def forward(x: Array) -> Array:
-            if draws_rows:
-                self.row_quantile = self._rng.random()
-            return self.forward(x)
+            rows = len(x) if x.ndim > 1 else 1
+            return self.forward(x, rank=Draw.of_rows(self._rng.random(), rows) if draws_rows else None)
 
         means = []
-        with self.training_mode(True), self.own_training_ranks():
+        with self.training_mode(True):
             for epoch in range(epochs):
                 try:
                     losses = [descent.step(partial(forward, x), t) for x, t in zip(xs, targets, strict=True)]
@@ -336,15 +306,6 @@ class DyLoRAAdapter(AdditiveAdapter):
                     raise NonFiniteError(f"epoch {epoch + 1}: {error}; try a smaller learning_rate") from error
                 means.append(float(np.mean(losses)))
         return means
-
-    @contextmanager
-    def own_training_ranks(self) -> Iterator[None]:
-        """A block after which `training_rank` and `row_quantile` are as they were before, after an error too."""
-        kept = self._training_rank, self._row_quantile
-        try:
-            yield
-        finally:
-            self._training_rank, self._row_quantile = kept
 
     def estimate_flops(self) -> int:
         """The base, the branch at the deployment rank, and adding them."""
@@ -373,7 +334,7 @@ class DyLoRAAdapter(AdditiveAdapter):
         weights = list(self.rank_distribution[: len(kept)]) + [0.0] * (len(ranks) - len(kept))
         weights[-1] += sum(self.rank_distribution[len(kept) :])
         twin = copy.copy(self)
-        twin._lora, twin._rng, twin._training_rank, twin._row_quantile = branch, copy.deepcopy(self._rng), None, None
+        twin._lora, twin._rng = branch, copy.deepcopy(self._rng)
         twin._set_ranks(tuple(ranks), weights)
         twin.current_deployment_rank = min(self._deployment_rank, ranks[-1])
         return twin

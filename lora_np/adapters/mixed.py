@@ -8,8 +8,9 @@ from typing import final
 
 import numpy as np
 
-from .._typing import Array, Cache, Gradients, Parts, Rank, Tasks
+from .._typing import Array, Cache, Gradients, Parts
 from ..layers.lora import LoRALayer
+from ..run import Run, Tasks
 
 
 @final
@@ -18,8 +19,8 @@ class MixedBranch:
 
     Parameters
     ----------
-    tasks : tuple of str or None
-        The task of each entry of the first axis.
+    tasks : Tasks
+        The task of each entry of the first axis, grouped.
     branches : mapping of LoRALayer
         By task; it must hold those of `tasks`.
     like : LoRALayer
@@ -36,32 +37,22 @@ class MixedBranch:
     """
 
     def __init__(self, tasks: Tasks, branches: Mapping[str, LoRALayer], like: LoRALayer) -> None:
-        number: dict[str | None, int] = {}
-        numbers = np.array([number.setdefault(task, len(number)) for task in tasks], dtype=np.intp)
-        counts = np.bincount(numbers)
         self._output_size = like.output_size
-        self._tasks = list(number)
-        self._stops = counts.cumsum()
-        layers = [None if task is None else branches[task] for task in number]
+        self._tasks = tasks
+        self._stops = tasks.counts.cumsum()
+        layers = [None if name is None else branches[name] for name in tasks.names]
         nothing = like.matrix_a[:, :0], like.matrix_b[:0]
         self._factors = [nothing if layer is None else (layer.matrix_a, layer.matrix_b) for layer in layers]
         scalings = [1.0 if layer is None else layer.scaling for layer in layers]
         # In the dtype of the layers: float64 scalings would make float64 products of float32 rows.
-        self._scaling = np.array(scalings, like.dtype).repeat(counts)
-        self._order: Array | None = None
-        if (numbers[1:] < numbers[:-1]).any():
-            self._order = numbers.argsort(kind="stable")
-            self._inverse = np.empty_like(self._order)
-            self._inverse[self._order] = np.arange(len(numbers))
+        self._scaling = np.array(scalings, like.dtype).repeat(tasks.counts)
 
-    def apply(
-        self, x: Array, *, training: bool = False, rank: Rank | None = None, trained_from: int = 0
-    ) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
         """``h = x A``, ``y = s h B`` with the factors of each row's task, at their full rank."""
         inner = math.prod(x.shape[1:-1])
         scaling, stops = self._scaling.repeat(inner)[:, None], (inner * self._stops).tolist()
         dtype = np.result_type(x, *{factor.dtype for factors in self._factors for factor in factors})
-        x_rows = self._sorted(x).astype(dtype, copy=False)
+        x_rows = self._tasks.together(x).astype(dtype, copy=False)
         y_rows = np.empty((len(x_rows), self._output_size), dtype)
         hs, start = [], 0
         for (A, B), stop in zip(self._factors, stops, strict=True):
@@ -70,21 +61,21 @@ class MixedBranch:
             hs.append(h)
             start = stop
         y_rows *= scaling
-        return self._unsorted(y_rows, x.shape), (x_rows, hs, stops, scaling)
+        return self._tasks.apart(y_rows, x.shape), (x_rows, hs, stops, scaling)
 
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
         """``dB = hᵀ (s dy)``, ``dh = (s dy) Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ`` for the rows of each task present."""
         x_rows, hs, stops, scaling = cache
-        dy_rows = (self._sorted(dy) * scaling).astype(np.result_type(dy, x_rows), copy=False)
+        dy_rows = (self._tasks.together(dy) * scaling).astype(np.result_type(dy, x_rows), copy=False)
         # One block of memory for all tasks, each with r rows: as many small arrays take several times as long to allocate.
         ranks = sum(h.shape[1] for h in hs) if parameters else 0
         dAs, dBs = (np.empty((ranks, size), dy_rows.dtype) for size in (x_rows.shape[1], dy_rows.shape[1]))
         dx_rows = np.empty_like(x_rows, dy_rows.dtype) if inputs else None
         gradients = {}
         start = first = 0
-        for task, (A, B), stop, h in zip(self._tasks, self._factors, stops, hs, strict=True):
+        for task, (A, B), stop, h in zip(self._tasks.names, self._factors, stops, hs, strict=True):
             g = dy_rows[start:stop]
             dh = g.dot(B.T)  # (rows, out) @ (out, r) -> (rows, r)
             if parameters and task is not None:
@@ -96,19 +87,9 @@ class MixedBranch:
             if dx_rows is not None:
                 dh.dot(A.T, dx_rows[start:stop])  # (rows, r) @ (r, in) -> (rows, in)
             start = stop
-        dx = None if dx_rows is None else self._unsorted(dx_rows, (*dy.shape[:-1], x_rows.shape[1]))
+        dx = None if dx_rows is None else self._tasks.apart(dx_rows, (*dy.shape[:-1], x_rows.shape[1]))
         return dx, gradients
 
     def active_parts(self, cache: Cache) -> Parts:
         """Every array of a task present trains whole."""
         return {}
-
-    def _sorted(self, x: Array) -> Array:
-        """The rows, those of each task together: (rows, ..., size) -> (all rows, size)."""
-        x = x if self._order is None else x.take(self._order, axis=0)
-        return x.reshape(-1, x.shape[-1])
-
-    def _unsorted(self, y: Array, shape: tuple[int, ...]) -> Array:
-        """Rows in the order of the caller, with the leading axes of a shape."""
-        y = y.reshape(*shape[:-1], y.shape[-1])
-        return y if self._order is None else y.take(self._inverse, axis=0)

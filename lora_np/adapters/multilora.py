@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Self, final
 
-from .._typing import RNG, Rank, Routing, Tasks
+from .._typing import RNG
 from .._validation import generator, not_none, rank_within
 from ..base import Layer
 from ..errors import ArgumentError, ArgumentNullError, InvalidOperationError, NotSupportedError
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
-from .base import AdditiveAdapter, Branch, Selection
+from ..run import Run
+from .base import AdditiveAdapter, Selection
 from .mixed import MixedBranch
 
 
@@ -57,12 +58,13 @@ class MultiLoRAAdapter(AdditiveAdapter):
     >>> adapter = MultiLoRAAdapter(DenseLayer(4, 3, rng=0), "sentiment", 2, rng=1)
     >>> adapter.add_task("topics", rank=1)
     >>> adapter.current_task = "topics"
-    >>> adapter.forward_routed(np.ones((3, 4)), ["topics", None, "sentiment"]).shape
+    >>> adapter.forward(np.ones((3, 4)), tasks=["topics", None, "sentiment"]).shape
     (3, 3)
     """
 
     merge_error = NotSupportedError
     settings = ("current_task",)
+    listens_to = "tasks"
 
     def __init__(
         self,
@@ -81,26 +83,24 @@ class MultiLoRAAdapter(AdditiveAdapter):
         self._add("default_task_name", default_task_name, default_rank, alpha)
         self._current_task = default_task_name
 
-    def select(self, *, training: bool) -> Selection:
-        """The current task's branch."""
-        return self._selection(self._current_task)
+    def select(self, run: Run) -> Selection:
+        """The branch of the one task that all rows have, the current one at first; or those of all tasks present."""
+        names = (self._current_task,) if run.tasks is None else run.tasks.names
+        if len(names) == 1 and names[0] is not None:
+            return Selection(f"tasks.{names[0]}", self._tasks[names[0]])
+        assert run.tasks is not None
+        return Selection("tasks", MixedBranch(run.tasks, self._tasks, self.lora_layer))
 
-    def select_routed(self, tasks: Tasks, *, training: bool) -> tuple[str, Branch, Rank | None, int]:
-        """The branch of the one task that all rows have, or the branches of all tasks present."""
-        present = set(tasks)
-        only = present.pop() if len(present) == 1 else None
-        if only is not None:
-            return self._selection(only)
-        return "tasks", MixedBranch(tasks, self._tasks, self.lora_layer), None, 0
+    def check_run(self, run: Run) -> None:
+        """Raise ArgumentError where there is no such task."""
+        for name in () if run.tasks is None else run.tasks.names:
+            if name is not None and name not in self._tasks:
+                raise ArgumentError(f"tasks must be known to {self.layer_name}, got {name!r}")
 
-    def _selection(self, task: str) -> Selection:
-        return Selection(f"tasks.{task}", self._tasks[task])
-
-    def routing(self, tasks: Tasks | None = None) -> Routing:
-        """The branches of the tasks present, or of the current one; the name of a task that does not exist."""
-        names = dict.fromkeys((self._current_task,) if tasks is None else tasks)
-        own = tuple(self._tasks.get(name, name) for name in names if name is not None)
-        return self.base_layer.routing(tasks) + own
+    def bound_to(self, run: Run) -> Hashable:
+        """The branches of the tasks present, or of the current one; None in the place of one that is gone."""
+        names = (self._current_task,) if run.tasks is None else run.tasks.names
+        return tuple([self._tasks.get(name) for name in names if name is not None])
 
     @property
     def lora_layer(self) -> LoRALayer:

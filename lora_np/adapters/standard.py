@@ -9,6 +9,7 @@ from typing import Any, Self, final
 from .._typing import RNG
 from ..base import Layer
 from ..layers.lora import LoRALayer
+from ..run import Run
 from .base import AdditiveAdapter, Selection
 
 
@@ -56,7 +57,7 @@ class StandardLoRAAdapter(AdditiveAdapter):
         """The branch."""
         return self._lora
 
-    def select(self, *, training: bool) -> Selection:
+    def select(self, run: Run) -> Selection:
         """The branch, whole."""
         return Selection("lora", self._lora)
 

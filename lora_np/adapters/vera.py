@@ -6,12 +6,13 @@ from typing import Any, final
 
 import numpy as np
 
-from .._typing import RNG, Array, Cache, Gradients, Parts, Rank
+from .._typing import RNG, Array, Cache, Gradients, Parts
 from .._validation import finite_float, generator, rank_within
 from ..base import Layer
 from ..initializers import he_uniform
 from ..kernels import product, sum_rows
 from ..layers.lora import LowRankLayer
+from ..run import Run
 from .base import AdditiveAdapter, Selection
 
 
@@ -57,9 +58,7 @@ class VeRALayer(LowRankLayer):
         self.projection_a: Array = he_uniform((self.input_size, self.rank), self.dtype, random)
         self.projection_b: Array = he_uniform((self.rank, self.output_size), self.dtype, random)
 
-    def apply(
-        self, x: Array, *, training: bool = False, rank: Rank | None = None, trained_from: int = 0
-    ) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
         """``h = x A``, ``t = s (h d) B``, ``y = t b``."""
         r, s = self.cut(rank, x.shape[:-1])
         A, B, d, b = self.projection_a[:, :r], self.projection_b[:r], self.vector_d[:r], self.vector_b
@@ -138,7 +137,7 @@ class VeRAAdapter(AdditiveAdapter):
         """The branch."""
         return self._lora
 
-    def select(self, *, training: bool) -> Selection:
+    def select(self, run: Run) -> Selection:
         """The branch, whole."""
         return Selection("lora", self._lora)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..run import Run
 from .parameters import ParameterTree
 
 
@@ -84,7 +85,7 @@ class DiagnosticsProvider(ParameterTree, ABC):
     def _kept_bytes(self, rows: int) -> int:
         x = np.zeros((rows, self.input_size), self.dtype)
         arrays: dict[int, int] = {}
-        _collect((x, self.apply(x)), arrays)
+        _collect((x, self.apply(x, Run())), arrays)
         return sum(arrays.values())
 
 

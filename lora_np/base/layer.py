@@ -6,7 +6,7 @@ Its arrays are in parameters.py; each of its bases is one interface of the docum
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final, overload
 
@@ -15,13 +15,14 @@ import numpy as np
 from .._typing import Array, Cache, Gradients, Parts
 from .._validation import finite_float, float_dtype, last_axis, positive_int, real_array, same_shape
 from ..errors import InvalidOperationError
+from ..run import Rank, Run
 from .diagnostics_provider import DiagnosticsProvider
 from .disposable import Disposable
 from .jit_compilable import JitCompilable
+from .listening import Bond, Listening
 from .packable import Packable
 from .parameters import new_name
 from .serializable import Serializable
-from .task_routing import Route, TaskRouting, unaliased
 from .training_mode import TrainingMode
 from .weight_loadable import WeightLoadable
 
@@ -31,11 +32,12 @@ class _Pass(NamedTuple):
 
     cache: Cache
     output_shape: tuple[int, ...]
-    route: Route
+    run: Run
+    bonds: tuple[Bond, ...]
 
 
 class Layer(
-    Serializable, WeightLoadable, DiagnosticsProvider, JitCompilable, Disposable, TrainingMode, TaskRouting, Packable
+    Serializable, WeightLoadable, DiagnosticsProvider, JitCompilable, Disposable, TrainingMode, Listening, Packable
 ):
     """A differentiable map of rows, ``(..., input_size) -> (..., output_size)``, with named parameters.
 
@@ -62,8 +64,8 @@ class Layer(
     # ---------------------------------------------------------------- pure: what a concrete layer writes
 
     @abstractmethod
-    def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
-        """The map itself: the output, and a cache of what `vjp` needs. Without `training`, nothing is random."""
+    def apply(self, x: Array, run: Run) -> tuple[Array, Cache]:
+        """The map itself: the output, and a cache of what `vjp` needs. It depends on its arguments and the arrays alone."""
 
     @abstractmethod
     def vjp(
@@ -90,17 +92,51 @@ class Layer(
 
     # ---------------------------------------------------------------- the pair with a memory
 
-    def forward(self, input: Any) -> Array:
-        """The output, in the layer's mode; remembers what `backward` needs. The caller may reuse the input's memory."""
-        x = self._checked_input(input, copy=True)
-        return self._remembered(x, self.apply(x, training=self.is_training), self._route())
+    def forward(
+        self, input: Any, *, tasks: Iterable[str | None] | None = None, rank: Rank | Iterable[int] | None = None
+    ) -> Array:
+        """The output, in the layer's mode; remembers what `backward` needs. The caller may reuse the input's memory.
+
+        Parameters
+        ----------
+        input : array, shape (..., input_size)
+        tasks : sequence of str or None, optional
+            The task of each entry of the first axis, at every `MultiLoRAAdapter`; None is the base alone. Left out, each
+            has its current task. The `backward` that follows gives every task present its own gradients.
+        rank : int, or sequence of int, or callable, optional
+            The rank of every `DyLoRAAdapter`: one for the pass; one for each entry of the first axis; or a rule that gives
+            an adapter its rank. Left out, it is drawn in training, once for all layers, and each adapter's deployment rank
+            in evaluation.
+
+        Raises
+        ------
+        ArgumentError
+            An input of another size; tasks or ranks that do not fit, or that no layer inside has; nothing is changed.
+        """
+        x = self.check_input(input, copy=True)
+        run = self.new_run(x, tasks=tasks, rank=rank, training=self.is_training)
+        y, cache = self.apply(x, run)
+        self._pass = _Pass(cache, y.shape, run, self._bonds(run))
+        return unaliased(y, x)
 
     __call__ = forward
 
-    def predict(self, input: Any) -> Array:
-        """The output for inference, in any mode: nothing is random or remembered; safe to call from many threads."""
-        x = self._checked_input(input)
-        return unaliased(self._output(x), x)
+    def predict(
+        self, input: Any, *, tasks: Iterable[str | None] | None = None, rank: Rank | Iterable[int] | None = None
+    ) -> Array:
+        """The output for inference, in any mode: nothing is random or remembered; safe to call from many threads.
+
+        The parameters are those of `forward`.
+        """
+        x = self.check_input(input)
+        y, _ = self.apply(x, self.new_run(x, tasks=tasks, rank=rank, keep=False))
+        return unaliased(y, x)
+
+    def check_input(self, input: Any, *, copy: bool = False, name: str = "input") -> Array:
+        """The input as `apply` takes it, or an ArgumentError. A layer of other inputs than rows of numbers overrides it."""
+        x = real_array(name, input, self.dtype, copy=copy)
+        last_axis(name, x, self.input_size)
+        return x
 
     @overload
     def backward(self, output_gradient: Any, *, need_input_grad: Literal[True] = True) -> Array: ...
@@ -115,7 +151,7 @@ class Layer(
         """
         if self._pass is None:
             raise InvalidOperationError(f"{self.layer_name}: backward needs a forward pass first; a step uses it up")
-        self._check_route("backward", self._pass.route)
+        self._check_bonds("backward", self._pass.run, self._pass.bonds)
         dy = real_array("output_gradient", output_gradient, self.dtype)
         same_shape("output_gradient", dy, self._pass.output_shape)
         dx, gradients = self.vjp(dy, self._pass.cache, inputs=need_input_grad)
@@ -150,6 +186,11 @@ class Layer(
         return MappingProxyType({} if self._pending is None else self._pending[0])
 
     @property
+    def last_run(self) -> Run | None:
+        """What the last `forward` knew; None before it and after a step."""
+        return None if self._pass is None else self._pass.run
+
+    @property
     def pending_parts(self) -> Parts:
         """The trained part of each pending gradient that is not trained as a whole."""
         return {} if self._pending is None else self.active_parts(self._pending[1].cache)
@@ -157,7 +198,7 @@ class Layer(
     def pending_gradients(self) -> Mapping[str, Array]:
         """`gradients`, for a step: raises InvalidOperationError where there are none, or where the task has changed."""
         if self._pending is not None:
-            self._check_route("a step", self._pending[1].route)
+            self._check_bonds("a step", self._pending[1].run, self._pending[1].bonds)
         elif self.supports_training:
             raise InvalidOperationError(f"{self.layer_name}: a step needs the gradients of a backward pass first")
         return self.gradients
@@ -181,16 +222,6 @@ class Layer(
         self._pass = None
         self.clear_gradients()
 
-    def _remembered(self, x: Array, result: tuple[Array, Cache], route: Route) -> Array:
-        y, cache = result
-        self._pass = _Pass(cache, y.shape, route)
-        return unaliased(y, x)
-
-    def _checked_input(self, input: Any, *, copy: bool = False) -> Array:
-        x = real_array("input", input, self.dtype, copy=copy)
-        last_axis("input", x, self.input_size)
-        return x
-
     def __getstate__(self) -> dict[str, Any]:
         # A pending pass belongs to the layer that ran it: copies and pickles start without one.
         return self.__dict__ | {"_pass": None, "_pending": None}
@@ -198,3 +229,8 @@ class Layer(
     if TYPE_CHECKING:
 
         def walk(self, prefix: str = "") -> dict[str, Layer]: ...  # noqa: D102
+
+
+def unaliased(result: Array, argument: Array) -> Array:
+    """The result, or a copy where it shares memory with an argument that somebody else may write to."""
+    return result.copy() if np.may_share_memory(result, argument) else result

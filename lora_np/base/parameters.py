@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from .._typing import Array
 from .._validation import real_array, same_shape
-from ..errors import ArgumentError, InvalidOperationError
+from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
 
 _numbers = itertools.count(1)
 
@@ -30,6 +30,8 @@ class ParameterTree:
     frozen_children: frozenset[str] = frozenset()
     """Children whose parameters do not train; the gradient of the input still flows through them."""
 
+    input_size: int
+    output_size: int
     dtype: np.dtype[Any]
     layer_name: str
 
@@ -43,6 +45,32 @@ class ParameterTree:
         for name, child in self.children().items():
             layers |= child.walk(f"{prefix}.{name}" if prefix else name)
         return layers
+
+    def with_children(self, changed: Mapping[str, Any]) -> Self:
+        """A layer like this one with others in the places of these names; all else is shared. Containers write it."""
+        raise NotSupportedError(f"{self.layer_name}: a {type(self).__name__} does not say how to change its children")
+
+    def replace(self, changed: Mapping[str, Any]) -> None:
+        """Put other layers of the same sizes in the places of these names, all or none, in this very object.
+
+        Raises
+        ------
+        ArgumentError
+            An unknown name, or a layer that does not fit; nothing is changed.
+        """
+        for name in changed:
+            if name not in self.children():
+                raise ArgumentError(f"changed must name layers among {', '.join(self.children())}, got {name!r}")
+        twin = self.with_children(changed)
+        if (twin.input_size, twin.output_size) != (self.input_size, self.output_size):
+            raise ArgumentError(
+                f"changed must keep the sizes {self.input_size} -> {self.output_size}, "
+                f"got {twin.input_size} -> {twin.output_size}"
+            )
+        if twin.dtype != self.dtype:
+            raise ArgumentError(f"changed must keep the dtype {self.dtype}, got {twin.dtype}")
+        vars(self).update(vars(twin) | {"layer_name": self.layer_name})
+        self.reset_state()
 
     # ---------------------------------------------------------------- by name
 
@@ -110,6 +138,10 @@ class ParameterTree:
 
     def _flat(self, arrays: Iterable[Array]) -> Array:
         return np.concatenate([np.empty(0, self.dtype), *(array.ravel() for array in arrays)])
+
+    if TYPE_CHECKING:  # what `Layer` has
+
+        def reset_state(self) -> None: ...  # noqa: D102
 
     # ---------------------------------------------------------------- writing
 

@@ -17,6 +17,8 @@ class Piece(NamedTuple):
     """An index along the first axis."""
     weight: float
     """The share of this piece in the rows of the step; a loss is a mean over rows, so gradients are weighted by it."""
+    size: int
+    """The number of samples."""
 
 
 @final
@@ -45,11 +47,12 @@ class Batches:
     def at(self, step: int) -> tuple[list[Piece], int]:
         """The pieces of a step of the epoch, counted from 0, by shard number; and their rows."""
         start = step * self.size
-        counts = [min(self.size, size.samples - start) * size.rows_per_sample for size in self._sizes]
-        rows = sum(count for count in counts if count > 0)
+        counts = [max(0, min(self.size, size.samples - start)) for size in self._sizes]
+        shares = [count * size.rows_per_sample for count, size in zip(counts, self._sizes, strict=True)]
+        rows = sum(shares)
         chosen = slice(start, start + self.size)
         return [
-            Piece(number, chosen if self._orders is None else self._orders[number][chosen], count / rows)
+            Piece(number, chosen if self._orders is None else self._orders[number][chosen], shares[number] / rows, count)
             for number, count in enumerate(counts)
             if count > 0
         ], rows

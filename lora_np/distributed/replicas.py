@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeAlias, final
 import numpy as np
 
 from .._typing import Array
-from ..adapters.dylora import DyLoRAAdapter
 from ..base import Layer
 from ..base.serializable import encode
 from ..errors import ArgumentError, NotSupportedError
@@ -23,9 +22,6 @@ from ._cache import Recent
 
 Source: TypeAlias = str | os.PathLike[str] | Callable[[], Layer]
 """Where a worker gets the model from: an npz file of `lora_np.save_layer`, or a picklable function without arguments."""
-
-DRAWN = ("training_rank", "row_quantile")
-"""What a rank schedule sets in a DyLoRA adapter; each sets the other to None, unless it is None itself."""
 
 
 def fingerprint(model: Layer) -> str:
@@ -58,17 +54,15 @@ class Moment(NamedTuple):
     parameters: Array
     """The flat vector of the trainable parameters."""
     settings: Mapping[str, Mapping[str, Any]]
-    """The settings of each layer by path, and the training ranks of this step."""
+    """The settings of each layer by path."""
 
     @classmethod
     def of(cls, model: Layer) -> Moment:
         """The present moment of a model, as a copy."""
-        names = {
-            path: (*layer.settings, *DRAWN) if isinstance(layer, DyLoRAAdapter) else layer.settings
-            for path, layer in model.walk().items()
+        layers = model.walk().items()
+        settings = {
+            path: {name: getattr(layer, name) for name in layer.settings} for path, layer in layers if layer.settings
         }
-        layers = model.walk()
-        settings = {path: {name: getattr(layers[path], name) for name in own} for path, own in names.items() if own}
         return cls(model.get_parameters(), settings)
 
     def set(self, model: Layer) -> None:

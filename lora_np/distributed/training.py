@@ -14,18 +14,17 @@ import numpy as np
 
 from .._typing import RNG, Array, Part
 from .._validation import generator, integer, not_none, positive_int
-from ..adapters.dylora import DyLoRAAdapter
 from ..base import Layer
 from ..descent import Descent
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..losses import Loss
 from ..optimizers import Optimizer
-from ..training import History, Progress, RankSchedule, check_parts, shared_rank, stopped, training_ranks
+from ..training import History, Progress, RankSchedule, check_parts, shared_rank, stopped
 from .batches import Batches, Piece
 from .calls import Call, InProcessExecutor, results
 from .checkpoint import State, plan_of, read, write
 from .replicas import Given, Moment, Source, fingerprint
-from .worker import Job, Loader, Shard, ShardGradient, Size, differentiate, forget, measure
+from .worker import Job, Loader, Ranks, Shard, ShardGradient, Size, differentiate, dylora, forget, measure
 
 
 def fit_shards(
@@ -82,7 +81,7 @@ def fit_shards(
     rng : seed or numpy.random.Generator, optional
         For the orders of the samples and the ranks.
     rank_schedule : callable, default `lora_np.training.shared_rank`
-        Sets the training rank of every DyLoRA adapter before each step, for all shards; `lora_np.training.rank_per_row`
+        Gives the rank of each step, for all shards; `lora_np.training.rank_per_row`
         gives the rows of each shard ranks of their own.
     callbacks : callables
         Each is called with a `lora_np.training.Progress` after each step; an exception from one ends the training.
@@ -148,7 +147,7 @@ def fit_shards(
     job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards))
     place = InProcessExecutor() if executor is None else executor
     workers = _Workers(place, job, [Shard(*pair) for pair in enumerate(loaders)], retries)
-    with closing(workers), model.training_mode(True), training_ranks(_dylora(model)):
+    with closing(workers), model.training_mode(True):
         sizes = workers.measure(model)
         batches = Batches(sizes, max(size.samples for size in sizes) if batch_size is None else batch_size)
         state, descent = State(generator(rng)), Descent(model, loss, optimizer)
@@ -191,14 +190,14 @@ class _Training:
         epoch, number = divmod(step, batches.steps)
         if number == 0:
             self._begin_epoch()
-        ranks = self._draw_ranks()
         pieces, rows = batches.at(number)
+        ranks = self._draw_ranks(pieces)
         try:
-            value = _descend(self.descent, self.workers.differentiate(model, pieces, step + 1))
+            value = _descend(self.descent, self.workers.differentiate(model, pieces, ranks, step + 1))
         except NonFiniteError as error:
             raise stopped(error, step + 1, epoch + 1) from error
         state.history.step_losses.append(value)
-        state.history.ranks.append(ranks)
+        state.history.ranks.append(tuple(rank for rank in ranks[0] if not isinstance(rank, np.ndarray)))
         state.epoch_total += value * rows
         if number == batches.steps - 1:
             state.history.epoch_losses.append(state.epoch_total / batches.rows)
@@ -217,14 +216,21 @@ class _Training:
             self.batches.shuffle(self.state.random)
         bits.state = present
 
-    def _draw_ranks(self) -> tuple[int, ...]:
-        adapters = _dylora(self.descent.layer)
-        self.rank_schedule(adapters, self.state.random)
-        if any(adapter.training_rank is None and adapter.row_quantile is None for adapter in adapters):
-            raise ArgumentError(
-                "rank_schedule must set each adapter's training_rank or row_quantile, or every shard would draw its own"
-            )
-        return tuple(adapter.training_rank for adapter in adapters if adapter.training_rank is not None)
+    def _draw_ranks(self, pieces: Sequence[Piece]) -> list[Ranks]:
+        """The rank of each adapter, for each piece: one draw for all, spread over the rows of each shard's own pass."""
+        adapters = dylora(self.descent.layer)
+        if not adapters:
+            self.rank_schedule(adapters, self.state.random, 0)
+            return [()] * len(pieces)
+        bits, before = self.state.random.bit_generator, self.state.random.bit_generator.state
+        ranks: list[Ranks] = []
+        for piece in pieces:
+            bits.state = before  # every shard of a step has the same draw
+            rank = self.rank_schedule(adapters, self.state.random, piece.size)
+            if rank is None:
+                raise ArgumentError("rank_schedule must return a rank, or every shard would draw its own")
+            ranks.append([rank(adapter) if callable(rank) else rank for adapter in adapters])
+        return ranks
 
 
 @final
@@ -247,11 +253,13 @@ class _Workers:
         calls = [Call(str(shard), measure, (self._job, shard, moment)) for shard in self._shards]
         return list(results(self._executor, calls, self._retries))
 
-    def differentiate(self, model: Layer, pieces: Sequence[Piece], step: int) -> Iterator[tuple[float, ShardGradient]]:
+    def differentiate(
+        self, model: Layer, pieces: Sequence[Piece], ranks: Sequence[Ranks], step: int
+    ) -> Iterator[tuple[float, ShardGradient]]:
         """The weights and gradients of the pieces of a step, in their order."""
         moment = Moment.of(model)
-        tasks = [(self._shards[piece.shard], piece.samples) for piece in pieces]
-        calls = [Call(str(shard), differentiate, (self._job, shard, moment, samples)) for shard, samples in tasks]
+        tasks = [(self._shards[piece.shard], piece.samples, own) for piece, own in zip(pieces, ranks, strict=True)]
+        calls = [Call(str(shard), differentiate, (self._job, shard, moment, *rest)) for shard, *rest in tasks]
         try:
             for piece, gradient in zip(pieces, results(self._executor, calls, self._retries), strict=True):
                 yield piece.weight, gradient
@@ -272,10 +280,6 @@ def _descend(descent: Descent, shares: Iterable[tuple[float, ShardGradient]]) ->
         objective = value + float(descent.layer.compute_auxiliary_loss())
     descent.descend(objective, gradients, parts)
     return objective
-
-
-def _dylora(model: Layer) -> list[DyLoRAAdapter]:
-    return [layer for layer in model.walk().values() if isinstance(layer, DyLoRAAdapter)]
 
 
 def _checked_loaders(shards: Iterable[Loader]) -> tuple[Loader, ...]:

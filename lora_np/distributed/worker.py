@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .._typing import Gradients, Parts
+from .._typing import Array, Gradients, Parts
+from ..adapters import DyLoRAAdapter
 from ..errors import ArgumentError
+from ..layers import Layer
 from ..losses import Loss
 from ..training import Samples, checked_samples
 from . import replicas
@@ -18,6 +20,15 @@ from .replicas import Moment, Source
 
 Loader: TypeAlias = Callable[[], Any]
 """Reads a shard: a picklable function without arguments that returns (inputs, targets) or (inputs, targets, tasks)."""
+
+
+Ranks: TypeAlias = Sequence[int | Array]
+"""The rank of each DyLoRA adapter in one pass, or one for each row of it."""
+
+
+def dylora(model: Layer) -> list[DyLoRAAdapter]:
+    """The DyLoRA adapters of a model, in the order of `Layer.walk`."""
+    return [layer for layer in model.walk().values() if isinstance(layer, DyLoRAAdapter)]
 
 
 @dataclass(frozen=True)
@@ -69,14 +80,15 @@ def measure(job: Job, shard: Shard, moment: Moment) -> Size:
     return Size(len(inputs), int(np.prod(inputs.shape[1:-1])))
 
 
-def differentiate(job: Job, shard: Shard, moment: Moment, rows: Any) -> ShardGradient:
-    """The mean loss on rows of a shard, and its gradients."""
+def differentiate(job: Job, shard: Shard, moment: Moment, rows: Any, ranks: Ranks) -> ShardGradient:
+    """The mean loss on rows of a shard, and its gradients; `ranks` are those of the DyLoRA adapters, in their order."""
     samples = _samples(job, shard, moment)
     with (
         replicas.of(job.source, job.fingerprint).at(moment) as model,
         np.errstate(over="ignore", invalid="ignore", divide="ignore"),
     ):
-        value, dy = job.loss.value_and_gradient(samples.forward(model, rows)(), samples.targets[rows])
+        rank = dict(zip(dylora(model), ranks, strict=True)).__getitem__ if ranks else None
+        value, dy = job.loss.value_and_gradient(samples.forward(model, rows, rank)(), samples.targets[rows])
         if np.isfinite(value):
             model.backward(dy)
         return ShardGradient(value, dict(model.gradients), dict(model.pending_parts))

@@ -17,6 +17,7 @@ import numpy as np
 from .._typing import Array
 from ..activations import Activation, identity
 from ..errors import ArgumentError, ArgumentNullError, NotSupportedError
+from ..run import INFERENCE, Run
 from .node import (
     VIEWS,
     ComputationNode,
@@ -37,7 +38,7 @@ class Recordable(Protocol):
     dtype: np.dtype[Any]
     layer_name: str
 
-    def apply(self, x: Any, *, training: bool = False) -> tuple[Any, Any]: ...  # noqa: D102
+    def apply(self, x: Any, run: Run) -> tuple[Any, Any]: ...  # noqa: D102
     def children(self) -> Mapping[str, Any]: ...  # noqa: D102
     def walk(self, prefix: str = "") -> Mapping[str, Any]: ...  # noqa: D102
     def named_parameters(self, *, frozen: bool = False) -> dict[str, Array]: ...  # noqa: D102
@@ -82,7 +83,7 @@ def _input_node(layer: Recordable) -> ComputationNode:
 def _recorded(layer: Recordable, node: ComputationNode, constant: Callable[[Array], Array]) -> ComputationNode:
     try:
         apply: Callable[..., Any] = _twin(layer, constant).apply
-        output = _node(apply(_symbol(node), training=False)[0])
+        output = _node(apply(_symbol(node), INFERENCE)[0])
         if output.shape != (..., layer.output_size):
             raise NotSupportedError(f"its output has the shape {shape_text(output.shape)}")
     except Exception as error:  # an apply that was written for arrays may raise anything on a symbol

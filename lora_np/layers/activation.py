@@ -10,6 +10,7 @@ from .._typing import Array, Cache, Gradients
 from ..activations import Activation
 from ..base import Layer
 from ..errors import ArgumentError
+from ..run import Run
 
 
 @final
@@ -31,7 +32,7 @@ class ActivationLayer(Layer):
             raise ArgumentError(f"activation must be an Activation such as lora_np.relu, got {activation!r}")
         self.activation = activation
 
-    def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run) -> tuple[Array, Cache]:
         """``y = f(x)``."""
         return self.activation.apart(x), (x,)
 

@@ -15,6 +15,7 @@ from ..errors import ArgumentError
 from ..initializers import Initializer, glorot_uniform, zeros
 from ..kernels import add, product, sum_outer, sum_rows
 from ..regularization import NO_REGULARIZATION, Regularization
+from ..run import Run
 from .activation import ActivationLayer
 
 
@@ -83,7 +84,7 @@ class AffineLayer(Layer):
         """A view of W as (input_size, output_size), whatever its layout."""
         return self.in_layout(self.weight)
 
-    def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run) -> tuple[Array, Cache]:
         """``y = f(x W + b)``."""
         W, b = self.matrix, self.bias
         z = add(product(x, W), b)  # (..., in) @ (in, out) -> (..., out)

@@ -8,7 +8,7 @@ from typing import Any, Self, final
 
 import numpy as np
 
-from .._typing import RNG, Array, Cache, Gradients, Parts, Rank
+from .._typing import RNG, Array, Cache, Gradients, Parts
 from .._validation import (
     array_shape,
     float_dtype,
@@ -23,6 +23,7 @@ from ..base import Layer
 from ..errors import ArgumentError
 from ..initializers import normal
 from ..kernels import product, sum_outer
+from ..run import Run
 
 SCALINGS = ("max", "paper", "rslora")
 
@@ -67,12 +68,12 @@ class LowRankLayer(Layer):
         """The factor at the full rank."""
         return self.scaling_at(self.rank)
 
-    def cut(self, rank: Rank | None, leading: tuple[int, ...]) -> tuple[int, float | Array]:
+    def cut(self, rank: int | Array | None, leading: tuple[int, ...]) -> tuple[int, float | Array]:
         """How many components a pass needs, and the scaling s of each.
 
         Parameters
         ----------
-        rank : int, or function from the number of rows to a rank for each, or None for the full rank
+        rank : int, or array of int with one for each entry of the first axis, or None for the full rank
         leading : tuple of int
             The input's axes but the last; the first counts the rows.
 
@@ -84,21 +85,18 @@ class LowRankLayer(Layer):
             Where each row has a rank of its own, row i of s is ``scaling_at`` of that rank in the columns up to it, and
             zero beyond (nested dropout: Rippel et al. 2014).
         """
-        if not callable(rank):
+        if not isinstance(rank, np.ndarray):
             r = self.rank if rank is None else rank
             s = self.scaling_at(r)
             # An array is much faster to multiply by than a Python number. What records a graph has a symbol here.
             return r, np.array(s, self.dtype) if type(s) is float else s
-        ranks = rank(leading[0] if leading else 1)
-        r = int(ranks.max(initial=1))
+        r = int(rank.max(initial=1))
         scalings = np.array([self.scaling_at(each) for each in range(1, r + 1)], self.dtype)
         by_rank = np.tri(r, dtype=self.dtype) * scalings[:, np.newaxis]  # row k: the first k + 1 components
-        return r, by_rank[ranks - 1].reshape(*leading[:1], *[1] * (len(leading) - 1), r)
+        return r, by_rank[rank - 1].reshape(*leading[:1], *[1] * (len(leading) - 1), r)
 
     @abstractmethod
-    def apply(
-        self, x: Array, *, training: bool = False, rank: Rank | None = None, trained_from: int = 0
-    ) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
         """The map of the first `rank` components; `vjp` gives gradients to components `trained_from` up to `rank`."""
 
     @abstractmethod
@@ -185,9 +183,7 @@ class LoRALayer(LowRankLayer):
         self.matrix_a: Array = np.asfortranarray(A)
         self.matrix_b: Array = np.zeros((self.rank, self.output_size), self.dtype)
 
-    def apply(
-        self, x: Array, *, training: bool = False, rank: Rank | None = None, trained_from: int = 0
-    ) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
         """``h = s x A``, ``y = h B``, with the first `rank` columns of A and rows of B."""
         r, s = self.cut(rank, x.shape[:-1])
         A, B = self._first(r)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, Self, final
 
-from .._typing import Array, Cache, Gradients, Parts, Tasks
+from .._typing import Array, Cache, Gradients, Parts
 from .._validation import not_none
 from ..base import Layer, prefixed
 from ..errors import ArgumentError
+from ..run import Run
 
 
 @final
@@ -67,26 +68,14 @@ class Sequential(Layer):
         self.frozen_children = frozenset(names)
         self.reset_state()
 
-    def apply(self, x: Array, *, training: bool = False) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run) -> tuple[Array, Cache]:
         """Each layer's output is the next one's input."""
-        return self._chain(x, lambda layer, x: layer.apply(x, training=training))
-
-    def apply_routed(self, x: Array, tasks: Tasks, *, training: bool = False) -> tuple[Array, Cache]:
-        """The same, with a task for each row at every layer."""
-        return self._chain(x, lambda layer, x: layer.apply_routed(x, tasks, training=training))
-
-    def _chain(self, x: Array, apply: Callable[[Layer, Array], tuple[Array, Cache]]) -> tuple[Array, Cache]:
         caches = []
         for layer in self._layers.values():
-            x, cache = apply(layer, x)
-            caches.append(cache)
+            x, cache = layer.apply(x, run)
+            caches.append(cache if run.keep else None)
+            del cache  # where nothing is kept, its arrays are gone before the next layer makes its own
         return x, caches
-
-    def _output(self, x: Array, tasks: Tasks | None = None) -> Array:
-        # One layer after the other, so that the arrays of each are gone when those of the next are made.
-        for layer in self._layers.values():
-            x = layer._output(x, tasks)
-        return x
 
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
@@ -123,29 +112,9 @@ class Sequential(Layer):
         """The layers by name: a live view that cannot be written to."""
         return MappingProxyType(self._layers)
 
-    def replace(self, layers: Mapping[str, Layer]) -> None:
-        """Put other layers of the same sizes in the places of these names, all or none.
-
-        Raises
-        ------
-        ArgumentError
-            An unknown name, or a layer that does not fit; nothing is changed.
-        """
-        for name in layers:
-            if name not in self._layers:
-                raise ArgumentError(f"layers must name layers among {', '.join(self._layers)}, got {name!r}")
-        changed = self._layers | dict(layers)
-        _check(changed)
-        first, *_, last = [*changed.values()] * 2
-        if (first.input_size, last.output_size) != (self.input_size, self.output_size):
-            raise ArgumentError(
-                f"layers must keep the sizes {self.input_size} -> {self.output_size}, "
-                f"got {first.input_size} -> {last.output_size}"
-            )
-        if first.dtype != self.dtype:
-            raise ArgumentError(f"layers must keep the dtype {self.dtype}, got {first.dtype}")
-        self._layers = changed
-        self.reset_state()
+    def with_children(self, changed: Mapping[str, Layer]) -> Self:
+        """A stack with other layers in the places of these names."""
+        return type(self)(self._layers | dict(changed), frozen=sorted(self.frozen_children))
 
     def __len__(self) -> int:
         return len(self._layers)

@@ -105,7 +105,7 @@ class ManyTasksEstimator(LoRAEstimator):
         check_is_fitted(self, "model_")
         X = self._validated(X, reset=False)
         tasks = self._known_tasks(task, len(X))
-        return self.model_.predict_routed(X, tasks), tasks
+        return self.model_.predict(X, tasks=tasks), tasks
 
     def _merged_model(self, task: Any) -> Layer:
         """The network with the branches of one task merged into it."""

@@ -13,7 +13,7 @@ from ..activations import Activation
 from ..adapters import LoRAAdapterBase
 from ..errors import ArgumentError
 from ..layers import DenseLayer, Layer, Sequential
-from ..model import has_adapters
+from ..model import has_adapters, rebuilt
 
 BASE, HEAD = "base", "head"
 """The names of the two parts of a network to which a head was added."""
@@ -52,11 +52,12 @@ def with_head(base: Sequential, outputs: int, rng: Generator, *, freeze_base: bo
 
 def without_adapters(model: Layer) -> Layer:
     """The network as it was before it was adapted; it shares the arrays."""
-    if isinstance(model, LoRAAdapterBase):
-        return model.base_layer
-    if isinstance(model, Sequential):
-        return Sequential({name: without_adapters(child) for name, child in model.children().items()})
-    return model
+    bare: Layer = rebuilt(
+        model,
+        lambda _, layer: layer.base_layer if isinstance(layer, LoRAAdapterBase) else layer,
+        frozen=lambda layer: False,
+    )
+    return bare
 
 
 def choice_of_outputs(total: int, chosen: Array, dtype: Any) -> DenseLayer:

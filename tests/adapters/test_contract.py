@@ -21,6 +21,7 @@ from lora_np import (
     relu,
     tanh,
 )
+from lora_np.run import Run
 from lora_np.testing import check_gradients, gradient_errors
 from tests.kinds import ALPHA, BASES, IN, KINDS, OUT, RANK, batch, bits, randomised, snapshot
 from tests.strategies import adapters, passes
@@ -59,7 +60,7 @@ def test_passes_on_awkward_arrays_are_those_on_plain_ones(case):
     adapter.eval()
     y = adapter.forward(x)
     dx = adapter.backward(dy)
-    pure_y, cache = adapter.apply(plain_x)
+    pure_y, cache = adapter.apply(plain_x, Run())
     pure_dx, gradients = adapter.vjp(plain_dy, cache)
     assert y.shape == dy.shape
     assert dx.shape == x.shape
@@ -157,9 +158,9 @@ def test_the_mode_of_a_pass_reaches_base_and_branch(adapter, x, monkeypatch, mod
     seen = []
     for layer in (adapter.base_layer, adapter.lora_layer):
 
-        def recording(x, *, training=False, original=layer.apply, **options):
-            seen.append(training)
-            return original(x, training=training, **options)
+        def recording(x, run, *, original=layer.apply, **options):
+            seen.append(run.training)
+            return original(x, run, **options)
 
         monkeypatch.setattr(layer, "apply", recording)
     adapter.train(mode).forward(x)

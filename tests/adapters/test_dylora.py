@@ -34,6 +34,7 @@ from lora_np import (
     geometric,
     load_layer,
 )
+from lora_np.run import Draw, Run
 from lora_np.testing import check_gradients, gradient_errors, numerical_gradient
 from tests.kinds import BASES, batch, bits, randomised, snapshot
 from tests.strategies import dylora_adapters, passes
@@ -95,8 +96,8 @@ def worked(base_class):
 def test_the_worked_example(worked, rank, training):
     expected = WORKED[rank]
     worked.train(training)
-    worked.training_rank = worked.current_deployment_rank = rank
-    assert_array_equal(worked.forward(X), expected["y"])
+    worked.current_deployment_rank = rank
+    assert_array_equal(worked.forward(X, rank=rank), expected["y"])
     assert_array_equal(worked.backward(G), expected["dx"])
     assert_array_equal(worked.gradients["lora.matrix_a"], expected["dA"])
     assert_array_equal(worked.gradients["lora.matrix_b"], expected["dB"])
@@ -107,8 +108,8 @@ def test_the_worked_example(worked, rank, training):
 
 
 def test_the_worked_example_in_frozen_mode(worked):
-    worked.mode, worked.training_rank = "frozen", 2
-    assert_array_equal(worked.forward(X), WORKED[2]["y"])
+    worked.mode = "frozen"
+    assert_array_equal(worked.forward(X, rank=2), WORKED[2]["y"])
     assert_array_equal(worked.backward(G), WORKED[2]["dx"])
     assert_array_equal(worked.gradients["lora.matrix_a"], [[0, 62], [0, 88], [0, 114]])
     assert_array_equal(worked.gradients["lora.matrix_b"], [[0, 0], [54, 10]])
@@ -123,7 +124,7 @@ def test_trap_10_most_drawn_adapters_train_below_the_maximum():
     @settings(max_examples=200, database=None, derandomize=True, phases=[Phase.generate])
     @given(dylora_adapters())
     def draw(adapter):
-        below.append(adapter.training_rank < adapter.max_rank)
+        below.append(adapter.current_deployment_rank < adapter.max_rank)
 
     draw()
     assert len(below) >= 200
@@ -140,11 +141,11 @@ SCALINGS = {
 @given(passes(dylora_adapters()))
 def test_the_output_is_base_plus_scaled_product_of_the_first_components(case):
     adapter, x, _ = case
-    r, layer = adapter.training_rank, adapter.lora_layer
+    r, layer = adapter.current_deployment_rank, adapter.lora_layer
     s = SCALINGS[layer.scaling_rule](adapter.alpha, r, adapter.max_rank)
     x = np.array(x, float)
     expected = adapter.base_layer.predict(x) + s * x @ layer.matrix_a[:, :r] @ layer.matrix_b[:r, :]
-    for output in (adapter.forward(x), adapter.eval().forward(x), adapter.predict(x)):
+    for output in (adapter.forward(x, rank=r), adapter.eval().forward(x, rank=r), adapter.predict(x, rank=r)):
         assert_allclose(output, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -157,6 +158,7 @@ def test_gradients_at_any_rank_in_both_modes(case):
             x,
             output_gradient=dy,
             training=training,
+            rank=adapter.current_deployment_rank,
             method="complex",
             directions=True,
             active_only=adapter.mode == "frozen",
@@ -169,28 +171,27 @@ def test_gradients_at_any_rank_in_both_modes(case):
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_gradients_of_every_element(base_class, shape, scaling, rank):
     adapter = built((1, 2, 4), base=randomised(base_class(*shape)), scaling=scaling, freeze_base_layer=False)
-    adapter.training_rank = rank
-    errors = check_gradients(adapter, batch(3, shape[0]), training=True, method="complex", rtol=1e-10)
+    errors = check_gradients(adapter, batch(3, shape[0]), training=True, rank=rank, method="complex", rtol=1e-10)
     assert set(errors) == {"input", "base.weight", "base.bias", "lora.matrix_a", "lora.matrix_b"}
 
 
 @given(passes(dylora_adapters(mode="full")))
 def test_gradients_beyond_the_rank_are_exactly_zero(case):
     adapter, x, dy = case
-    adapter.forward(x)
+    adapter.forward(x, rank=adapter.current_deployment_rank)
     adapter.backward(dy)
-    assert not adapter.gradients["lora.matrix_a"][:, adapter.training_rank :].any()
-    assert not adapter.gradients["lora.matrix_b"][adapter.training_rank :].any()
+    assert not adapter.gradients["lora.matrix_a"][:, adapter.current_deployment_rank :].any()
+    assert not adapter.gradients["lora.matrix_b"][adapter.current_deployment_rank :].any()
 
 
 @given(passes(dylora_adapters(mode="frozen")))
 def test_frozen_mode_keeps_the_block_of_the_full_gradient_and_nothing_else(case):
     adapter, x, dy = case
-    rank = adapter.training_rank
+    rank = adapter.current_deployment_rank
     first = max([0, *(active for active in adapter.active_ranks if active < rank)])
     full = adapter.clone()
     full.mode = "full"
-    results = [(each.forward(x).tobytes(), each.backward(dy).tobytes()) for each in (adapter, full)]
+    results = [(each.forward(x, rank=rank).tobytes(), each.backward(dy).tobytes()) for each in (adapter, full)]
     assert results[0] == results[1]
     for name, columns in {"lora.matrix_a": (slice(None), slice(first, rank)), "lora.matrix_b": slice(first, rank)}.items():
         expected = np.zeros_like(full.gradients[name])
@@ -206,7 +207,14 @@ def test_the_input_gradient_of_frozen_mode_is_the_true_one(case):
     adapter, x, dy = case
     for training in (True, False):
         errors = gradient_errors(
-            adapter, x, output_gradient=dy, training=training, method="complex", directions=True, active_only=True
+            adapter,
+            x,
+            output_gradient=dy,
+            training=training,
+            rank=adapter.current_deployment_rank,
+            method="complex",
+            directions=True,
+            active_only=True,
         )
         assert errors["input"] < 1e-9
 
@@ -215,8 +223,7 @@ def test_frozen_mode_trains_every_component_over_the_sparse_ranks(base):
     adapter = built((1, 3), base=base, mode="frozen")
     trained = np.zeros(3, bool)
     for rank in adapter.active_ranks:
-        adapter.training_rank = rank
-        adapter.forward(batch(4, 5))
+        adapter.forward(batch(4, 5), rank=rank)
         adapter.backward(batch(4, 3))
         block = adapter.gradients["lora.matrix_b"].any(axis=1)
         assert not (trained & block).any()
@@ -226,9 +233,8 @@ def test_frozen_mode_trains_every_component_over_the_sparse_ranks(base):
 
 def test_an_update_moves_no_component_beyond_the_rank():
     adapter = built((2, 3), max_rank=4)
-    adapter.training_rank = 2
     before = {name: array.copy() for name, array in adapter.named_parameters().items()}
-    adapter.forward(batch(3, 5))
+    adapter.forward(batch(3, 5), rank=2)
     adapter.backward(batch(3, 4))
     adapter.update_parameters(0.5)
     assert_array_equal(adapter.lora_layer.matrix_a[:, 2:], before["lora.matrix_a"][:, 2:])
@@ -265,9 +271,8 @@ def test_every_forward_pass_draws_anew_and_the_seed_decides():
 
 def test_backward_belongs_to_the_rank_of_its_forward():
     adapter = built((1, 3))
-    adapter.training_rank = 1
-    adapter.forward(batch(2, 5))
-    adapter.training_rank = adapter.current_deployment_rank = 3
+    adapter.forward(batch(2, 5), rank=1)
+    adapter.current_deployment_rank = 3
     adapter.backward(batch(2, 4))
     assert not adapter.gradients["lora.matrix_b"][1:].any()
 
@@ -288,7 +293,7 @@ def test_trap_4_evaluation_mode_takes_the_deployment_rank_in_a_whole_model():
 
 def test_predict_takes_the_deployment_rank_whatever_the_mode():
     adapter = built((1, 3))
-    adapter.training_rank, adapter.current_deployment_rank = 3, 1
+    adapter.current_deployment_rank = 1
     expected = adapter.outputs_at_ranks(batch(2, 5))[1]
     for mode in (True, False):
         assert_allclose(adapter.train(mode).predict(batch(2, 5)), expected, rtol=1e-13)
@@ -387,12 +392,17 @@ def test_geometric_takes_the_ranks_of_an_adapter():
 # ---------------------------------------------------------------- a rank for each row
 
 
-def per_row(active_ranks=(1, 2, 4), quantile=0.4, **options):
-    """A randomised adapter 6 -> 5 whose training passes have a rank for each row."""
-    options = {"base": DenseLayer(6, 5), **options}
-    adapter = built(active_ranks, **options)
-    adapter.row_quantile = quantile
-    return adapter
+def per_row(active_ranks=(1, 2, 4), **options):
+    """A randomised adapter 6 -> 5."""
+    return built(active_ranks, **({"base": DenseLayer(6, 5)} | options))
+
+
+def ranks_of_rows(adapter, quantile, rows):
+    return adapter.rank_at(Draw.of_rows(quantile, rows).quantile)
+
+
+def of_rows(x, quantile=0.4):
+    return Draw.of_rows(quantile, len(x) if x.ndim > 1 else 1)
 
 
 quantiles = st.floats(0, 1, exclude_max=True)
@@ -403,13 +413,11 @@ def test_each_row_has_the_output_and_the_gradients_of_its_own_rank(case, quantil
     adapter, x, dy = case
     x, dy = np.array(x, float), np.array(dy, float)
     single = adapter.clone()
-    adapter.row_quantile = quantile
-    y, dx = adapter.forward(x), adapter.backward(dy)
+    y, dx = adapter.forward(x, rank=of_rows(x, quantile)), adapter.backward(dy)
     rows = [...] if x.ndim == 1 else range(len(x))
     sums = {name: np.zeros_like(array) for name, array in single.named_parameters().items()}
-    for row, rank in zip(rows, adapter.ranks_of_rows(quantile, len(rows)), strict=True):
-        single.training_rank = int(rank)
-        assert_allclose(y[row], single.forward(x[row]), rtol=1e-12, atol=1e-12)
+    for row, rank in zip(rows, ranks_of_rows(adapter, quantile, len(rows)), strict=True):
+        assert_allclose(y[row], single.forward(x[row], rank=int(rank)), rtol=1e-12, atol=1e-12)
         assert_allclose(dx[row], single.backward(dy[row]), rtol=1e-11, atol=1e-11)
         for name, gradient in single.gradients.items():
             sums[name] += gradient
@@ -420,21 +428,22 @@ def test_each_row_has_the_output_and_the_gradients_of_its_own_rank(case, quantil
 @given(passes(dylora_adapters(mode="full")), quantiles)
 def test_gradients_with_a_rank_for_each_row(case, quantile):
     adapter, x, dy = case
-    adapter.row_quantile = quantile
-    check_gradients(adapter, x, output_gradient=dy, training=True, method="complex", directions=True, rtol=1e-9)
+    rank = of_rows(np.array(x), quantile)
+    check_gradients(adapter, x, output_gradient=dy, training=True, rank=rank, method="complex", directions=True, rtol=1e-9)
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (4, 3), (3, 1, 2)])
 def test_gradients_of_every_element_with_a_rank_for_each_row(shape, scaling):
     adapter = per_row(scaling=scaling, freeze_base_layer=False)
-    errors = check_gradients(adapter, batch(*shape, 6), training=True, method="complex", rtol=1e-10)
+    x = batch(*shape, 6)
+    errors = check_gradients(adapter, x, training=True, rank=of_rows(x), method="complex", rtol=1e-10)
     assert set(errors) == {"input", "base.weight", "base.bias", "lora.matrix_a", "lora.matrix_b"}
 
 
 def test_no_rows_at_all_have_no_ranks_either():
     adapter = per_row()
-    assert adapter.forward(np.zeros((0, 6))).shape == (0, 5)
+    assert adapter.forward(np.zeros((0, 6)), rank=of_rows(np.zeros((0, 6)))).shape == (0, 5)
     assert adapter.backward(np.zeros((0, 5))).shape == (0, 6)
     assert not adapter.get_parameter_gradients().any()
 
@@ -442,45 +451,28 @@ def test_no_rows_at_all_have_no_ranks_either():
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 40), quantiles)
 def test_each_rank_has_its_share_of_the_rows_to_within_one(weights, rows, quantile):
     adapter = built(range(1, len(weights) + 1), base=DenseLayer(9, 8), rank_distribution=weights)
-    counts = Counter(adapter.ranks_of_rows(quantile, rows).tolist())
+    counts = Counter(ranks_of_rows(adapter, quantile, rows).tolist())
     for rank, probability in zip(adapter.active_ranks, adapter.rank_distribution, strict=True):
         assert abs(counts[rank] - probability * rows) < 1 + 1e-9
 
 
 def test_every_single_row_sees_each_rank_as_often_as_the_distribution_says():
     adapter = built((1, 2, 4), base=DenseLayer(6, 5), rank_distribution=[2, 1, 1])
-    ranks = np.array([adapter.ranks_of_rows((i + 0.5) / 400, 7) for i in range(400)])
+    ranks = np.array([ranks_of_rows(adapter, (i + 0.5) / 400, 7) for i in range(400)])
     for rank, share in ((1, 0.5), (2, 0.25), (4, 0.25)):
         assert_allclose((ranks == rank).mean(axis=0), share, atol=1 / 400)
 
 
 @pytest.mark.parametrize("quantile", [-0.1, 1.0, np.nan, "half"])
 def test_a_bad_quantile_of_rows_is_refused(quantile):
-    adapter = per_row(quantile=0.25)
-    for refused in (lambda: adapter.ranks_of_rows(quantile, 3), lambda: setattr(adapter, "row_quantile", quantile)):
-        with pytest.raises(ArgumentError, match="quantile"):
-            refused()
-    assert adapter.row_quantile == 0.25
-
-
-def test_a_training_rank_and_a_quantile_of_rows_take_each_others_place():
-    adapter = built((1, 2))
-    assert adapter.row_quantile is None
-    adapter.training_rank = 2
-    adapter.row_quantile = None
-    assert adapter.training_rank == 2
-    adapter.row_quantile = 0.5
-    assert (adapter.training_rank, adapter.row_quantile) == (None, 0.5)
-    adapter.training_rank = None
-    assert adapter.row_quantile == 0.5
-    adapter.training_rank = 1
-    assert (adapter.training_rank, adapter.row_quantile) == (1, None)
+    with pytest.raises(ArgumentError, match="quantile"):
+        Draw.of_rows(quantile, 3)
 
 
 def test_ranks_of_rows_draw_nothing_and_leave_inference_alone():
     adapter, x = per_row(), batch(5, 6)
     before, expected = snapshot(adapter), adapter.outputs_at_ranks(x)[4]
-    adapter.forward(x)
+    adapter.forward(x, rank=of_rows(x))
     assert snapshot(adapter) == before
     for output in (adapter.predict(x), adapter.eval().forward(x)):
         assert_allclose(output, expected, rtol=1e-13)
@@ -490,7 +482,7 @@ def test_frozen_mode_refuses_ranks_of_rows():
     adapter = per_row(mode="frozen")
     before = snapshot(adapter)
     with pytest.raises(InvalidOperationError, match=r"mode must be 'full'.*got 'frozen'"):
-        adapter.forward(batch(2, 6))
+        adapter.forward(batch(2, 6), rank=of_rows(batch(2, 6)))
     with pytest.raises(InvalidOperationError, match="mode must be 'full'"):
         adapter.train_with_nested_dropout([batch(2, 6)], [batch(2, 5)], 1, 0.1, MeanSquaredError(), rank_per="row")
     assert snapshot(adapter) == before
@@ -498,12 +490,11 @@ def test_frozen_mode_refuses_ranks_of_rows():
 
 def test_components_beyond_every_rows_rank_stand_still():
     # Two of the three rows train component 2 or more at first; then one row trains component 1 alone.
-    adapter, optimizer = per_row(quantile=0.0), AdamW(0.1)
+    adapter, optimizer = per_row(), AdamW(0.1)
     for quantile, rows, moved in ((0.0, 3, [0, 1, 2, 3]), (0.0, 1, [0]), (0.5, 1, [0, 1])):
-        adapter.row_quantile = quantile
         layer = adapter.lora_layer
         A, B = layer.get_matrix_a(), layer.get_matrix_b()
-        adapter.forward(batch(rows, 6))
+        adapter.forward(batch(rows, 6), rank=of_rows(batch(rows, 6), quantile))
         adapter.backward(batch(rows, 5))
         adapter.apply_updates(optimizer.updates(adapter))
         assert np.flatnonzero((layer.matrix_a != A).any(axis=0)).tolist() == moved
@@ -512,8 +503,7 @@ def test_components_beyond_every_rows_rank_stand_still():
 
 def test_ranks_of_rows_keep_float32():
     adapter = built((1, 2), base=randomised(DenseLayer(6, 5, dtype=np.float32)))
-    adapter.row_quantile = 0.1
-    assert adapter.forward(batch(3, 6)).dtype == np.float32
+    assert adapter.forward(batch(3, 6), rank=[1, 2, 2]).dtype == np.float32
     assert adapter.backward(batch(3, 5)).dtype == np.float32
     assert {gradient.dtype for gradient in adapter.gradients.values()} == {np.dtype(np.float32)}
 
@@ -521,20 +511,21 @@ def test_ranks_of_rows_keep_float32():
 def test_a_mixed_batch_has_ranks_of_rows_too():
     tasks = MultiLoRAAdapter(DenseLayer(6, 6, rng=0), "a", 2, rng=1)
     model = Sequential([tasks, per_row()])
-    expected = model.forward(batch(5, 6))
-    assert_array_equal(model.forward_routed(batch(5, 6), ["a"] * 5), expected)
+    ranks = [1, 2, 4, 1, 4]
+    expected = model.forward(batch(5, 6), rank=ranks)
+    assert_array_equal(model.forward(batch(5, 6), tasks=["a"] * 5, rank=ranks), expected)
 
 
 def test_the_branch_of_such_a_pass_is_a_low_rank_layer_like_the_adapters_own():
     adapter = per_row()
-    branch = adapter.select(training=True).layer
+    branch = adapter.select(Run(rank=np.array([1, 2]))).branch
     assert_array_equal(branch.merge_weights(rank=2), adapter.lora_layer.merge_weights(rank=2))
     assert branch.estimate_flops() == adapter.lora_layer.estimate_flops()
 
 
 def test_a_pass_with_ranks_of_rows_computes_only_the_gradients_that_are_wanted():
     adapter, dy = per_row(), batch(3, 5)
-    _, cache = adapter.apply(batch(3, 6), training=True)
+    _, cache = adapter.apply(batch(3, 6), adapter.new_run(batch(3, 6), rank=[1, 4, 2], training=True))
     dx, gradients = adapter.vjp(dy, cache)
     only_dx, nothing = adapter.vjp(dy, cache, parameters=False)
     no_dx, only_gradients = adapter.vjp(dy, cache, inputs=False)
@@ -542,12 +533,6 @@ def test_a_pass_with_ranks_of_rows_computes_only_the_gradients_that_are_wanted()
     assert nothing == {}
     assert no_dx is None
     assert bits(only_gradients) == bits(gradients)
-
-
-def test_a_changed_branch_forgets_the_quantile_of_rows():
-    adapter = per_row()
-    assert adapter.with_branches(lambda branch: branch).row_quantile is None
-    assert adapter.row_quantile == 0.4
 
 
 # ---------------------------------------------------------------- ranks and their errors
@@ -558,23 +543,18 @@ def test_what_was_given_can_be_read():
     assert adapter.active_ranks == (1, 3)
     assert adapter.max_rank == adapter.rank == 4
     assert adapter.current_deployment_rank == 3
-    assert adapter.training_rank is None
     assert adapter.mode == "full"
 
 
 def test_the_training_rank_holds_until_it_is_none():
     adapter, x = built((1, 2, 3)), batch(2, 5)
-    adapter.training_rank = 2
-    assert {used_rank(adapter, x) for _ in range(20)} == {2}
-    adapter.training_rank = None
     assert {used_rank(adapter, x) for _ in range(40)} == {1, 2, 3}
 
 
 def test_a_set_training_rank_draws_nothing():
     adapter = built((1, 2))
-    adapter.training_rank = 1
     before = snapshot(adapter)
-    adapter.forward(batch(2, 5))
+    adapter.forward(batch(2, 5), rank=1)
     assert snapshot(adapter) == before
 
 
@@ -598,10 +578,9 @@ def test_a_deployment_rank_that_is_not_active_is_refused(rank, deploy):
 @pytest.mark.parametrize("rank", NOT_ACTIVE, ids=repr)
 def test_a_training_rank_that_is_not_active_is_refused(rank):
     adapter = built((1, 3))
-    adapter.training_rank = 1
-    with pytest.raises(ArgumentError, match=rf"^training_rank must .*{rank}"):
-        adapter.training_rank = rank
-    assert adapter.training_rank == 1
+    for call in (adapter.forward, adapter.predict):
+        with pytest.raises(ArgumentError, match=rf"^rank must .*{rank}"):
+            call(batch(2, 5), rank=rank)
 
 
 BAD_ACTIVE_RANKS = [[], [2, 1], [1, 1], [1, 2, 2], [0, 1], [-1], [1, 4], [2**62], [True], [1.5], ["1"], [None], [[1, 2]]]
@@ -689,7 +668,7 @@ def test_predictions_do_not_notice_training_passes_in_other_threads():
 
 def test_merging_takes_the_deployment_rank_whatever_the_mode(base):
     adapter = built((1, 3), base=base)
-    adapter.training_rank, adapter.current_deployment_rank = 3, 1
+    adapter.current_deployment_rank = 1
     A, B = adapter.lora_layer.matrix_a, adapter.lora_layer.matrix_b
     expected = base.matrix + A[:, :1] @ B[:1]
     for mode in (True, False):
@@ -803,8 +782,7 @@ def test_each_component_is_stepped_only_by_its_own_gradients(name, mode):
             rows[j].step(row_gradient)
         before_A, before_B = A.copy(), B.copy()
 
-        adapter.training_rank = rank
-        adapter.forward(x)
+        adapter.forward(x, rank=rank)
         adapter.backward(dy)
         adapter.apply_updates(optimizer.updates(adapter))
 
@@ -821,9 +799,8 @@ def test_components_stand_still_inside_a_model_too(name):
     model = Sequential([DenseLayer(6, 5, rng=0), adapter])
     optimizer = OPTIMIZERS[name][0]()
     for step, rank in enumerate([3, 1, 3]):
-        adapter.training_rank = rank
         before = adapter.lora_layer.get_matrix_b()
-        model.forward(batch(3, 6, seed=step))
+        model.forward(batch(3, 6, seed=step), rank=rank)
         model.backward(batch(3, 4))
         model.apply_updates(optimizer.updates(model))
         moved = (adapter.lora_layer.matrix_b != before).any(axis=1)
@@ -909,33 +886,20 @@ def test_training_is_one_step_of_gradient_descent_for_each_pair_in_order():
     assert_allclose(history, [np.mean(expected[:4]), np.mean(expected[4:])], rtol=1e-14)
 
 
-def test_training_uses_the_training_rank_where_one_is_set():
-    inputs, targets = pairs(lambda x: x[:, :4])
-    adapter = built()
-    adapter.training_rank = 1
-    before = adapter.lora_layer.get_matrix_b()
-    adapter.train_with_nested_dropout(inputs, targets, 3, 0.02, MeanSquaredError())
-    assert_array_equal(adapter.lora_layer.matrix_b[1:], before[1:])
-    assert adapter.training_rank == 1
-
-
 def test_training_with_a_rank_for_each_row_draws_a_quantile_for_each_step():
     inputs, targets = pairs(lambda x: x[:, :4])
     trained, by_hand = built(), built()
-    trained.training_rank = 2
     draws = np.random.default_rng(0)
     draws.standard_normal(trained.lora_layer.matrix_a.shape)
     expected = []
     for x, t in [*zip(inputs, targets, strict=True)] * 2:
-        by_hand.row_quantile = draws.random()
-        value, dy = MeanSquaredError().value_and_gradient(by_hand.forward(x), t)
+        value, dy = MeanSquaredError().value_and_gradient(by_hand.forward(x, rank=of_rows(x, draws.random())), t)
         by_hand.backward(dy)
         by_hand.update_parameters(0.02)
         expected.append(value)
     history = trained.train_with_nested_dropout(inputs, targets, 2, 0.02, MeanSquaredError(), rank_per="row")
     assert bits(trained.named_parameters()) == bits(by_hand.named_parameters())
     assert_allclose(history, [np.mean(expected[:4]), np.mean(expected[4:])], rtol=1e-14)
-    assert (trained.training_rank, trained.row_quantile) == (2, None)
 
 
 @pytest.mark.parametrize("mode", [True, False])

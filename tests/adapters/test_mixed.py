@@ -21,6 +21,7 @@ from lora_np import (
     tanh,
 )
 from lora_np.adapters.mixed import MixedBranch
+from lora_np.run import Run, Tasks
 from tests.kinds import batch, bits, randomised
 from tests.strategies import seeds
 
@@ -73,7 +74,7 @@ def test_a_mixed_batch_is_its_rows_one_at_a_time(base, tasks, inner, dtype, froz
     adapter = on(BASES[base](dtype), frozen, seed).eval()
     x = batch(len(tasks), *inner, IN, seed=seed).astype(dtype)
     dy = batch(len(tasks), *inner, OUT, seed=seed + 1).astype(dtype)
-    y, dx = adapter.forward_routed(x, tasks), adapter.backward(dy)
+    y, dx = adapter.forward(x, tasks=tasks), adapter.backward(dy)
     gradients = dict(adapter.gradients)
     assert {y.dtype, dx.dtype, *(gradient.dtype for gradient in gradients.values())} == {np.dtype(dtype)}
     near = {"rtol": 1e-10, "atol": 1e-10} if dtype == np.float64 else {"rtol": 1e-3, "atol": 2e-3}
@@ -81,7 +82,7 @@ def test_a_mixed_batch_is_its_rows_one_at_a_time(base, tasks, inner, dtype, froz
     expected = {name: np.zeros(gradient.shape) for name, gradient in gradients.items()}
     for row, task in enumerate(tasks):
         x_row, dy_row = x[row : row + 1], dy[row : row + 1]
-        y_row, cache = adapter.base_layer.apply_routed(x_row, (task,))
+        y_row, cache = adapter.base_layer.apply(x_row, Run(tasks=Tasks.of([task], 1)))
         dx_row, own = adapter.base_layer.vjp(dy_row, cache)
         if not frozen:
             for name, gradient in own.items():
@@ -98,13 +99,13 @@ def test_a_mixed_batch_is_its_rows_one_at_a_time(base, tasks, inner, dtype, froz
     for name, gradient in gradients.items():
         assert_allclose(gradient, expected[name], **near)
     assert {name.split(".")[1] for name in gradients if name.startswith("tasks.")} == set(tasks) - {None}
-    assert_allclose(adapter.predict_routed(x, tasks), y, **near)
+    assert_allclose(adapter.predict(x, tasks=tasks), y, **near)
 
 
 def test_a_step_moves_the_tasks_present_alone():
     adapter = on(DenseLayer(IN, OUT))
     before = bits(adapter.named_parameters(frozen=True))
-    adapter.forward_routed(batch(4, IN), ["d", None, "b", "d"])
+    adapter.forward(batch(4, IN), tasks=["d", None, "b", "d"])
     adapter.backward(batch(4, OUT))
     adapter.update_parameters(0.1)
     after = bits(adapter.named_parameters(frozen=True))
@@ -117,7 +118,7 @@ ROWS = ["b", None, "a", "b", "e", "a"]
 
 
 def branch_of(adapter, tasks):
-    return MixedBranch(tuple(tasks), adapter.task_adapters, adapter.lora_layer)
+    return MixedBranch(Tasks.of(tasks, len(tasks)), adapter.task_adapters, adapter.lora_layer)
 
 
 @pytest.mark.parametrize("tasks", [ROWS, sorted(ROWS, key=str)], ids=["mixed", "sorted"])
@@ -127,7 +128,7 @@ def test_gradients_by_complex_step_of_one_array_alone(tasks, inner, name):
     adapter = on(DenseLayer(IN, OUT))
     x, dy = batch(6, *inner, IN), batch(6, *inner, OUT, seed=2)
     branch = branch_of(adapter, tasks)
-    _, cache = branch.apply(x)
+    _, cache = branch.apply(x, Run())
     dx, gradients = branch.vjp(dy, cache)
     found = (gradients | {"input": dx})[name]
 
@@ -137,17 +138,17 @@ def test_gradients_by_complex_step_of_one_array_alone(tasks, inner, name):
         stepped = array.astype(complex)
         stepped[index] += 1e-20j
         if name == "input":
-            y, _ = branch_of(adapter, tasks).apply(stepped)
+            y, _ = branch_of(adapter, tasks).apply(stepped, Run())
         else:
             setattr(adapter.get_task_adapter(layer), attribute, stepped)
-            y, _ = branch_of(adapter, tasks).apply(x)
+            y, _ = branch_of(adapter, tasks).apply(x, Run())
             setattr(adapter.get_task_adapter(layer), attribute, array)
         assert_allclose(found[index], (dy * y).sum().imag / 1e-20, rtol=1e-12, atol=1e-13)
 
 
 def test_a_complex_gradient_goes_back_through_real_factors():
     branch = branch_of(on(DenseLayer(IN, OUT)), ROWS)
-    _, cache = branch.apply(batch(6, IN))
+    _, cache = branch.apply(batch(6, IN), Run())
     real, imaginary = batch(6, OUT), batch(6, OUT, seed=2)
     dx, gradients = branch.vjp(real + 1j * imaginary, cache)
     expected_dx, expected = branch.vjp(imaginary, cache)
@@ -157,7 +158,7 @@ def test_a_complex_gradient_goes_back_through_real_factors():
 
 def test_what_is_not_wanted_is_not_computed():
     branch = branch_of(on(DenseLayer(IN, OUT)), ROWS)
-    _, cache = branch.apply(batch(6, IN))
+    _, cache = branch.apply(batch(6, IN), Run())
     dx, gradients = branch.vjp(batch(6, OUT), cache)
     only_dx, nothing = branch.vjp(batch(6, OUT), cache, parameters=False)
     no_dx, only_gradients = branch.vjp(batch(6, OUT), cache, inputs=False)
@@ -169,13 +170,13 @@ def test_what_is_not_wanted_is_not_computed():
 @pytest.mark.parametrize("tasks", [["b", "b", None, None, "a"], [None, "e", "e", "e", "c"], ["a", "b", "c", "d", "e"]])
 def test_rows_that_are_sorted_already_are_not_moved(tasks):
     x = batch(5, IN)
-    _, (x_rows, *_) = branch_of(on(DenseLayer(IN, OUT)), tasks).apply(x)
+    _, (x_rows, *_) = branch_of(on(DenseLayer(IN, OUT)), tasks).apply(x, Run())
     assert np.shares_memory(x_rows, x)
 
 
 def test_an_output_is_never_the_input():
     branch, x = branch_of(on(DenseLayer(IN, IN)), [None, None]), batch(2, IN)
-    y, _ = branch.apply(x)
+    y, _ = branch.apply(x, Run())
     assert_array_equal(y, np.zeros((2, IN)))
     assert not np.shares_memory(x, y)
 
@@ -225,10 +226,10 @@ def test_a_pass_walks_through_no_tasks(wrap, tasks):
     guarded(adapter)
     x = batch(6, IN)
     for _ in range(2):
-        y = layer.forward(x) if tasks is None else layer.forward_routed(x, tasks)
+        y = layer.forward(x) if tasks is None else layer.forward(x, tasks=tasks)
         layer.backward(batch(6, OUT))
         layer.pending_gradients()
-    assert_allclose(layer.predict(x) if tasks is None else layer.predict_routed(x, tasks), y)
+    assert_allclose(layer.predict(x) if tasks is None else layer.predict(x, tasks=tasks), y)
     assert layer.compute_auxiliary_loss() == 0
 
 

@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lora_np import ArgumentError, ArgumentOutOfRangeError, DenseLayer, VeRAAdapter, VeRALayer
+from lora_np.run import Run
 from tests.kinds import IN, OUT, batch, bits, randomised
 
 
@@ -33,7 +34,7 @@ def test_an_example_worked_by_hand(worked):
 
 def test_the_example_at_rank_one(worked):
     # h = 4, h d = 8, t = 2 (8, 16), y = t b
-    y, cache = worked.apply(np.array([1.0, 2, 3]), rank=1)
+    y, cache = worked.apply(np.array([1.0, 2, 3]), Run(), rank=1)
     dx, gradients = worked.vjp(np.array([1.0, 2]), cache)
     assert_array_equal(y, [16, 96])
     assert_array_equal(dx, [52, 0, 52])

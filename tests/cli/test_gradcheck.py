@@ -4,7 +4,7 @@ from typing import final
 import numpy as np
 import pytest
 
-from lora_np import ActivationLayer, DenseLayer, DyLoRAAdapter, FullyConnectedLayer, LoRALayer, MultiLoRAAdapter
+from lora_np import ActivationLayer, DenseLayer, DyLoRAAdapter, FullyConnectedLayer, LoRALayer
 from lora_np.activations import ACTIVATIONS
 from lora_np.cli import gradcheck, main
 from lora_np.cli.gradcheck import Case
@@ -22,7 +22,7 @@ class Wrong(Layer):
         self.bias = np.zeros(3)
         self.slips = slip_of_input, slip_of_bias
 
-    def apply(self, x, *, training=False):
+    def apply(self, x, run):
         return 2 * x + self.bias, ()
 
     def vjp(self, dy, cache, *, parameters=True, inputs=True):
@@ -73,17 +73,10 @@ def test_the_cases_are_not_square_and_leave_nothing_out():
     dylora = [case for case in cases if isinstance(case.layer, DyLoRAAdapter)]
     seen = {
         (a.mode, a.lora_layer.scaling_rule, a.is_base_layer_frozen, rank == a.max_rank)
-        for a, rank in ((case.layer, case.layer.training_rank or case.layer.current_deployment_rank) for case in dylora)
+        for a, rank in ((case.layer, case.rank or case.layer.current_deployment_rank) for case in dylora)
     }
     assert len(seen) == 2 * 3 * 2 * 2
     assert all(case.training and case.active_only for case in dylora if case.layer.mode == "frozen")
-
-
-def test_a_mixed_batch_is_that_of_the_adapter():
-    adapter = MultiLoRAAdapter(DenseLayer(3, 2, rng=0), "a", 1, rng=1)
-    layer = gradcheck._MixedBatch(adapter, ("a", None))
-    assert list(layer.named_parameters()) == list(adapter.named_parameters())
-    assert layer.estimate_flops() == adapter.estimate_flops()
 
 
 @pytest.mark.parametrize(("slips", "wrong"), [((1e-3, 0), ["input"]), ((0, 1e-3), ["bias"]), ((np.nan, 0), ["input"])])

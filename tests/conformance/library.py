@@ -71,11 +71,12 @@ def own_names(case):
 def forward(layer, x, choice):
     """The pass of one entry of the schedule."""
     if isinstance(choice, list):
-        return layer.forward_routed(x, choice)
+        return layer.forward(x, tasks=choice)
     if isinstance(choice, str):
         layer.current_task = choice
     if isinstance(choice, int):
-        layer.training_rank = layer.current_deployment_rank = choice
+        layer.current_deployment_rank = choice  # for merging
+        return layer.forward(x, rank=choice)
     return layer.forward(x)
 
 

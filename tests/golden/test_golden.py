@@ -92,8 +92,7 @@ def test_a_low_rank_layer_alone(base_class):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_dylora_at_every_rank(base_class, scaling, rank, training):
     adapter = dylora(base_class, scaling=scaling).train(training)
-    adapter.training_rank = adapter.current_deployment_rank = rank
-    check(f"dylora-{scaling}-{rank}", adapter, adapter.forward, BRANCH)
+    check(f"dylora-{scaling}-{rank}", adapter, lambda x: adapter.forward(x, rank=rank), BRANCH)
 
 
 @pytest.mark.parametrize("scaling", make.SCALINGS)
@@ -117,7 +116,7 @@ def test_multilora_by_task(base_class, task):
 
 def test_multilora_of_a_mixed_batch(base_class):
     adapter = multilora(base_class, frozen=False)
-    check("multilora-mixed", adapter, lambda x: adapter.forward_routed(x, SETTINGS["tasks"]), TASKS)
+    check("multilora-mixed", adapter, lambda x: adapter.forward(x, tasks=SETTINGS["tasks"]), TASKS)
 
 
 def test_dora(base_class):
@@ -162,15 +161,14 @@ def test_the_loss_curve_of_dylora(base_class, mode):
     adapter = dylora(base_class, mode=mode, scaling="paper")
 
     def forward(step):
-        adapter.training_rank = SETTINGS["ranks"][step]
-        return adapter.forward(ARRAYS["x"])
+        return adapter.forward(ARRAYS["x"], rank=SETTINGS["ranks"][step])
 
     check_training(f"dylora-{mode}", adapter, forward, BRANCH)
 
 
 def test_the_loss_curve_of_multilora(base_class):
     adapter = multilora(base_class)
-    check_training("multilora-mixed", adapter, lambda step: adapter.forward_routed(ARRAYS["x"], SETTINGS["tasks"]), TASKS)
+    check_training("multilora-mixed", adapter, lambda step: adapter.forward(ARRAYS["x"], tasks=SETTINGS["tasks"]), TASKS)
 
 
 # ---------------------------------------------------------------- the file

@@ -70,7 +70,7 @@ def at_rank(images, rank):
 
 def of_task(images, task):
     """The logits of the MultiLoRA; upright is the base alone."""
-    return logits(multilora().predict_routed(images.reshape(-1, 64), [None if task == "upright" else task] * len(images)))
+    return logits(multilora().predict(images.reshape(-1, 64), tasks=[None if task == "upright" else task] * len(images)))
 
 
 def accuracy(values):

@@ -264,7 +264,7 @@ class Own(Layer):
         super().__init__(3, output_size, dtype)
         self.compute = compute
 
-    def apply(self, x, *, training=False):
+    def apply(self, x, run):
         return self.compute(x), ()
 
     def vjp(self, dy, cache, *, parameters=True, inputs=True):
@@ -322,7 +322,7 @@ class Named(Own):
         super().__init__(None)
         self.output, self.v1 = SQUARE, batch(3, 3, seed=4)
 
-    def apply(self, x, *, training=False):
+    def apply(self, x, run):
         return np.tanh(x @ self.output) @ self.v1, ()
 
 
@@ -350,7 +350,7 @@ class Transposing(LoRALayer):
         super().__init__(3, 3, 2, 1.5, rng=0)
         randomised(self)
 
-    def apply(self, x, *, training=False, rank=None, trained_from=0):
+    def apply(self, x, run, *, rank=None, trained_from=0):
         W = self.matrix_b.T @ self.matrix_a.T
         return x @ W * W.sum() + W.max(axis=1), ()
 
@@ -358,7 +358,7 @@ class Transposing(LoRALayer):
 class Cutting(Transposing):
     """It uses one array in two parts, and a part of the other one twice."""
 
-    def apply(self, x, *, training=False, rank=None, trained_from=0):
+    def apply(self, x, run, *, rank=None, trained_from=0):
         A, B = self.matrix_a, self.matrix_b
         return (x @ A[:, :1]) * B[:1].sum(axis=0) + (x @ A[:, 1:]) * B[:1], ()
 

@@ -597,7 +597,7 @@ def test_folders_anywhere_become_tasks(tmp_path):
     assert head.current_task == "a/b"
     named = apply_peft(network(), DATA / "tasks")
     for task, same in {"a/b": "german", "french": "french", "default": "german"}.items():
-        assert_close(model.predict_routed(X, [task] * len(X)), named.predict_routed(X, [same] * len(X)), 1e-12)
+        assert_close(model.predict(X, tasks=[task] * len(X)), named.predict(X, tasks=[same] * len(X)), 1e-12)
 
 
 def test_one_folder_by_task_is_a_task_too():

@@ -33,7 +33,7 @@ class Scale(Layer):
         super().__init__(size, size)
         self.factor = np.full(size, 2.0)
 
-    def apply(self, x, *, training=False):
+    def apply(self, x, run):
         return self.factor * x, (x,)
 
     def vjp(self, dy, cache, *, parameters=True, inputs=True):
@@ -51,7 +51,7 @@ class Views(Layer):
     def __init__(self, size):
         super().__init__(size, size)
 
-    def apply(self, x, *, training=False):
+    def apply(self, x, run):
         return x[:], (x,)
 
     def vjp(self, dy, cache, *, parameters=True, inputs=True):
@@ -81,7 +81,7 @@ def test_it_can_be_adapted_frozen_and_routed():
         "lora.matrix_a",
         "lora.matrix_b",
     }
-    assert_array_equal(Scale(3).forward_routed(batch(2, 3), [None, None]), 2 * batch(2, 3))
+    assert_array_equal(Scale(3).forward(batch(2, 3), tasks=[None, None]), 2 * batch(2, 3))
 
 
 def test_without_a_config_it_cannot_be_saved(tmp_path):
@@ -108,7 +108,7 @@ def test_abstract_classes_are_not_built(abstract):
 class Named(Scale):
     """The same, with its cache by name."""
 
-    def apply(self, x, *, training=False):
+    def apply(self, x, run):
         y = self.factor * x
         return y, {"x": x, "again": [x[:], y], "rows": len(x)}
 
@@ -251,9 +251,9 @@ def test_closing_lets_the_input_go(monkeypatch):
     layer, inputs = DenseLayer(3, 2), []
     original = layer.apply
 
-    def applied(x, *, training):
+    def applied(x, run):
         inputs.append(weakref.ref(x))
-        return original(x, training=training)
+        return original(x, run)
 
     monkeypatch.setattr(layer, "apply", applied)
     layer.forward(batch(4, 3))

@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lora_np import ArgumentError, InvalidOperationError, Layer, load_layer
+from lora_np.run import Run
 from lora_np.testing import check_gradients, numerical_gradient
 from tests.kinds import batch, bits, build, randomised, snapshot
 
@@ -63,7 +64,7 @@ def test_gradients_with_other_leading_axes(layer, shape):
 
 
 def test_what_is_not_wanted_is_not_given(layer, x, dy):
-    _, cache = layer.apply(x)
+    _, cache = layer.apply(x, Run())
     dx, gradients = layer.vjp(dy, cache)
     no_dx, same_gradients = layer.vjp(dy, cache, inputs=False)
     same_dx, no_gradients = layer.vjp(dy, cache, parameters=False)
@@ -79,7 +80,7 @@ def test_an_input_gradient_that_nobody_needs_is_not_given(layer, x, dy):
     layer.forward(x)
     assert layer.backward(dy, need_input_grad=False) is None
     assert bits(layer.gradients) == gradients
-    assert sorted(layer.gradients) == sorted(layer.vjp(dy, layer.apply(x)[1])[1])
+    assert sorted(layer.gradients) == sorted(layer.vjp(dy, layer.apply(x, Run())[1])[1])
 
 
 def test_a_parameter_is_found_by_name(layer):
@@ -163,7 +164,7 @@ def arrays_in(value):
 
 def test_nothing_on_the_way_is_wider_than_float32(name, x):
     layer = build(name, np.float32)
-    _, cache = layer.apply(x.astype(np.float32), training=True)
+    _, cache = layer.apply(x.astype(np.float32), layer.new_run(x, training=True))
     assert {array.dtype for array in arrays_in(cache) if array.dtype.kind == "f"} <= {np.dtype(np.float32)}
 
 

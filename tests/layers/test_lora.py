@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lora_np import ArgumentError, ArgumentOutOfRangeError, LoRALayer, VeRALayer
+from lora_np.run import Run
 from lora_np.testing import numerical_gradient
 from tests.kinds import batch, randomised
 from tests.strategies import seeds, sizes
@@ -70,7 +71,7 @@ def ranked_layers(draw):
 def test_the_output_at_a_rank_is_that_of_its_merged_weight(case):
     layer, rank, _ = case
     x = batch(4, layer.input_size)
-    y, _ = layer.apply(x, rank=rank)
+    y, _ = layer.apply(x, Run(), rank=rank)
     assert_allclose(y, x @ layer.merge_weights(rank=rank), rtol=1e-11, atol=1e-12)
 
 
@@ -78,7 +79,7 @@ def test_the_output_at_a_rank_is_that_of_its_merged_weight(case):
 def test_the_full_rank_is_the_default(case):
     layer, _, _ = case
     x = batch(4, layer.input_size)
-    assert_array_equal(layer.apply(x)[0], layer.apply(x, rank=layer.rank)[0])
+    assert_array_equal(layer.apply(x, Run())[0], layer.apply(x, Run(), rank=layer.rank)[0])
     assert_array_equal(layer.merge_weights(), layer.merge_weights(rank=layer.rank))
 
 
@@ -86,12 +87,12 @@ def test_the_full_rank_is_the_default(case):
 def test_gradients_at_a_rank_by_complex_step(case):
     layer, rank, first = case
     x, dy = batch(4, layer.input_size), batch(4, layer.output_size, seed=2)
-    _, cache = layer.apply(x, rank=rank, trained_from=first)
+    _, cache = layer.apply(x, Run(), rank=rank, trained_from=first)
     dx, gradients = layer.vjp(dy, cache)
     parts = layer.active_parts(cache)
 
     def objective(x):
-        return (dy * layer.apply(x, rank=rank)[0]).sum()
+        return (dy * layer.apply(x, Run(), rank=rank)[0]).sum()
 
     assert_allclose(dx, numerical_gradient(objective, x), rtol=1e-10, atol=1e-12)
     for name in layer.parameter_names:
@@ -112,7 +113,7 @@ def test_gradients_at_a_rank_by_complex_step(case):
 def test_the_trained_part_is_the_block_of_components(case):
     layer, rank, first = case
     x = batch(4, layer.input_size)
-    _, cache = layer.apply(x, rank=rank, trained_from=first)
+    _, cache = layer.apply(x, Run(), rank=rank, trained_from=first)
     parts = layer.active_parts(cache)
     for name in set(parts) & {"matrix_b", "vector_d"}:
         assert parts[name][0] == slice(first, rank)

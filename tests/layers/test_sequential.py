@@ -20,6 +20,7 @@ from lora_np import (
     relu,
     tanh,
 )
+from lora_np.run import Run
 from lora_np.testing import check_gradients
 from tests.kinds import batch, bits, randomised, snapshot
 
@@ -89,7 +90,7 @@ def test_the_input_gradient_of_the_first_layer_is_computed_only_when_it_is_wante
             return original(dy, cache, parameters=parameters, inputs=inputs)
 
         monkeypatch.setattr(layer, "vjp", recording)
-    _, cache = model.apply(batch(5, 4))
+    _, cache = model.apply(batch(5, 4), Run())
     dx, gradients = model.vjp(batch(5, 2), cache, inputs=False)
     assert dx is None
     assert len(gradients) == 6
@@ -299,9 +300,9 @@ def test_the_model_hands_its_own_mode_down(model, monkeypatch):
     seen = []
     for layer in model.layers:
 
-        def recording(x, *, training=False, original=layer.apply):
-            seen.append(training)
-            return original(x, training=training)
+        def recording(x, run, *, original=layer.apply):
+            seen.append(run.training)
+            return original(x, run)
 
         monkeypatch.setattr(layer, "apply", recording)
     model.train().forward(batch(5, 4))
@@ -385,8 +386,8 @@ def test_inference_takes_the_memory_of_one_layer(nested):
 def test_inference_of_a_mixed_batch_takes_the_memory_of_one_layer():
     model = Sequential([MultiLoRAAdapter(layer, "a", 2, rng=0) for layer in deep().layers])
     x, tasks = batch(ROWS, SIZE), ["a", None] * (ROWS // 2)
-    assert peak(lambda: model.predict_routed(x, tasks)) < 9
-    assert_array_equal(model.predict_routed(x, tasks), model.forward_routed(x, tasks))
+    assert peak(lambda: model.predict(x, tasks=tasks)) < 9
+    assert_array_equal(model.predict(x, tasks=tasks), model.forward(x, tasks=tasks))
 
 
 def test_steps_take_the_memory_of_one_pass():

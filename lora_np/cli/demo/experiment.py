@@ -447,7 +447,7 @@ def _mixed_difference(model: Layer, base: Layer, digits: Digits, settings: Setti
     tests = [digits.testing(view).inputs for view in (upright, *VIEWS.values())]
     picked = settings.generator(MIXED_BATCH).integers(len(names), size=len(tests[0]))
     inputs = np.choose(picked[:, np.newaxis], tests)
-    mixed = model.forward_routed(inputs, [names[i] for i in picked])
+    mixed = model.forward(inputs, tasks=[names[i] for i in picked])
     single = np.empty_like(mixed)
     for i, name in enumerate(names):
         if name is not None:

@@ -1,0 +1,216 @@
+"""`Run`: what a pass knows reaches every layer of any container; one draw for one pass; ranks of whole models."""
+
+import pickle
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from lora_np import (
+    ArgumentError,
+    DenseLayer,
+    DyLoRAAdapter,
+    InvalidOperationError,
+    Layer,
+    MultiLoRAAdapter,
+    NotSupportedError,
+    Run,
+    Sequential,
+    StandardLoRAAdapter,
+    apply_lora,
+    merge_in_place,
+    relu,
+    tanh,
+)
+from lora_np.base import prefixed
+from lora_np.sklearn.networks import without_adapters
+from lora_np.testing import check_gradients
+from tests.kinds import batch, randomised
+
+RANKS = (1, 2, 4)
+
+
+class Residual(Layer):
+    """``y = x + f(x)``: a container of a user's own."""
+
+    def __init__(self, inner):
+        super().__init__(inner.input_size, inner.output_size, inner.dtype)
+        self.inner = inner
+
+    def apply(self, x, run):
+        y, cache = self.inner.apply(x, run)
+        return x + y, cache
+
+    def vjp(self, dy, cache, *, parameters=True, inputs=True):
+        dx, gradients = self.inner.vjp(dy, cache, parameters=parameters and "inner" not in self.frozen_children)
+        return dy + dx, prefixed("inner", gradients)
+
+    def children(self):
+        return {"inner": self.inner}
+
+    def with_children(self, changed):
+        return Residual(changed.get("inner", self.inner))
+
+    def active_parts(self, cache):
+        return prefixed("inner", self.inner.active_parts(cache))
+
+    def estimate_flops(self):
+        return self.inner.estimate_flops() + self.output_size
+
+
+def dylora(size=6, seed=0, **options):
+    return DyLoRAAdapter(DenseLayer(size, size, rng=seed), 4, RANKS, rng=seed, **options)
+
+
+def model():
+    return randomised(Sequential([dylora(seed=0), Residual(Sequential([DenseLayer(6, 6, tanh, rng=1), dylora(seed=2)]))]))
+
+
+def adapters(layer):
+    return [inner for inner in layer.walk().values() if isinstance(inner, DyLoRAAdapter)]
+
+
+def test_one_draw_for_one_pass_in_a_loop_of_ones_own():
+    layer, seen = model(), set()
+    for _ in range(40):
+        layer.forward(batch(3, 6))
+        ranks = {adapter.rank_in(layer.last_run) for adapter in adapters(layer)}
+        assert len(ranks) == 1
+        layer.backward(batch(3, 6))
+        rank = ranks.pop()
+        for name in ("0.lora.matrix_b", "1.inner.1.lora.matrix_b"):
+            assert layer.gradients[name][:rank].any(axis=1).all()
+            assert not layer.gradients[name][rank:].any()
+        layer.update_parameters(0.01)
+        seen.add(rank)
+    assert seen == set(RANKS)
+
+
+def test_a_pass_is_a_function_of_its_run():
+    layer, x = model(), batch(3, 6)
+    run = layer.new_run(x, training=True)
+    y, _ = layer.apply(x, run)
+    assert_array_equal(layer.apply(x, run)[0], y)
+    assert_array_equal(layer.apply(x, pickle.loads(pickle.dumps(run)))[0], y)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_rank_for_each_row_of_a_whole_model(training):
+    layer, x = model().train(training), batch(6, 6)
+    ranks = [1, 4, 2, 1, 4, 2]
+    y = layer.forward(x, rank=ranks)
+    assert_array_equal(layer.predict(x, rank=ranks), y)
+    for row, rank in enumerate(ranks):
+        assert_allclose(y[row], layer.predict(x[row], rank=rank), rtol=1e-12, atol=1e-13)
+        assert_allclose(y[row], layer.forward(x[row : row + 1], rank=rank)[0], rtol=1e-12, atol=1e-13)
+    check_gradients(layer, x, training=training, rank=ranks)
+
+
+def test_rules_give_each_layer_its_own_rank():
+    layer, x = model(), batch(2, 6)
+    first, second = adapters(layer)
+    layer.forward(x, rank={first: 1, second: 4}.__getitem__)
+    layer.backward(batch(2, 6))
+    assert not layer.gradients["0.lora.matrix_b"][1:].any()
+    assert layer.gradients["1.inner.1.lora.matrix_b"].any(axis=1).all()
+
+
+@pytest.mark.parametrize("rank", [3, 0, [1, 2, 3], [1, 2], [[1], [2], [4]], 1.0, "1", [1.0, 2.0, 4.0]], ids=repr)
+@pytest.mark.parametrize("method", ["forward", "predict"])
+def test_a_rank_that_does_not_fit_is_refused(method, rank):
+    with pytest.raises(ArgumentError, match=r"^rank must"):
+        getattr(model(), method)(batch(3, 6), rank=rank)
+
+
+def test_a_rank_needs_a_layer_that_has_ranks():
+    with pytest.raises(ArgumentError, match=r"^rank must be None"):
+        StandardLoRAAdapter(DenseLayer(6, 6), 2).forward(batch(3, 6), rank=1)
+
+
+def test_frozen_mode_refuses_ranks_of_rows_in_training_alone():
+    adapter = randomised(dylora(mode="frozen"))
+    with pytest.raises(InvalidOperationError, match="mode must be 'full'"):
+        adapter.forward(batch(3, 6), rank=[1, 2, 4])
+    adapter.predict(batch(3, 6), rank=[1, 2, 4])
+    adapter.eval().forward(batch(3, 6), rank=[1, 2, 4])
+
+
+def test_a_training_pass_without_a_draw_is_no_evaluation():
+    with pytest.raises(InvalidOperationError, match="needs a rank"):
+        dylora().apply(batch(3, 6), Run(training=True))
+
+
+def test_tasks_and_ranks_together():
+    tasks = MultiLoRAAdapter(DenseLayer(6, 6, rng=3), "a", 2, rng=3)
+    tasks.add_task("b", 1)
+    layer, x = randomised(Residual(Sequential([tasks, dylora()]))), batch(4, 6)
+    names, ranks = ["b", None, "a", "b"], [4, 1, 2, 2]
+    y = layer.forward(x, tasks=names, rank=ranks)
+    for row, (name, rank) in enumerate(zip(names, ranks, strict=True)):
+        assert_allclose(y[row], layer.predict(x[row : row + 1], tasks=[name], rank=rank)[0], rtol=1e-12)
+    check_gradients(layer, x, tasks=names, rank=ranks, training=True)
+
+
+def test_any_container_is_adapted_merged_and_stripped():
+    base = randomised(Sequential({"in": DenseLayer(6, 6, relu), "body": Residual(Residual(DenseLayer(6, 6)))}))
+    x = batch(3, 6)
+    before = base.predict(x)
+    adapted = randomised(apply_lora(base, lambda layer: StandardLoRAAdapter(layer, 2)), 1)
+    assert list(adapted.children()) == ["in", "in_activation", "body"]
+    assert {name.rsplit(".", 2)[-2] for name in adapted.named_parameters()} == {"lora"}
+    assert isinstance(adapted.walk()["body.inner.inner"], StandardLoRAAdapter)
+    assert not any(isinstance(layer, StandardLoRAAdapter) for layer in without_adapters(adapted).walk().values())
+    check_gradients(adapted, x)
+    expected, body = adapted.predict(x), adapted.walk()["body"]
+    assert merge_in_place(adapted) == 2
+    assert adapted.walk()["body"] is body  # in place
+    assert_allclose(adapted.predict(x), expected, rtol=1e-12)
+    assert not any(isinstance(layer, StandardLoRAAdapter) for layer in adapted.walk().values())
+    assert base.predict(x).shape == before.shape
+
+
+def test_a_container_with_an_activation_inside_gets_a_pair():
+    adapted = apply_lora(Residual(DenseLayer(6, 6, relu)), lambda layer: StandardLoRAAdapter(layer, 2))
+    assert list(adapted.walk()) == [
+        "", "inner", "inner.linear", "inner.linear.base", "inner.linear.lora", "inner.linear_activation"
+    ]  # fmt: skip
+
+
+def test_a_container_that_cannot_change_says_so():
+    class Closed(Residual):
+        with_children = Layer.with_children
+
+    with pytest.raises(NotSupportedError, match="a Closed does not say how to change its children"):
+        apply_lora(Closed(DenseLayer(6, 6)), lambda layer: StandardLoRAAdapter(layer, 2))
+
+
+def test_merging_is_all_or_none():
+    class Closed(Residual):
+        with_children = Layer.with_children
+
+    first, second = (StandardLoRAAdapter(DenseLayer(6, 6), 2) for _ in range(2))
+    layer = Sequential([first, Closed(second)])
+    with pytest.raises(NotSupportedError):
+        merge_in_place(layer)
+    assert layer[0] is first
+
+
+def test_a_layer_may_take_other_inputs_than_rows_of_numbers():
+    class Tokens(Layer):
+        def __init__(self):
+            super().__init__(1, 3)
+            self.table = np.arange(12.0).reshape(4, 3)
+
+        def check_input(self, input, *, copy=False, name="input"):
+            return np.array(input)[..., None]
+
+        def apply(self, x, run):
+            return self.table[x[..., 0]], (x,)
+
+        def vjp(self, dy, cache, *, parameters=True, inputs=True):
+            return None, {}
+
+        def estimate_flops(self):
+            return 1
+
+    assert_array_equal(Tokens().forward([1, 0]), [[3, 4, 5], [0, 1, 2]])
