@@ -34,11 +34,11 @@ from lora_np import (
     relu,
 )
 from lora_np._archive import atomic_file
-from lora_np.cli.demo.experiment import shifted, upright
 from lora_np.data import load_digits
-from lora_np.descent import Descent
-from lora_np.initializers import he_uniform
+from lora_np.demo.experiment import shifted, upright
+from lora_np.functions.initializers import he_uniform
 from lora_np.training import Progress, RankSchedule, rank_per_row, shared_rank
+from lora_np.training.step import Descent
 
 RANKS = (1, 2, 4, 8)
 BATCH, HIDDEN, BASE_EPOCHS, BASE_RATE = 16, 128, 20, 0.003

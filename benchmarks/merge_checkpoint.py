@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lora_np.adapter_weights import AdapterWeights
+from lora_np.factors.weights import AdapterWeights
 from lora_np.io.merge import merge_checkpoint, verify_checkpoint
 from lora_np.io.safetensors import TensorInfo, stream_safetensors
 from lora_np.layers import LoRALayer

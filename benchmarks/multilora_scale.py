@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from lora_np import DenseLayer, LoRALayer, MultiLoRAAdapter, Sequential
-from lora_np.adapter_weights import AdapterWeights
+from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import apply_peft, save_peft
 
 RANKS = (4, 8, 16)

@@ -19,8 +19,8 @@ from .adapters.dylora import DyLoRAAdapter
 from .adapters.multilora import MultiLoRAAdapter
 from .base import Layer
 from .errors import ArgumentError, NotSupportedError
+from .factors.surgery import spectrum
 from .layers.lora import LoRALayer
-from .surgery import spectrum
 
 try:
     from matplotlib import colormaps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 
@@ -83,6 +83,16 @@ class Draw:
         """The rank of a layer."""
         rank: int | Array = layer.rank_at(self.quantile)
         return rank
+
+
+class Ranked(Protocol):
+    """A layer that has ranks to choose from, as a schedule of ranks sees it."""
+
+    def rank_at(self, quantile: float) -> int:
+        """The active rank at a quantile of the layer's rank distribution."""
+
+    def rank_in(self, run: Run) -> int | Array:
+        """The rank that a pass uses in this layer: a number, or one for each entry of the first axis."""
 
 
 class Run(NamedTuple):

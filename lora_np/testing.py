@@ -24,7 +24,7 @@ from ._typing import RNG, Array, Generator, Gradients, Parts
 from ._validation import generator, non_negative_float, one_of, real_array, same_shape
 from .base import Layer
 from .errors import ArgumentError, GradientError
-from .numerical import numerical_gradient
+from .functions.numerical import numerical_gradient
 from .run import Run
 
 __all__ = ["check_gradients", "gradient_errors", "numerical_gradient"]

@@ -22,7 +22,7 @@ from lora_np import (
     select_task,
 )
 from lora_np.data import load_digits
-from lora_np.initializers import he_uniform
+from lora_np.functions.initializers import he_uniform
 
 FILE = Path(__file__).parents[1] / "docs" / "interactive" / "data.js"
 

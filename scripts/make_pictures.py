@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import matplotlib
 import numpy as np
+from lora_np.surgery import canonicalize
 from matplotlib.figure import Figure
 
 from lora_np import (
@@ -31,10 +32,9 @@ from lora_np import (
     select_task,
 )
 from lora_np._archive import atomic_file
-from lora_np.cli.demo import experiment
-from lora_np.cli.demo.experiment import VIEWS, Digits, Settings, score, train
 from lora_np.cli.progress import bar
-from lora_np.surgery import canonicalize
+from lora_np.demo import experiment
+from lora_np.demo.experiment import VIEWS, Digits, Settings, score, train
 
 LAYER = "hidden2"
 """The one whose adapter is drawn: 128 -> 128."""

@@ -146,7 +146,7 @@ MUTANTS = [
     ),
     Mutant(
         "trap 3: training without backward",
-        "descent.py",
+        "training/step.py",
         "layer.backward(dy, need_input_grad=False)",
         "pass",
         (f"{DYLORA}::test_trap_3_training_lowers_the_loss_that_it_is_given_at_every_rank",),
@@ -160,7 +160,7 @@ MUTANTS = [
     ),
     Mutant(
         "the parameters of a loss that is not finite are kept",
-        "descent.py",
+        "training/step.py",
         "self._go_back()\n",
         "pass\n",
         ("tests/test_descent.py",),
@@ -439,14 +439,14 @@ MUTANTS = [
     ),
     Mutant(
         "the derivative of tanh without the square",
-        "activations.py",
+        "functions/activations.py",
         "return dy * (1 - np.tanh(z) ** 2)",
         "return dy * (1 - np.tanh(z))",
         (ACTIVATION,),
     ),
     Mutant(
         "softmax with the diagonal of its Jacobian alone",
-        "activations.py",
+        "functions/activations.py",
         "return y * (dy - (dy * y).sum(axis=-1, keepdims=True))",
         "return y * (1 - y) * dy",
         (ACTIVATION,),
@@ -454,7 +454,7 @@ MUTANTS = [
     # ---------------------------------------------------------------- trap 9: losses
     Mutant(
         "trap 9: a loss whose gradient is half of it",
-        "losses.py",
+        "functions/losses.py",
         "return (difference * difference).sum() / n, difference * (2 / n)",
         "return (difference * difference).sum() / n, difference * (1 / n)",
         (LOSSES,),
@@ -556,7 +556,7 @@ MUTANTS = [
     ),
     Mutant(
         "each layer draws its own ranks of rows",
-        "training.py",
+        "training/fit.py",
         "adapter.row_quantile = quantile",
         "adapter.row_quantile = rng.random()",
         ("tests/test_training.py",),
@@ -634,7 +634,7 @@ MUTANTS = [
     ),
     Mutant(
         "rows are summed over the first axis alone",
-        "kernels.py",
+        "kernels/products.py",
         "return np.add.reduce(_rows(dy))",
         "return np.add.reduce(dy)",
         (CONTRACT,),
@@ -642,42 +642,42 @@ MUTANTS = [
     # ---------------------------------------------------------------- products and packs
     Mutant(
         "the last rows that fill no tile are left out",
-        "kernels.py",
+        "kernels/products.py",
         "    if whole < len(x):\n        last = _last_rows(whole, len(x))\n        np.matmul(x[last], W, out=y[last])\n",
         "",
         (KERNELS,),
     ),
     Mutant(
         "the last columns that fill no panel are left out",
-        "kernels.py",
+        "kernels/products.py",
         "if self.columns < n:",
         "if False:",
         (KERNELS,),
     ),
     Mutant(
         "the partial products of a tall matrix are not added",
-        "kernels.py",
+        "kernels/products.py",
         "            y += part\n",
         "            y[...] = part\n",
         (KERNELS,),
     ),
     Mutant(
         "panels of the wrong side",
-        "kernels.py",
+        "kernels/products.py",
         "return PackedMatrix(self.matrix.T, self.transposed, self.panels)",
         "return PackedMatrix(self.matrix.T, self.panels, self.transposed)",
         (KERNELS,),
     ),
     Mutant(
         "the columns that fill no tile are left out",
-        "kernels.py",
+        "kernels/products.py",
         "if whole < n:",
         "if False:",
         (KERNELS,),
     ),
     Mutant(
         "tiles for any type",
-        "kernels.py",
+        "kernels/products.py",
         'return type(x) is np.ndarray is type(W) and x.dtype == W.dtype and x.dtype.char in "fd"',
         "return True",
         (KERNELS,),
@@ -798,7 +798,7 @@ MUTANTS = [
     ),
     Mutant(
         "the output is the cache's own array",
-        "activations.py",
+        "functions/activations.py",
         "np.may_share_memory(y, z) else y.copy()",
         "np.may_share_memory(y, z) else y",
         (DENSE,),
@@ -884,21 +884,21 @@ MUTANTS = [
     # ---------------------------------------------------------------- optimizers
     Mutant(
         "Adam moves components without a gradient",
-        "optimizers.py",
+        "training/optimizers.py",
         "return (np.empty_like(parameter), ...) if part is None else (np.zeros_like(parameter), part)",
         "return np.zeros_like(parameter), ...",
         STEPS,
     ),
     Mutant(
         "Adam counts the steps of all components together",
-        "optimizers.py",
+        "training/optimizers.py",
         "        steps += 1\n",
         "        state.steps += 1\n",
         STEPS,
     ),
     Mutant(
         "weight decay moves components without a gradient",
-        "optimizers.py",
+        "training/optimizers.py",
         "dp *= -self.learning_rate\n        return update\n\n\ndef _room",
         "dp *= -self.learning_rate\n"
         "        return update - 1e-3 * self.weight_decay * parameter * self.learning_rate\n\n\ndef _room",
@@ -906,14 +906,14 @@ MUTANTS = [
     ),
     Mutant(
         "momentum of components without a gradient fades",
-        "optimizers.py",
+        "training/optimizers.py",
         "v *= self.momentum",
         "velocity *= self.momentum",
         STEPS,
     ),
     Mutant(
         "the trained part does not reach the optimizer",
-        "optimizers.py",
+        "training/optimizers.py",
         "parts.get(name))",
         "None)",
         STEPS,

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 
-from lora_np import Activation, DenseLayer, FormatError, NotSupportedError, activations
-from lora_np.activations import ACTIVATIONS, SHIPPED, erf, softmax
+from lora_np import Activation, DenseLayer, FormatError, NotSupportedError
+from lora_np.functions import activations
+from lora_np.functions.activations import ACTIVATIONS, SHIPPED, erf, softmax
 from lora_np.run import Run
 
 mp.dps = 40

@@ -14,7 +14,7 @@ from lora_np import (
     StandardLoRAAdapter,
     VeRAAdapter,
 )
-from lora_np.adapter_weights import AdapterWeights, at_rank, extract, extract_tasks
+from lora_np.factors.weights import AdapterWeights, at_rank, extract, extract_tasks
 from tests.io.networks import FACTORIES, X, adapted, assert_close, dylora, multilora, network
 from tests.kinds import bits, randomised
 

@@ -16,7 +16,7 @@ from lora_np import (
     Sequential,
     StandardLoRAAdapter,
 )
-from lora_np.descent import Descent
+from lora_np.training.step import Descent
 
 X = np.array([[1.0, 2.0], [0.0, -1.0]])
 T = np.array([[1.0], [3.0]])

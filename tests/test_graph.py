@@ -30,7 +30,7 @@ from lora_np import (
     relu,
     tanh,
 )
-from lora_np.activations import ACTIVATIONS
+from lora_np.functions.activations import ACTIVATIONS
 from lora_np.graph import ComputationNode, optimise, to_dot, to_svg
 from lora_np.graph.recording import record_function
 from tests.kinds import BASES, KINDS, LAYERS, batch, bits, build, dylora, randomised, snapshot

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_np import DenseLayer
-from lora_np.initializers import glorot_normal, glorot_uniform, he_normal, he_uniform, normal, uniform, zeros
+from lora_np.functions.initializers import glorot_normal, glorot_uniform, he_normal, he_uniform, normal, uniform, zeros
 
 SHAPE = (200, 400)
 

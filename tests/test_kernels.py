@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_np import _blas, kernels
+from lora_np import kernels
+from lora_np.kernels import blas, panels, tiles
 from tests.strategies import LAYOUTS, leading_axes, seeds
 
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -24,12 +25,12 @@ lengths = st.sampled_from([1, 2, 3, 5, 7, 8, 9, 12, 13, 16, 17, 33])
 @pytest.fixture
 def lowered(monkeypatch):
     """Tiles and panels for arrays of a few elements."""
-    monkeypatch.setattr(kernels, "LIMIT", 120)
-    monkeypatch.setattr(kernels, "TILE_ROWS", (4, 3, 2))
-    monkeypatch.setattr(kernels, "TILE_COLUMNS", (4, 2))
-    monkeypatch.setattr(kernels, "PANEL_BYTES", 16)
-    monkeypatch.setattr(kernels, "SPLIT", 4)
-    monkeypatch.setattr(kernels, "WORTH_PACKING", 1)
+    monkeypatch.setattr(tiles, "LIMIT", 120)
+    monkeypatch.setattr(tiles, "TILE_ROWS", (4, 3, 2))
+    monkeypatch.setattr(tiles, "TILE_COLUMNS", (4, 2))
+    monkeypatch.setattr(panels, "PANEL_BYTES", 16)
+    monkeypatch.setattr(panels, "SPLIT", 4)
+    monkeypatch.setattr(panels, "WORTH_PACKING", 1)
 
 
 @pytest.fixture
@@ -44,9 +45,16 @@ def tiled(lowered, monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(kernels, "_multiply_tiles", counting("rows", kernels._multiply_tiles))
-    monkeypatch.setattr(kernels, "_multiply_panels", counting("panels", kernels._multiply_panels))
+    monkeypatch.setattr(tiles, "_multiply", counting("rows", tiles._multiply))
+    monkeypatch.setattr(panels, "_multiply_panels", counting("panels", panels._multiply_panels))
     return counts
+
+
+def packed(W, *, backward=True):
+    """A copy of a matrix that is packed as it is, or as the transpose of an array."""
+    matrix = W.copy(order="K")
+    kernels.pack(matrix, backward=backward)
+    return matrix
 
 
 def whole_numbers(seed, *shape):
@@ -76,16 +84,44 @@ def test_a_product_is_the_product(lowered, pair):
 
 
 @relaxed
-@given(factors(), st.booleans(), st.booleans())
-def test_a_packed_product_is_the_product_both_ways(lowered, pair, forward, backward):
+@given(factors(), st.booleans())
+def test_a_packed_product_is_the_product_both_ways(lowered, pair, backward):
     x, W = pair
-    packed = kernels.packed(W, forward=forward, backward=backward)
-    y = kernels.product(x, packed)
+    W = packed(W, backward=backward)
+    y = kernels.product(x, W)
     np.testing.assert_array_equal(y, x @ W)
-    dx = kernels.product(y, packed.T)
+    dx = kernels.product(y, W.T)
     np.testing.assert_array_equal(dx, y @ W.T)
     assert y.dtype == dx.dtype == x.dtype
-    assert packed.extra_bytes == (forward + backward) * W.nbytes
+    assert kernels.packed_bytes(W) == (1 + backward) * W.nbytes
+
+
+@relaxed
+@given(factors())
+def test_the_transpose_of_an_array_is_packed_as_well(lowered, pair):
+    x, W = pair
+    array = W.T.copy()
+    kernels.pack(array.T, backward=True)
+    np.testing.assert_array_equal(kernels.product(x, array.T), x @ W)
+    np.testing.assert_array_equal(kernels.product(x @ W, array), x @ W @ W.T)
+    assert not array.flags.writeable
+    assert kernels.packed_bytes(array) == 2 * array.nbytes
+
+
+def test_panels_go_with_their_array(lowered):
+    W = packed(whole_numbers(0, 6, 5))
+    address = id(W)
+    assert address in panels._packed
+    del W
+    assert address not in panels._packed
+
+
+def test_a_view_of_other_columns_is_not_taken_for_the_packed_matrix(tiled):
+    W = packed(whole_numbers(0, 6, 6))
+    x = whole_numbers(1, 9, 6)
+    np.testing.assert_array_equal(kernels.product(x, W[:, ::-1]), x @ W[:, ::-1])
+    np.testing.assert_array_equal(kernels.product(x, W[:, :4]), x @ W[:, :4])
+    assert tiled["panels"] == 0
 
 
 @relaxed
@@ -104,10 +140,10 @@ def test_a_sum_of_outer_products_is_the_sum(lowered, pair, n, seed):
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 2), (3, 4), (7, 5), (8, 8), (9, 8), (9, 9)])
 def test_what_fills_no_tile_or_panel_counts_too(lowered, dtype, rows, columns):
     x, W, dy = (whole_numbers(0, *shape).astype(dtype) for shape in [(rows, 33), (33, columns), (rows, 3 * columns)])
-    packed = kernels.packed(W, forward=True, backward=True)
-    assert len(packed.panels.blocks) == 9
-    np.testing.assert_array_equal(kernels.product(x, packed), x @ W)
-    np.testing.assert_array_equal(kernels.product(x[:, :columns].copy(), packed.T), x[:, :columns] @ W.T)
+    frozen = packed(W)
+    assert len(panels.panels_of(frozen).blocks) == 9
+    np.testing.assert_array_equal(kernels.product(x, frozen), x @ W)
+    np.testing.assert_array_equal(kernels.product(x[:, :columns].copy(), frozen.T), x[:, :columns] @ W.T)
     np.testing.assert_array_equal(kernels.product(x[:, :5].copy(), W[:5]), x[:, :5] @ W[:5])
     np.testing.assert_array_equal(kernels.sum_outer(x[:, :2].copy(), dy), x[:, :2].T @ dy)
     np.testing.assert_array_equal(kernels.sum_outer(x[:, :5].copy(), dy), x[:, :5].T @ dy)
@@ -120,12 +156,12 @@ def test_tiles_and_panels_are_used_where_they_should_be(tiled, dtype):
     x, W = whole_numbers(0, 9, 5).astype(dtype), whole_numbers(1, 5, 6).astype(dtype)
     kernels.product(x, W)
     assert tiled == {"rows": 1, "panels": 0}
-    kernels.product(x, kernels.packed(W, forward=True, backward=False))
+    kernels.product(x, packed(W, backward=False))
     assert tiled["panels"] == 1
-    kernels.product(x[:1], kernels.packed(W, forward=True, backward=False))
+    kernels.product(x[:1], packed(W, backward=False))
     assert tiled["panels"] == 1  # a single row is no tile
     tall = whole_numbers(2, 33, 6).astype(dtype)
-    kernels.product(whole_numbers(3, 9, 33).astype(dtype), kernels.packed(tall, forward=True, backward=False))
+    kernels.product(whole_numbers(3, 9, 33).astype(dtype), packed(tall, backward=False))
     assert tiled["panels"] == 1 + 9  # one for each 4 of 33 rows of W
 
 
@@ -140,11 +176,11 @@ def test_other_types_take_the_ordinary_way(tiled, dtype):
 
 def test_fractions_and_a_complex_step_pass_through_a_packed_matrix(lowered):
     W = whole_numbers(1, 5, 6)
-    packed = kernels.packed(W, forward=True, backward=True)
+    frozen = packed(W)
     thirds = np.full((9, 5), Fraction(1, 3))
-    assert (kernels.product(thirds, packed) == thirds @ W).all()
+    assert (kernels.product(thirds, frozen) == thirds @ W).all()
     step = whole_numbers(0, 9, 5) + 1e-30j
-    np.testing.assert_array_equal(kernels.product(step, packed), step @ W)
+    np.testing.assert_array_equal(kernels.product(step, frozen), step @ W)
 
 
 def test_a_subclass_takes_its_own_way(lowered):
@@ -160,26 +196,49 @@ def test_a_subclass_takes_its_own_way(lowered):
 def test_mixed_types_give_what_numpy_gives(lowered):
     x, W = whole_numbers(0, 9, 5).astype(np.float32), whole_numbers(1, 5, 6)
     assert kernels.product(x, W).dtype == np.float64
-    assert kernels.product(x, kernels.packed(W, forward=True, backward=False)).dtype == np.float64
+    assert kernels.product(x, packed(W, backward=False)).dtype == np.float64
 
 
-def test_a_sum_is_made_in_place_only_where_it_fits():
-    total, term = np.ones(3), np.full(3, 2.0)
-    assert kernels.add(term, total, room=total) is total
-    assert total.tolist() == [3, 3, 3]
-    assert term.tolist() == [2, 2, 2]
-    wide = kernels.add(total, np.full(3, 1e-20j), room=total)
-    assert wide.dtype == complex
-    assert total.tolist() == [3, 3, 3]
+def test_a_sum_reuses_the_second_operand_or_the_first_where_a_vector_is_added():
+    a, b, bias = whole_numbers(0, 3, 2), whole_numbers(1, 3, 2), whole_numbers(2, 2)
+    expected, plus_bias = a + b, a + b + bias
+    assert kernels.add(a, b) is b
+    np.testing.assert_array_equal(b, expected)
+    assert kernels.add(b, bias) is b
+    np.testing.assert_array_equal(b, plus_bias)
+    np.testing.assert_array_equal(a, whole_numbers(0, 3, 2))
+    np.testing.assert_array_equal(bias, whole_numbers(2, 2))
 
 
-@pytest.mark.skipif(not kernels.LIMIT, reason="no small kernel on this processor")
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (np.ones(3), np.ones(3)),  # a single row and its bias, which is a parameter
+        (np.ones((2, 3)), np.full((2, 3), 1e-20j)),
+        (np.full((2, 3), 1e-20j), np.ones((2, 3))),
+        (np.ones((2, 3), np.float32), np.ones((2, 3))),
+        (np.ones((2, 1)), np.ones(3)),
+        (np.ones((2, 1)), np.ones((2, 3))),
+        (np.ones(3), np.ones((2, 3))),
+        (1.0, np.ones((2, 3))),
+    ],
+)
+def test_a_sum_that_fits_neither_operand_is_a_new_array(a, b):
+    before = np.array(a), np.array(b)
+    y = kernels.add(a, b)
+    np.testing.assert_array_equal(y, before[0] + before[1])
+    assert y.dtype == (before[0] + before[1]).dtype
+    np.testing.assert_array_equal(a, before[0])
+    np.testing.assert_array_equal(b, before[1])
+
+
+@pytest.mark.skipif(not tiles.LIMIT, reason="no small kernel on this processor")
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("shape", [(16, 4), (256, 8), (1024, 64), (1024, 1024), (144, 260), (2112, 96)])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_a_row_has_the_same_bits_whatever_the_other_rows_are(dtype, shape, order):
     W = np.random.default_rng(0).normal(size=shape).astype(dtype, order=order)
-    factor = W if min(shape) <= kernels.THIN else kernels.packed(W, forward=True, backward=False)
+    factor = W if min(shape) <= tiles.THIN else packed(W, backward=False)
     x = np.random.default_rng(1).normal(size=(700, shape[0])).astype(dtype)
     whole = kernels.product(x, factor)
     for start, stop in [(0, 2), (5, 8), (3, 20), (1, 34), (100, 613), (699 - 13, 700)]:
@@ -187,19 +246,19 @@ def test_a_row_has_the_same_bits_whatever_the_other_rows_are(dtype, shape, order
 
 
 def test_the_core_has_a_name_and_can_be_forced():
-    script = "from lora_np import _blas, kernels; print(_blas.core_name(), kernels.LIMIT)"
+    script = "from lora_np.kernels import blas, tiles; print(blas.core_name(), tiles.LIMIT)"
 
     def run(**more):
         done = subprocess.run([sys.executable, "-c", script], env=os.environ | more, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 
-    if _blas.core_name():
+    if blas.core_name():
         assert run(OPENBLAS_CORETYPE="Haswell") == ["Haswell", "0"]
-    assert _blas.SMALL_KERNELS.get(_blas.core_name(), 0) == kernels.LIMIT
+    assert blas.SMALL_KERNELS.get(blas.core_name(), 0) == tiles.LIMIT
 
 
 def test_a_blas_that_does_not_say_what_it_is_gets_the_ordinary_products(monkeypatch):
-    monkeypatch.setattr(_blas.ctypes, "CDLL", lambda path: object())
-    assert _blas.core_name() == ""
-    assert _blas.small_kernel_limit() == 0
+    monkeypatch.setattr(blas.ctypes, "CDLL", lambda path: object())
+    assert blas.core_name() == ""
+    assert blas.small_kernel_limit() == 0

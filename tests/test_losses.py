@@ -17,7 +17,7 @@ from lora_np import (
     MeanSquaredError,
     SoftmaxCrossEntropy,
 )
-from lora_np.numerical import numerical_gradient
+from lora_np.functions.numerical import numerical_gradient
 
 REGRESSION = [MeanSquaredError(), MeanAbsoluteError(), Huber(), Huber(0.25)]
 ANALYTIC = [*REGRESSION, BinaryCrossEntropy(), SoftmaxCrossEntropy()]

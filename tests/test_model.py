@@ -31,7 +31,7 @@ from lora_np import (
     tanh,
     trainable_parameters,
 )
-from lora_np.model import apply_adapters
+from lora_np.models.adapting import apply_adapters
 
 X = np.random.default_rng(0).standard_normal((5, 6))
 

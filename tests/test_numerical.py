@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_np import ArgumentError
-from lora_np.numerical import numerical_gradient
+from lora_np.functions.numerical import numerical_gradient
 
 PRECISION = {"complex": 1e-13, "central": 1e-7}
 

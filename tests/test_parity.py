@@ -10,7 +10,7 @@ import pytest
 
 import lora_np
 import lora_np.errors
-import lora_np.initializers
+import lora_np.functions.initializers
 
 PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lora_np.surgery import spectrum
 
 from lora_np import (
     ActivationLayer,
@@ -24,7 +25,6 @@ from lora_np import (
     apply_lora,
     relu,
 )
-from lora_np.surgery import spectrum
 
 pytest.importorskip("matplotlib")
 

@@ -10,7 +10,7 @@ import pytest
 
 import lora_np
 from lora_np import Activation, Layer, Loss, Optimizer, errors
-from lora_np.activations import ACTIVATIONS
+from lora_np.functions.activations import ACTIVATIONS
 
 NAMES = {
     "Activation",

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_np import ArgumentError, Regularization
-from lora_np.numerical import numerical_gradient
-from lora_np.regularization import NO_REGULARIZATION
+from lora_np.functions.numerical import numerical_gradient
+from lora_np.functions.regularization import NO_REGULARIZATION
 
 KINDS = {
     "none": Regularization(),

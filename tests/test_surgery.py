@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from lora_np.surgery import canonicalize, combine, effective_rank, grow, retained_energy, spectrum, truncate
 
 from lora_np import (
     ArgumentError,
@@ -17,8 +18,7 @@ from lora_np import (
     StandardLoRAAdapter,
     VeRAAdapter,
 )
-from lora_np.adapter_weights import AdapterWeights, extract
-from lora_np.surgery import canonicalize, combine, effective_rank, grow, retained_energy, spectrum, truncate
+from lora_np.factors.weights import AdapterWeights, extract
 from tests.kinds import KINDS, batch, bits, randomised, snapshot
 
 IN, OUT = 7, 5

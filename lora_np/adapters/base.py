@@ -14,9 +14,9 @@ import numpy as np
 
 from .._typing import Array, Cache, Gradients, Parts
 from .._validation import not_none
-from ..activations import identity
 from ..base import Layer, prefixed
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
+from ..functions.activations import identity
 from ..kernels import add
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer, LowRankLayer
@@ -190,7 +190,7 @@ class AdditiveAdapter(LoRAAdapterBase):
         name, branch, rank, trained_from = self.select(run)
         base_y, base_cache = self.base_layer.apply(x, run)
         branch_y, branch_cache = branch.apply(x, run, rank=rank, trained_from=trained_from)
-        return add(branch_y, base_y), (base_cache, name, branch, branch_cache)
+        return add(base_y, branch_y), (base_cache, name, branch, branch_cache)
 
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
@@ -200,7 +200,7 @@ class AdditiveAdapter(LoRAAdapterBase):
         trains_base = parameters and not self.is_base_layer_frozen
         base_dx, base_gradients = self.base_layer.vjp(dy, base_cache, parameters=trains_base, inputs=inputs)
         branch_dx, own = branch.vjp(dy, branch_cache, parameters=parameters, inputs=inputs)
-        dx = None if base_dx is None or branch_dx is None else add(branch_dx, base_dx)
+        dx = None if base_dx is None or branch_dx is None else add(base_dx, branch_dx)
         gradients = prefixed(name, own)
         return dx, prefixed("base", base_gradients) | gradients if trains_base else gradients
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, final, overload
 
 import numpy as np
@@ -18,20 +17,17 @@ from .._validation import (
     fraction,
     generator,
     integer,
-    not_none,
     one_of,
-    positive_int,
     rank_within,
     real_array,
 )
 from ..base import Layer
-from ..descent import Descent
-from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
+from ..errors import ArgumentError, InvalidOperationError
+from ..functions.losses import Loss
 from ..kernels import product
 from ..layers.lora import LoRALayer
-from ..losses import FunctionLoss, Loss
-from ..optimizers import SGD
 from ..run import Draw, Run
+from ..training.nested_dropout import nested_dropout
 from .base import AdditiveAdapter, Selection
 
 
@@ -274,38 +270,7 @@ class DyLoRAAdapter(AdditiveAdapter):
         NonFiniteError
             The loss is infinite or NaN; the parameters are those with which it was last finite.
         """
-        draws_rows = one_of("rank_per", rank_per, ("pass", "row")) == "row"
-        if draws_rows:
-            self._require_row_ranks()
-        inputs, targets = _sequence("inputs", inputs), _sequence("targets", targets)
-        if len(inputs) != len(targets) or not inputs:
-            raise ArgumentError(f"inputs and targets must be as many, and some: got {len(inputs)} and {len(targets)}")
-        epochs = positive_int("epochs", epochs)
-        optimizer = SGD(finite_float("learning_rate", learning_rate))
-        loss = loss_function if isinstance(loss_function, Loss) else FunctionLoss(loss_function)
-        xs = [self.check_input(x, name=f"inputs[{i}]") for i, x in enumerate(inputs)]
-        for i, (x, target) in enumerate(zip(xs, targets, strict=True)):
-            try:
-                loss.check(np.broadcast_to(np.zeros((), self.dtype), (*x.shape[:-1], self.output_size)), target)
-            except ArgumentError as error:
-                raise ArgumentError(f"targets[{i}]: {error}") from error
-        with np.errstate(all="ignore"):
-            loss(self.predict(xs[0]), targets[0])  # a plain function may be no loss at all
-        descent = Descent(self, loss, optimizer)
-
-        def forward(x: Array) -> Array:
-            rows = len(x) if x.ndim > 1 else 1
-            return self.forward(x, rank=Draw.of_rows(self._rng.random(), rows) if draws_rows else None)
-
-        means = []
-        with self.training_mode(True):
-            for epoch in range(epochs):
-                try:
-                    losses = [descent.step(partial(forward, x), t) for x, t in zip(xs, targets, strict=True)]
-                except NonFiniteError as error:
-                    raise NonFiniteError(f"epoch {epoch + 1}: {error}; try a smaller learning_rate") from error
-                means.append(float(np.mean(losses)))
-        return means
+        return nested_dropout(self, inputs, targets, epochs, learning_rate, loss_function, rank_per=rank_per, rng=self._rng)
 
     def estimate_flops(self) -> int:
         """The base, the branch at the deployment rank, and adding them."""
@@ -380,11 +345,3 @@ def _probabilities(distribution: Sequence[float] | None, count: int) -> tuple[fl
         raise ArgumentError(f"rank_distribution must be probabilities, got {distribution}")
     total = float(weights.sum())
     return tuple(float(weight) for weight in (weights if abs(total - 1) < 1e-12 else weights / total))
-
-
-def _sequence(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
-    not_none(name, values)
-    try:
-        return tuple(values)
-    except TypeError:
-        raise ArgumentError(f"{name} must be a sequence of arrays, got {values!r}") from None

@@ -9,7 +9,7 @@ import numpy as np
 from .._typing import RNG, Array, Cache, Gradients, Parts
 from .._validation import finite_float, generator, rank_within
 from ..base import Layer
-from ..initializers import he_uniform
+from ..functions.initializers import he_uniform
 from ..kernels import product, sum_rows
 from ..layers.lora import LowRankLayer
 from ..run import Run

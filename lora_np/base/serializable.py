@@ -6,25 +6,27 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, BinaryIO, ClassVar, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 
 from .. import _archive
 from .._typing import Array
 from ..errors import ArgumentError, FormatError, NotSupportedError
-from .parameters import new_name
-from .weight_loadable import WeightLoadable
+from .parameters import ParameterTree, new_name
 
 # Keys with a dot, which no layer's name has.
 TYPE, CONFIG = "lora_np.type", "lora_np.config"
 
 
-class Serializable(WeightLoadable, ABC):
+class Serializable(ParameterTree, ABC):
     """Needs the arrays and, to build a layer from its file, `config`; gives files and copies."""
 
     settings: ClassVar[tuple[str, ...]] = ()
     """Attributes, other than arrays, that may change after construction and belong in a file."""
+
+    if TYPE_CHECKING:
+        load_weights: Any
 
     @abstractmethod
     def reset_state(self) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._validation import ascending_ranks
-from ..adapter_weights import AdapterWeights, extract
 from ..adapters.multilora import MultiLoRAAdapter
 from ..base import Layer
 from ..errors import ArgumentError, FormatError, InvalidOperationError, NotSupportedError
+from ..factors.weights import AdapterWeights, extract
 from ..io import kohya, mlx, npz, peft
 from ..io.safetensors import SafetensorsFile
 from ..layers.lora import LoRALayer

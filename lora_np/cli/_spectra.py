@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from .._typing import Array
-from ..adapter_weights import AdapterWeights
 from ..errors import FormatError
+from ..factors.surgery import spectrum
+from ..factors.weights import AdapterWeights
 from ..layers.lora import LoRALayer
-from ..surgery import spectrum
 
 
 def cast(layer: LoRALayer, dtype: type) -> LoRALayer:

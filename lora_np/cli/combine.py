@@ -4,10 +4,10 @@ import argparse
 import math
 from typing import Any
 
-from ..adapter_weights import AdapterWeights
 from ..errors import ArgumentError, NotSupportedError
+from ..factors.surgery import combine
+from ..factors.weights import AdapterWeights
 from ..io.peft import save_peft
-from ..surgery import combine
 from ._adapters import ADAPTER, add_choice, kept_config, load_adapter, naming
 from ._options import finite, positive
 from ._output import add_output, new_output

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from ..adapter_weights import AdapterWeights
+from ..factors.weights import AdapterWeights
 from ..io.peft import save_peft
 from ._adapters import ADAPTER, DEFAULT, add_choice, at_rank, kept_config, load_adapter, naming, read, require_adapters
 from ._options import positive

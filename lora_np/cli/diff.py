@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from .._typing import Array
-from ..adapter_weights import AdapterWeights
+from ..factors.weights import AdapterWeights
 from ..layers.lora import LoRALayer
 from ._adapters import ADAPTER, add_choice, at_rank, first_components, load_adapter
 from ._options import positive, tolerance

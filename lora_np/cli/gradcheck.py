@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..activations import ACTIVATIONS, Activation, identity, softplus, tanh
 from ..adapters import DoRAAdapter, DyLoRAAdapter, MultiLoRAAdapter, StandardLoRAAdapter, VeRAAdapter, VeRALayer
+from ..functions.activations import ACTIVATIONS, Activation, identity, softplus, tanh
+from ..functions.regularization import Regularization
 from ..layers import ActivationLayer, AffineLayer, DenseLayer, FullyConnectedLayer, Layer, LoRALayer, Sequential
 from ..layers.lora import SCALINGS
-from ..regularization import Regularization
 from ..testing import TOLERANCES, gradient_errors
 from .table import table
 from .verb import Verb, add_json, add_seed, print_json

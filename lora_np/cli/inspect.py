@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from .._typing import Array
-from ..adapter_weights import AdapterWeights
 from ..errors import ArgumentError, FormatError
+from ..factors.surgery import effective_rank, retained_energy
+from ..factors.weights import AdapterWeights
 from ..io.merge import INDEX, SINGLE, checkpoint_files
 from ..io.safetensors import SafetensorsFile
 from ..layers.lora import LoRALayer
-from ..surgery import effective_rank, retained_energy
 from ._adapters import LOOKED_FOR, Adapters, add_lenient, find_adapters, read
 from ._output import new_output
 from ._plot import draw_spectra, figure_format

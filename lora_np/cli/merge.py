@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 
-from ..adapter_weights import AdapterWeights
 from ..errors import ArgumentError, FormatError, NotSupportedError
+from ..factors.weights import AdapterWeights
 from ..io.merge import INDEX, SINGLE, MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
 from ._adapters import ADAPTER, add_choice, at_rank, load_adapter
 from ._options import positive

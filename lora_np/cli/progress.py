@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeAlias
 
-from ..training import Progress
+from ..training.fit import Progress
 
 Listener: TypeAlias = Callable[[str], tuple[Callable[[Progress], None], ...]]
 """Takes the name of a training; returns callbacks for `lora_np.training.fit`."""

@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
+from ..factors.surgery import retained_energy, truncate
 from ..io.peft import save_peft
-from ..surgery import retained_energy, truncate
 from ._adapters import ADAPTER, add_choice, kept_config, load_adapter, naming
 from ._options import fraction, positive
 from ._output import add_output, new_output

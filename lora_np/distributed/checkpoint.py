@@ -11,10 +11,10 @@ import numpy as np
 
 from .. import _archive
 from .._typing import Array, Generator
-from ..descent import Descent
 from ..errors import ArgumentError, FormatError
-from ..optimizers import Optimizer
-from ..training import History
+from ..training.fit import History
+from ..training.optimizers import Optimizer
+from ..training.step import Descent
 from .replicas import Moment
 
 

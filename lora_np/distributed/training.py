@@ -15,11 +15,12 @@ import numpy as np
 from .._typing import RNG, Array, Part
 from .._validation import generator, integer, not_none, positive_int
 from ..base import Layer
-from ..descent import Descent
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
-from ..losses import Loss
-from ..optimizers import Optimizer
-from ..training import History, Progress, RankSchedule, check_parts, shared_rank, stopped
+from ..functions.losses import Loss
+from ..training.fit import History, Progress, check_parts, stopped
+from ..training.nested_dropout import RankSchedule, shared_rank
+from ..training.optimizers import Optimizer
+from ..training.step import Descent
 from .batches import Batches, Piece
 from .calls import Call, InProcessExecutor, results
 from .checkpoint import State, plan_of, read, write

@@ -11,9 +11,9 @@ import numpy as np
 from .._typing import Array, Gradients, Parts
 from ..adapters import DyLoRAAdapter
 from ..errors import ArgumentError
+from ..functions.losses import Loss
 from ..layers import Layer
-from ..losses import Loss
-from ..training import Samples, checked_samples
+from ..training.fit import Samples, checked_samples
 from . import replicas
 from ._cache import Recent
 from .replicas import Moment, Source

@@ -15,8 +15,8 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from .._typing import Array
-from ..activations import Activation, identity
 from ..errors import ArgumentError, ArgumentNullError, NotSupportedError
+from ..functions.activations import Activation, identity
 from ..run import INFERENCE, Run
 from .node import (
     VIEWS,

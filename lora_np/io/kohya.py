@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-from ..adapter_weights import AdapterWeights
 from ..errors import FormatError
+from ..factors.weights import AdapterWeights
 from ._factors import factors_by_path, layer_of, matrix
 
 KEY = re.compile(r"(.+)\.(lora_down\.weight|lora_up\.weight|alpha)")

@@ -14,8 +14,8 @@ import numpy as np
 
 from .._archive import atomic_file
 from .._typing import Array
-from ..adapter_weights import AdapterWeights
 from ..errors import ArgumentError, FormatError, NotSupportedError
+from ..factors.weights import AdapterWeights
 from .safetensors import SafetensorsFile, Stored, decoded, encoded, stream_safetensors
 
 INDEX = "model.safetensors.index.json"

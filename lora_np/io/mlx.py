@@ -6,8 +6,8 @@ import json
 import os
 import re
 
-from ..adapter_weights import AdapterWeights
 from ..errors import FormatError
+from ..factors.weights import AdapterWeights
 from ._factors import factors_by_path, layer_of, magnitude, matrix
 
 CONFIG = "adapter_config.json"

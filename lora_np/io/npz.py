@@ -6,11 +6,11 @@ import os
 from typing import Any, BinaryIO
 
 from .. import _archive
-from ..activations import Activation
 from ..base import Layer
 from ..base.serializable import CONFIG, TYPE, restore
 from ..errors import ArgumentError, FormatError
-from ..regularization import Regularization
+from ..functions.activations import Activation
+from ..functions.regularization import Regularization
 
 
 def save_layer(layer: Layer, file: str | os.PathLike[str] | BinaryIO) -> None:

@@ -20,10 +20,10 @@ import numpy as np
 from .._archive import atomic_file
 from .._typing import Array
 from .._validation import one_of
-from ..activations import relu, sigmoid, softmax
 from ..adapters.base import LoRAAdapterBase
 from ..base import Layer, prefixed
 from ..errors import ArgumentError, NotSupportedError
+from ..functions.activations import relu, sigmoid, softmax
 from ..graph import ComputationNode, optimise
 from ..graph.node import depends_on_input, getitem, ordered
 from ..graph.recording import record_function

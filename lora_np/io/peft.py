@@ -15,7 +15,6 @@ from typing import Any
 
 from .._archive import atomic_file
 from .._typing import Array
-from ..adapter_weights import AdapterWeights, extract, extract_tasks
 from ..adapters.base import LoRAAdapterBase
 from ..adapters.dora import DoRAAdapter
 from ..adapters.dylora import DyLoRAAdapter
@@ -23,9 +22,10 @@ from ..adapters.multilora import MultiLoRAAdapter
 from ..adapters.standard import StandardLoRAAdapter
 from ..base import Layer
 from ..errors import ArgumentError, FormatError, NotSupportedError
+from ..factors.weights import AdapterWeights, extract, extract_tasks
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
-from ..model import apply_adapters, has_multi_lora_adapters
+from ..models.adapting import apply_adapters, has_multi_lora_adapters
 from ._factors import factors_by_path, layer_of, magnitude, matrix
 from .safetensors import save_safetensors
 

@@ -7,9 +7,9 @@ from typing import Any, final
 import numpy as np
 
 from .._typing import Array, Cache, Gradients
-from ..activations import Activation
 from ..base import Layer
 from ..errors import ArgumentError
+from ..functions.activations import Activation
 from ..run import Run
 
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from .._typing import RNG, Array, Cache, Gradients
 from .._validation import array_shape, generator, real_array, same_shape
-from ..activations import Activation, identity
 from ..base import Layer
 from ..errors import ArgumentError
-from ..initializers import Initializer, glorot_uniform, zeros
+from ..functions.activations import Activation, identity
+from ..functions.initializers import Initializer, glorot_uniform, zeros
+from ..functions.regularization import NO_REGULARIZATION, Regularization
 from ..kernels import add, product, sum_outer, sum_rows
-from ..regularization import NO_REGULARIZATION, Regularization
 from ..run import Run
 from .activation import ActivationLayer
 

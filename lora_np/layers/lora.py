@@ -21,7 +21,7 @@ from .._validation import (
 )
 from ..base import Layer
 from ..errors import ArgumentError
-from ..initializers import normal
+from ..functions.initializers import normal
 from ..kernels import product, sum_outer
 from ..run import Run
 

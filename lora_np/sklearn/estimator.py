@@ -17,13 +17,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._typing import Array, Generator
 from .._validation import finite_float, positive_int
-from ..activations import Activation
 from ..adapters import LoRAAdapterBase
 from ..errors import ArgumentError, InvalidOperationError
+from ..functions.activations import Activation
 from ..layers import AffineLayer, Layer, Sequential
-from ..model import apply_lora, has_adapters
-from ..optimizers import Optimizer
-from ..training import Progress, fit
+from ..models.adapting import apply_lora, has_adapters
+from ..training.fit import Progress, fit
+from ..training.optimizers import Optimizer
 from . import files, networks
 from .objectives import Samples
 

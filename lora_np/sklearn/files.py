@@ -10,12 +10,13 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from .. import _archive, optimizers
-from ..activations import Activation
+from .. import _archive
 from ..base import Layer
 from ..base import serializable as serialization
 from ..errors import FormatError, NotSupportedError
+from ..functions.activations import Activation
 from ..io.npz import load_layer
+from ..training.optimizers import SGD, Adam, AdamW, Momentum
 from . import networks
 
 Estimator = TypeVar("Estimator", bound=BaseEstimator)
@@ -23,7 +24,7 @@ Estimator = TypeVar("Estimator", bound=BaseEstimator)
 ESTIMATOR = "estimator"
 """The entry of the header."""
 
-OPTIMIZERS = {kind.__name__: kind for kind in (optimizers.SGD, optimizers.Momentum, optimizers.Adam, optimizers.AdamW)}
+OPTIMIZERS = {kind.__name__: kind for kind in (SGD, Momentum, Adam, AdamW)}
 
 
 def save(estimator: BaseEstimator, file: str | os.PathLike[str] | BinaryIO) -> None:

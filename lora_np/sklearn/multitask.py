@@ -13,12 +13,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Array, Generator
-from ..activations import relu, softmax
 from ..adapters import LoRAAdapterBase, MultiLoRAAdapter
 from ..errors import ArgumentError
+from ..functions.activations import relu, softmax
 from ..layers import AffineLayer, Layer, Sequential
-from ..model import merge_in_place, select_task
-from ..optimizers import Adam
+from ..models.adapting import merge_in_place, select_task
+from ..training.optimizers import Adam
 from . import files
 from .estimator import LoRAEstimator
 from .networks import choice_of_outputs, rank_and_alpha

@@ -9,11 +9,11 @@ import numpy as np
 
 from .._typing import Array, Generator
 from .._validation import positive_int
-from ..activations import Activation
 from ..adapters import LoRAAdapterBase
 from ..errors import ArgumentError
+from ..functions.activations import Activation
 from ..layers import DenseLayer, Layer, Sequential
-from ..model import has_adapters, rebuilt
+from ..models.adapting import has_adapters, rebuilt
 
 BASE, HEAD = "base", "head"
 """The names of the two parts of a network to which a head was added."""

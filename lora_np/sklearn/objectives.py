@@ -11,7 +11,7 @@ import numpy as np
 
 from .._typing import Array
 from ..errors import ArgumentError
-from ..losses import Loss, MeanSquaredError, SoftmaxCrossEntropy
+from ..functions.losses import Loss, MeanSquaredError, SoftmaxCrossEntropy
 
 
 class Objective(ABC):

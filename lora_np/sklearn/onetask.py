@@ -13,12 +13,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Array, Generator
 from .._validation import ascending_ranks, integer, one_of
-from ..activations import relu, softmax
 from ..adapters import DoRAAdapter, DyLoRAAdapter, LoRAAdapterBase, StandardLoRAAdapter
 from ..errors import ArgumentError, InvalidOperationError
+from ..functions.activations import relu, softmax
 from ..layers import AffineLayer
-from ..model import merge_in_place
-from ..optimizers import Adam
+from ..models.adapting import merge_in_place
+from ..training.optimizers import Adam
 from . import files
 from .estimator import LoRAEstimator
 from .networks import nested_ranks, rank_and_alpha

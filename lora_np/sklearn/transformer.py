@@ -11,8 +11,8 @@ from sklearn.utils.validation import column_or_1d
 
 from .._typing import Array
 from .._validation import one_of
-from ..activations import relu
-from ..optimizers import Adam
+from ..functions.activations import relu
+from ..training.optimizers import Adam
 from .objectives import Classes, Objective, Samples, Values
 from .onetask import OneTaskEstimator
 

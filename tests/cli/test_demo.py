@@ -8,8 +8,8 @@ import pytest
 
 from lora_np import DyLoRAAdapter, load_layer
 from lora_np.cli import main
-from lora_np.cli.demo import command, experiment, report
-from lora_np.cli.demo.experiment import Check, Curve, Digits, RankResult, Score, Settings
+from lora_np.demo import command, experiment, report
+from lora_np.demo.experiment import Check, Curve, Digits, RankResult, Score, Settings
 
 TINY = partial(
     Settings,

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from lora_np import ActivationLayer, DenseLayer, DyLoRAAdapter, FullyConnectedLayer, LoRALayer
-from lora_np.activations import ACTIVATIONS
 from lora_np.cli import gradcheck, main
 from lora_np.cli.gradcheck import Case
+from lora_np.functions.activations import ACTIVATIONS
 from lora_np.layers import Layer
 
 

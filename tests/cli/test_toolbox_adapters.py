@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lora_np import ArgumentError, FormatError, NotSupportedError, VeRAAdapter, apply_lora, save_layer
-from lora_np.adapter_weights import AdapterWeights
 from lora_np.cli._adapters import find_adapters, kept_config, load_adapter
+from lora_np.factors.weights import AdapterWeights
 from lora_np.io.safetensors import SafetensorsFile, load_safetensors, save_safetensors
 from tests.cli.toolbox import (
     base,

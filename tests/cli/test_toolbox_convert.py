@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lora_np import save_layer
-from lora_np.adapter_weights import extract
 from lora_np.cli import convert
+from lora_np.factors.weights import extract
 from lora_np.io.peft import load_peft
 from tests.cli.toolbox import dora, dylora, multilora, standard, tree, weights, write_kohya, write_mlx, write_peft
 

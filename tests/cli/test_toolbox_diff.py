@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from lora_np.surgery import canonicalize
 
 from lora_np import LoRALayer, save_layer
-from lora_np.adapter_weights import AdapterWeights
+from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import load_peft
-from lora_np.surgery import canonicalize
 from tests.cli.toolbox import dora, dylora, multilora, weights, write_kohya, write_peft
 
 

@@ -5,12 +5,12 @@ import warnings
 
 import numpy as np
 import pytest
+from lora_np.surgery import effective_rank
 
 from lora_np import LoRALayer, save_layer
-from lora_np.adapter_weights import AdapterWeights
+from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import save_peft
 from lora_np.io.safetensors import save_safetensors
-from lora_np.surgery import effective_rank
 from tests.cli.toolbox import (
     dora,
     dylora,

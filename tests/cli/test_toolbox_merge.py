@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lora_np import LoRALayer, NotSupportedError, save_layer
-from lora_np.adapter_weights import AdapterWeights
 from lora_np.cli import _output, main
 from lora_np.cli import merge as verb
+from lora_np.factors.weights import AdapterWeights
 from lora_np.io.merge import MergedTensor, merge_checkpoint
 from lora_np.io.safetensors import load_safetensors, save_safetensors
 from tests.cli.toolbox import (

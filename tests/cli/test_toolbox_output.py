@@ -31,7 +31,7 @@ def test_arguments_are_required(verb, misuse):
 
 
 def non_ascii(folder):
-    from lora_np.adapter_weights import AdapterWeights
+    from lora_np.factors.weights import AdapterWeights
 
     return write_kohya(folder / "a.safetensors", AdapterWeights({"größe": weights().layers["first"]}))
 

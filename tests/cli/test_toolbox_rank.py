@@ -5,12 +5,12 @@ import os
 
 import numpy as np
 import pytest
+from lora_np.surgery import spectrum
 
 from lora_np import LoRALayer, save_layer
-from lora_np.adapter_weights import AdapterWeights
 from lora_np.cli import combine, truncate
+from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import load_peft
-from lora_np.surgery import spectrum
 from tests.cli.toolbox import dora, dylora, multilora, tree, weights, write_kohya, write_mlx, write_peft
 
 

@@ -15,8 +15,8 @@ from lora_np import (
     StandardLoRAAdapter,
     apply_lora,
 )
-from lora_np.adapter_weights import AdapterWeights
 from lora_np.cli import main
+from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import save_peft
 from lora_np.io.safetensors import save_safetensors
 

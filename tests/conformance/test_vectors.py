@@ -8,9 +8,9 @@ import jsonschema
 import numpy as np
 import pytest
 
-from lora_np.activations import SHIPPED
 from lora_np.conformance import load_vectors, write_vectors
 from lora_np.conformance.comparison import TOLERANCE, compare
+from lora_np.functions.activations import SHIPPED
 from lora_np.io.safetensors import load_safetensors
 from tests.conformance import library, make
 

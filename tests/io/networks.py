@@ -16,7 +16,7 @@ from lora_np import (
     tanh,
 )
 from lora_np.io.safetensors import load_safetensors
-from lora_np.model import apply_adapters
+from lora_np.models.adapting import apply_adapters
 from tests.kinds import randomised
 
 DATA = Path(__file__).parent / "data"

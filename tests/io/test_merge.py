@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lora_np import ArgumentError, FormatError, LoRALayer, NotSupportedError, merge_in_place
-from lora_np.adapter_weights import AdapterWeights
+from lora_np.factors.weights import AdapterWeights
 from lora_np.io import merge
 from lora_np.io.merge import INDEX, SINGLE, checkpoint_files, merge_checkpoint, verify_checkpoint
 from lora_np.io.peft import apply_peft, load_peft

@@ -23,7 +23,7 @@ from lora_np import (
     StandardLoRAAdapter,
     tanh,
 )
-from lora_np.activations import ACTIVATIONS
+from lora_np.functions.activations import ACTIVATIONS
 from lora_np.io import onnx as lora_onnx
 from lora_np.io.onnx import OPERATORS, adapter_inputs, save_onnx, to_onnx
 from tests.kinds import IN, KINDS, LAYERS, OUT, RANK, batch, bits, build, dylora, multilora, randomised

@@ -23,10 +23,10 @@ from lora_np import (
     save_layer,
     select_task,
 )
-from lora_np.adapter_weights import AdapterWeights, extract
+from lora_np.factors.weights import AdapterWeights, extract
 from lora_np.io.peft import CONFIG, WEIGHTS, apply_peft, load_peft, peft_adapters, save_peft
 from lora_np.io.safetensors import SafetensorsFile, load_safetensors, save_safetensors
-from lora_np.model import apply_adapters
+from lora_np.models.adapting import apply_adapters
 from tests.io.networks import CASES, DATA, DY, FACTORIES, X, adapted, assert_close, dylora, expected, multilora, network
 from tests.kinds import batch, bits
 

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from lora_np import Activation, ActivationLayer, ArgumentError, NotSupportedError, relu, sigmoid, softmax
-from lora_np.activations import ACTIVATIONS
+from lora_np.functions.activations import ACTIVATIONS
 from lora_np.testing import check_gradients
 from tests.kinds import batch
 

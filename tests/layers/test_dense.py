@@ -18,8 +18,8 @@ from lora_np import (
     softmax,
     tanh,
 )
-from lora_np.activations import ACTIVATIONS
-from lora_np.initializers import he_normal, zeros
+from lora_np.functions.activations import ACTIVATIONS
+from lora_np.functions.initializers import he_normal, zeros
 from lora_np.testing import check_gradients
 from tests.kinds import BASES, batch, bits, randomised, snapshot
 

@@ -27,17 +27,18 @@ from lora_np import (
     save_layer,
     tanh,
 )
+from lora_np.kernels import panels, tiles
 from lora_np.training import fit
 from tests.kinds import BASES, LAYERS, batch, build, randomised
 
 
 @pytest.fixture(autouse=True)
 def lowered(monkeypatch):
-    monkeypatch.setattr(kernels, "LIMIT", 40)
-    monkeypatch.setattr(kernels, "TILE_ROWS", (3, 2))
-    monkeypatch.setattr(kernels, "PANEL_BYTES", 16)
-    monkeypatch.setattr(kernels, "SPLIT", 2)
-    monkeypatch.setattr(kernels, "WORTH_PACKING", 1)
+    monkeypatch.setattr(tiles, "LIMIT", 40)
+    monkeypatch.setattr(tiles, "TILE_ROWS", (3, 2))
+    monkeypatch.setattr(panels, "PANEL_BYTES", 16)
+    monkeypatch.setattr(panels, "SPLIT", 2)
+    monkeypatch.setattr(panels, "WORTH_PACKING", 1)
 
 
 def packed_layers(layer):
@@ -93,10 +94,10 @@ def test_memory_is_told(kind):
 
 
 def test_nothing_is_copied_where_it_does_not_pay(monkeypatch):
-    monkeypatch.setattr(kernels, "LIMIT", 0)
+    monkeypatch.setattr(tiles, "LIMIT", 0)
     assert adapter().pack("max").estimate_memory()["packed"] == 0
-    monkeypatch.setattr(kernels, "LIMIT", 40)
-    monkeypatch.setattr(kernels, "WORTH_PACKING", 36)
+    monkeypatch.setattr(tiles, "LIMIT", 40)
+    monkeypatch.setattr(panels, "WORTH_PACKING", 36)
     assert adapter().pack("max").estimate_memory()["packed"] == 0
 
 

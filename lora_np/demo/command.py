@@ -7,12 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..._typing import Array
-from ...errors import ArgumentError
-from ...io.npz import load_layer, save_layer
-from ...layers import Layer
-from ..progress import bar
-from ..verb import Verb, add_json, add_seed, print_json
+from .._typing import Array
+from ..cli.progress import bar
+from ..cli.verb import Verb, add_json, add_seed, print_json
+from ..errors import ArgumentError
+from ..io.npz import load_layer, save_layer
+from ..layers import Layer
 from . import experiment, report
 from .experiment import Check, Digits, RankResult, Samples, Settings, SharingResult
 

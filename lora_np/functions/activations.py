@@ -13,8 +13,8 @@ from typing import Any, final
 
 import numpy as np
 
-from ._typing import Array
-from .errors import FormatError, NotSupportedError
+from .._typing import Array
+from ..errors import FormatError, NotSupportedError
 
 
 @final

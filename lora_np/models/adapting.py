@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from ._validation import not_none
-from .activations import identity
-from .adapters.base import LoRAAdapterBase
-from .adapters.multilora import MultiLoRAAdapter
-from .base import Layer
-from .errors import ArgumentError, InvalidOperationError
-from .layers.dense import AffineLayer
-from .layers.sequential import Sequential
+from .._validation import not_none
+from ..adapters.base import LoRAAdapterBase
+from ..adapters.multilora import MultiLoRAAdapter
+from ..base import Layer
+from ..errors import ArgumentError, InvalidOperationError
+from ..functions.activations import identity
+from ..layers.dense import AffineLayer
+from ..layers.sequential import Sequential
 
 Names: TypeAlias = str | re.Pattern[str] | Iterable[str] | None
 

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from ._typing import Array
-from ._validation import integer
-from .adapters.base import LoRAAdapterBase
-from .adapters.dora import DoRAAdapter
-from .adapters.dylora import DyLoRAAdapter
-from .adapters.multilora import MultiLoRAAdapter
-from .base import Layer
-from .errors import ArgumentError, NotSupportedError
-from .layers.lora import LoRALayer
+from .._typing import Array
+from .._validation import integer
+from ..adapters.base import LoRAAdapterBase
+from ..adapters.dora import DoRAAdapter
+from ..adapters.dylora import DyLoRAAdapter
+from ..adapters.multilora import MultiLoRAAdapter
+from ..base import Layer
+from ..errors import ArgumentError, NotSupportedError
+from ..layers.lora import LoRALayer
 
 
 @final

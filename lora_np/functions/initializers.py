@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ._typing import Array, Generator
+from .._typing import Array, Generator
 
 Initializer: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any], Generator], Array]
 """What a layer's ``initializer=`` takes."""

@@ -12,10 +12,10 @@ from typing import Any, final
 
 import numpy as np
 
-from ._typing import Array
-from ._validation import finite_float, real_array, same_shape
+from .._typing import Array
+from .._validation import finite_float, real_array, same_shape
+from ..errors import ArgumentError, ArgumentOutOfRangeError
 from .activations import sigmoid, softplus
-from .errors import ArgumentError, ArgumentOutOfRangeError
 from .numerical import numerical_gradient
 
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._typing import RNG, Array, Generator
-from ._validation import generator, positive_int, real_array
-from .adapters.dylora import DyLoRAAdapter
-from .base import Layer
-from .descent import Descent
-from .errors import ArgumentError, InvalidOperationError, NonFiniteError
-from .losses import Loss
+from .._typing import RNG, Array
+from .._validation import generator, positive_int, real_array
+from ..base import Layer
+from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
+from ..functions.losses import Loss
+from ..run import Rank
+from .nested_dropout import RankSchedule, shared_rank
 from .optimizers import Optimizer
-from .run import Draw, Rank
-
-RankSchedule: TypeAlias = Callable[[Sequence[DyLoRAAdapter], Generator, int], Rank]
-"""Gives the rank of a step, from the DyLoRA adapters of the model, a source of random numbers, and the number of rows."""
+from .step import Descent
 
 
 @dataclass(frozen=True)
@@ -53,25 +50,6 @@ class History:
     """Their mean over the rows of each epoch."""
     ranks: list[tuple[int, ...]] = field(default_factory=list)
     """The training ranks of each step, one for each DyLoRA adapter; none where each row has a rank."""
-
-
-def shared_rank(adapters: Sequence[DyLoRAAdapter], rng: Generator, rows: int) -> Rank:
-    """One draw for all adapters of a model: with equal active ranks they train at the same rank (Valipour et al. 2022)."""
-    return Draw(rng.random())
-
-
-def rank_per_row(adapters: Sequence[DyLoRAAdapter], rng: Generator, rows: int) -> Rank:
-    """A rank for each row of the batch, the same in all adapters: every step trains every rank (Rippel et al. 2014).
-
-    A rank's share of the rows is its probability, to within one row; the price is that of one pass. How it compares with
-    `shared_rank` is measured in ``docs/dylora-quality.md``. Adapters in frozen mode refuse it.
-    """
-    return Draw.of_rows(rng.random(), rows)
-
-
-def independent_ranks(adapters: Sequence[DyLoRAAdapter], rng: Generator, rows: int) -> Rank:
-    """A draw for each adapter."""
-    return {adapter: adapter.rank_at(rng.random()) for adapter in adapters}.__getitem__
 
 
 def fit(
@@ -142,7 +120,7 @@ def fit(
     rows = len(samples.inputs)
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
     random = generator(rng)
-    adapters = [layer for layer in model.walk().values() if isinstance(layer, DyLoRAAdapter)]
+    adapters = [layer for layer in model.listeners() if layer.listens_to == "rank"]
     descent = Descent(model, loss, optimizer)
     history = History()
     steps = epochs * -(-rows // batch_size)

@@ -7,18 +7,18 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..._typing import Array
-from ...activations import relu
-from ...adapters import DyLoRAAdapter, MultiLoRAAdapter, StandardLoRAAdapter
-from ...data import load_digits
-from ...initializers import he_uniform
-from ...layers import AffineLayer, DenseLayer, Layer, Sequential
-from ...losses import SoftmaxCrossEntropy
-from ...model import apply_lora, merge_in_place, select_task
-from ...optimizers import Adam
-from ...surgery import canonicalize
-from ...training import Progress, fit
-from ..progress import Listener, silent
+from .._typing import Array
+from ..adapters import DyLoRAAdapter, MultiLoRAAdapter, StandardLoRAAdapter
+from ..cli.progress import Listener, silent
+from ..data import load_digits
+from ..factors.surgery import canonicalize
+from ..functions.activations import relu
+from ..functions.initializers import he_uniform
+from ..functions.losses import SoftmaxCrossEntropy
+from ..layers import AffineLayer, DenseLayer, Layer, Sequential
+from ..models.adapting import apply_lora, merge_in_place, select_task
+from ..training.fit import Progress, fit
+from ..training.optimizers import Adam
 
 View: TypeAlias = Callable[[Array], Array]
 """A way to look at images, (rows, height, width)."""

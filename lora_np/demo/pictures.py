@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from ... import plot
-from ..._archive import atomic_file
-from ..._typing import Array
+from .. import plot
+from .._archive import atomic_file
+from .._typing import Array
 from .experiment import RankResult, Samples, SharingResult
 
 RIGHT, WRONG = "#0072B2", "#D55E00"

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._typing import Array
-from ._validation import one_of
+from .._typing import Array
+from .._validation import one_of
 
 COMPLEX_STEP = 1e-30
 CENTRAL_STEP = 6e-6  # about the cube root of the float64 precision, where truncation and rounding errors balance

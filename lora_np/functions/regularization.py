@@ -7,8 +7,8 @@ from typing import Any, final
 
 import numpy as np
 
-from ._typing import Array
-from ._validation import non_negative_float
+from .._typing import Array
+from .._validation import non_negative_float
 
 
 @final

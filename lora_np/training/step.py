@@ -7,12 +7,12 @@ from typing import Any, final
 
 import numpy as np
 
-from ._typing import Array, Parts
-from .base import Layer
-from .errors import NonFiniteError
-from .losses import Loss
+from .._typing import Array, Parts
+from ..base import Layer
+from ..errors import NonFiniteError
+from ..functions.losses import Loss
+from ..run import Run
 from .optimizers import Optimizer
-from .run import Run
 
 
 @final

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 
-from ._typing import Array, Part, Parts
-from ._validation import finite_float, fraction, non_negative_float, same_shape
-from .base import Layer
-from .errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
+from .._typing import Array, Part, Parts
+from .._validation import finite_float, fraction, non_negative_float, same_shape
+from ..base import Layer
+from ..errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 
 
 class Optimizer(ABC):

@@ -1,0 +1,1 @@
+"""Plain mathematics below the layers: activations, losses, initializers, penalties, numerical differentiation."""

@@ -1,0 +1,8 @@
+"""The products of the layers, as fast as NumPy's own BLAS can run them: layers call these where they would write ``@``."""
+
+from .panels import pack as pack
+from .panels import packed_bytes as packed_bytes
+from .products import add as add
+from .products import product as product
+from .products import sum_outer as sum_outer
+from .products import sum_rows as sum_rows

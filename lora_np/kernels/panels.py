@@ -1,0 +1,144 @@
+"""Panels: a matrix that does not change, copied once into the form in which it is multiplied fastest.
+
+The copies belong to the array: `pack` keeps them here by its identity, `panels_of` finds them, and formulas do
+not mention them. A packed array is read-only, so the copies cannot become stale.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import NamedTuple
+
+import numpy as np
+
+from .._typing import Array
+from . import tiles
+
+PANEL_BYTES = 256
+"""The width of a panel: the columns that the kernel handles at once, for either type."""
+SPLIT = 1024
+"""About how many rows a panel keeps if it is too tall for a tile of `tiles.TILE_ROWS`."""
+WORTH_PACKING = 2**15
+"""The number of elements from which on panels are faster than the matrix itself."""
+
+
+class _Packed(NamedTuple):
+    """The copies of an array that does not change."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Of the matrix: the array itself, or its transpose."""
+    forward: Panels
+    """For ``x @ matrix``."""
+    backward: Panels | None
+    """For ``dy @ matrix.T``."""
+
+
+_packed: dict[int, _Packed] = {}
+"""By the identity of the array; an entry is removed together with its array."""
+
+
+def pack(matrix: Array, *, backward: bool) -> None:
+    """Make a matrix read-only and, if that is faster on this machine, copy it into panels.
+
+    Parameters
+    ----------
+    matrix : array, shape (k, n)
+        An array that owns its memory, or the transpose of one.
+    backward : bool
+        Whether to copy it for ``dy @ matrix.T`` too.
+    """
+    array = matrix if matrix.base is None else matrix.base
+    array.flags.writeable = False
+    if not (tiles.LIMIT > 0 and matrix.size >= WORTH_PACKING):
+        return
+    if id(array) not in _packed:
+        weakref.finalize(array, _packed.pop, id(array), None)
+    _packed[id(array)] = _Packed(matrix.shape, matrix.strides, Panels(matrix), Panels(matrix.T) if backward else None)
+
+
+def packed_bytes(array: Array) -> int:
+    """The memory of an array's panels."""
+    entry = _packed.get(id(array))
+    return 0 if entry is None else sum(panels.nbytes for panels in entry[2:] if panels is not None)
+
+
+def panels_of(W: Array) -> Panels | None:
+    """The panels of a matrix, which may be the transpose of the packed array; None if it has none."""
+    entry = _packed.get(id(W if W.base is None else W.base))
+    if entry is None:
+        return None
+    if (W.shape, W.strides) == (entry.shape, entry.strides):
+        return entry.forward
+    is_transpose = (W.shape[::-1], W.strides[::-1]) == (entry.shape, entry.strides)
+    return entry.backward if is_transpose else None
+
+
+class Panels:
+    """The columns of a matrix, copied in groups, each contiguous in memory.
+
+    Parameters
+    ----------
+    matrix : array, shape (k, n)
+        In float32 or float64.
+
+    Notes
+    -----
+    A stack of tiles of rows times a stack of panels is one call of `np.matmul`. A matrix too tall for the kernel is split
+    along k, and the partial products are added.
+    """
+
+    def __init__(self, matrix: Array) -> None:
+        self.dtype = matrix.dtype
+        self.shape = k, n = matrix.shape
+        width = PANEL_BYTES // matrix.itemsize
+        self.columns = n // width * width
+        blocks = 1 if tiles.tile_rows(k, width) else -(-k // SPLIT)
+        bounds = [k * i // blocks for i in range(blocks + 1)]
+        self.blocks = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        self.tile = tiles.tile_rows(-(-k // blocks), width)
+        panels = matrix[:, : self.columns].reshape(k, -1, width).transpose(1, 0, 2)  # (panels, k, width)
+        self.panels = [panels[:, block].copy() for block in self.blocks]  # copies: views would keep the matrix alive
+        self.rest = matrix[:, self.columns :].copy()  # the columns that fill no panel
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the copies."""
+        return self.rest.nbytes + sum(panels.nbytes for panels in self.panels)
+
+    def fits(self, x: Array) -> bool:
+        """Whether `product` takes this array: plain, of the same type, of two rows or more."""
+        return bool(tiles.are_plain(x, self.rest) and x.flags.c_contiguous and x.size > self.shape[0] and self.tile)
+
+    def product(self, x: Array) -> Array:
+        """``x @ matrix``, shape (..., n), for an array that `fits`."""
+        k, n = self.shape
+        y = np.empty((*x.shape[:-1], n), x.dtype)
+        x_rows, y_rows = x.reshape(-1, k), y.reshape(-1, n)
+        if self.columns:
+            self._multiply(x_rows, y_rows[:, : self.columns])
+        if self.columns < n:
+            y_rows[:, self.columns :] = tiles.product(x_rows, self.rest)
+        return y
+
+    def _multiply(self, x: Array, y: Array) -> None:
+        first, *others = zip(self.blocks, self.panels, strict=True)
+        _multiply_panels(x[:, first[0]], first[1], y, self.tile)
+        for block, panels in others:
+            part = np.empty(y.shape, y.dtype)
+            _multiply_panels(x[:, block], panels, part, self.tile)
+            y += part
+
+
+def _multiply_panels(x: Array, panels: Array, y: Array, tile: int) -> None:
+    """``y[...] = x @ W`` by tiles of rows and panels (count, k, width) of W."""
+    count, k, width = panels.shape
+    whole = len(x) // tile * tile
+    if whole:
+        x_tiles = x[:whole].reshape(-1, tile, k)  # (tiles, tile, k)
+        results = y[:whole].reshape(-1, tile, count, width).transpose(2, 0, 1, 3)  # (panels, tiles, tile, width)
+        np.matmul(x_tiles, panels[:, None], out=results)
+    if whole < len(x):
+        last = tiles.last_rows(whole, len(x))
+        np.matmul(x[last], panels, out=y[last].reshape(-1, count, width).transpose(1, 0, 2))

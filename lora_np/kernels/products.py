@@ -1,0 +1,94 @@
+"""The products of the layers, over any number of leading axes: a layer calls `product` where it would write ``@``.
+
+What makes them fast is in tiles.py and panels.py. Operands that are not plain arrays, such as a symbol of a graph that is
+being recorded, take their own ``@`` and ``+``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .._typing import Array
+from . import tiles
+from .panels import panels_of
+
+
+def product(x: Array, W: Array) -> Array:
+    """``x @ W``.
+
+    Parameters
+    ----------
+    x : array, shape (..., k)
+    W : array, shape (k, n)
+
+    Returns
+    -------
+    array, shape (..., n)
+        New.
+
+    Notes
+    -----
+    A row's result does not depend on the other rows of the batch, to the bit, if all of this holds: W is packed or thin, it
+    goes by tiles (`tiles.LIMIT` is not 0), its sizes are multiples of 4, k of 16, and there are two rows or more. Otherwise
+    BLAS may round a row differently depending on its position and on the other rows in the batch.
+    """
+    if type(x) is not np.ndarray or type(W) is not np.ndarray:
+        return x @ W
+    if not W.flags.writeable:
+        panels = panels_of(W)
+        if panels is not None and panels.fits(x):
+            return panels.product(x)
+    return tiles.product(x, W)
+
+
+def sum_outer(x: Array, dy: Array) -> Array:
+    """Σ over rows of the outer product ``x_rowᵀ dy_row``: the gradient of ``x @ W`` with respect to W.
+
+    Fastest with the narrower operand first: ``sum_outer(dy, x).T`` is the same sum.
+
+    Parameters
+    ----------
+    x : array, shape (..., in)
+    dy : array, shape (..., out)
+
+    Returns
+    -------
+    array, shape (in, out)
+    """
+    x, dy = _rows(x), _rows(dy)
+    if type(x) is not np.ndarray or type(dy) is not np.ndarray:
+        return x.T @ dy  # (in, rows) @ (rows, out) -> (in, out)
+    return tiles.sum_outer(x, dy)
+
+
+def sum_rows(dy: Array) -> Array:
+    """Σ over rows: the gradient of a vector that is added to every row.
+
+    Parameters
+    ----------
+    dy : array, shape (..., out)
+
+    Returns
+    -------
+    array, shape (out,)
+    """
+    return np.add.reduce(_rows(dy))
+
+
+def add(a: Array, b: Array) -> Array:
+    """``a + b``, reusing the memory of an operand, which the caller must no longer need.
+
+    The sum of two arrays of one shape is written into `b`; the sum of rows and a vector, such as a bias, into `a`; any
+    other is a new array. A vector is never written to, because it may be a parameter.
+    """
+    if type(a) is np.ndarray is type(b) and a.dtype == b.dtype:
+        if b.ndim > 1 and b.shape == a.shape:
+            return np.add(a, b, out=b)
+        if b.ndim == 1 < a.ndim and b.shape == a.shape[-1:]:
+            return np.add(a, b, out=a)
+    return a + b
+
+
+def _rows(x: Array) -> Array:
+    """All leading axes as one."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])

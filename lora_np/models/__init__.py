@@ -1,0 +1,1 @@
+"""Whole models: adapting, merging and selecting across every layer inside."""

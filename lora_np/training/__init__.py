@@ -1,0 +1,9 @@
+"""Training: optimizers, one step, nested dropout, and `fit`."""
+
+from .fit import History as History
+from .fit import Progress as Progress
+from .fit import fit as fit
+from .nested_dropout import RankSchedule as RankSchedule
+from .nested_dropout import independent_ranks as independent_ranks
+from .nested_dropout import rank_per_row as rank_per_row
+from .nested_dropout import shared_rank as shared_rank

@@ -1,0 +1,105 @@
+"""Nested dropout: how the ranks of a training pass are chosen, and DyLoRA's own training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from .._typing import Array, Generator
+from .._validation import finite_float, not_none, one_of, positive_int
+from ..base import Layer
+from ..errors import ArgumentError, NonFiniteError
+from ..functions.losses import FunctionLoss, Loss
+from ..run import Draw, Rank, Ranked
+from .optimizers import SGD
+from .step import Descent
+
+RankSchedule: TypeAlias = Callable[[Sequence[Ranked], Generator, int], Rank | None]
+"""Returns the rank of a step, given the DyLoRA adapters of the model, a random generator, and the number of rows."""
+
+
+def shared_rank(adapters: Sequence[Ranked], rng: Generator, rows: int) -> Rank:
+    """One draw for all adapters of a model: with equal active ranks they train at the same rank (Valipour et al. 2022)."""
+    return Draw(rng.random())
+
+
+def rank_per_row(adapters: Sequence[Ranked], rng: Generator, rows: int) -> Rank:
+    """A rank for each row of the batch, the same in all adapters: every step trains every rank (Rippel et al. 2014).
+
+    Each rank's share of the rows is its probability, to within one row; a step costs the same as one at a single rank.
+    ``docs/dylora-quality.md`` compares it with `shared_rank`. Adapters in frozen mode refuse it.
+    """
+    return Draw.of_rows(rng.random(), rows)
+
+
+def independent_ranks(adapters: Sequence[Ranked], rng: Generator, rows: int) -> Rank:
+    """A separate draw for each adapter."""
+    return {adapter: adapter.rank_at(rng.random()) for adapter in adapters}.__getitem__
+
+
+def nested_dropout(
+    adapter: Layer,
+    inputs: Sequence[Any],
+    targets: Sequence[Any],
+    epochs: int,
+    learning_rate: float,
+    loss_function: Loss | Callable[[Array, Array], Any],
+    *,
+    rank_per: Literal["pass", "row"] = "pass",
+    rng: Generator,
+) -> list[float]:
+    """Train by gradient descent, one step for each pair; see `DyLoRAAdapter.train_with_nested_dropout`."""
+    draws_rows = one_of("rank_per", rank_per, ("pass", "row")) == "row"
+    epochs = positive_int("epochs", epochs)
+    optimizer = SGD(finite_float("learning_rate", learning_rate))
+    loss = loss_function if isinstance(loss_function, Loss) else FunctionLoss(loss_function)
+    pairs = _checked_pairs(adapter, loss, inputs, targets)
+    if draws_rows:
+        x, _ = pairs[0]
+        adapter.new_run(x, rank=_rank_of_rows(0.0, x), training=True)  # frozen mode refuses it
+    with np.errstate(all="ignore"):
+        loss(adapter.predict(pairs[0][0]), pairs[0][1])  # a plain function may be no loss at all
+    descent = Descent(adapter, loss, optimizer)
+
+    def forward(x: Array) -> Array:
+        return adapter.forward(x, rank=_rank_of_rows(rng.random(), x) if draws_rows else None)
+
+    means = []
+    with adapter.training_mode(True):
+        for epoch in range(1, epochs + 1):
+            try:
+                losses = [descent.step(partial(forward, x), target) for x, target in pairs]
+            except NonFiniteError as error:
+                raise NonFiniteError(f"epoch {epoch}: {error}; try a smaller learning_rate") from error
+            means.append(float(np.mean(losses)))
+    return means
+
+
+def _rank_of_rows(quantile: float, x: Array) -> Rank:
+    return Draw.of_rows(quantile, len(x) if x.ndim > 1 else 1)
+
+
+def _checked_pairs(adapter: Layer, loss: Loss, inputs: Sequence[Any], targets: Sequence[Any]) -> list[tuple[Array, Any]]:
+    """Inputs as the adapter takes them, each with a target that fits it, or an ArgumentError."""
+    inputs, targets = _sequence("inputs", inputs), _sequence("targets", targets)
+    if len(inputs) != len(targets) or not inputs:
+        raise ArgumentError(f"inputs and targets must have the same, non-zero length, got {len(inputs)} and {len(targets)}")
+    xs = [adapter.check_input(x, name=f"inputs[{i}]") for i, x in enumerate(inputs)]
+    pairs = list(zip(xs, targets, strict=True))
+    for i, (x, target) in enumerate(pairs):
+        try:
+            loss.check(np.broadcast_to(np.zeros((), adapter.dtype), (*x.shape[:-1], adapter.output_size)), target)
+        except ArgumentError as error:
+            raise ArgumentError(f"targets[{i}]: {error}") from error
+    return pairs
+
+
+def _sequence(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    not_none(name, values)
+    try:
+        return tuple(values)
+    except TypeError:
+        raise ArgumentError(f"{name} must be a sequence of arrays, got {values!r}") from None
