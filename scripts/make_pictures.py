@@ -32,7 +32,7 @@ from lora_np import (
     select_task,
 )
 from lora_np._archive import atomic_file
-from lora_np.cli.progress import bar
+from lora_np.terminal.progress import bar
 from lora_np.demo import experiment
 from lora_np.demo.experiment import VIEWS, Digits, Settings, score, train
 

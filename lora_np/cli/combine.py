@@ -8,12 +8,12 @@ from ..errors import ArgumentError, NotSupportedError
 from ..factors.surgery import combine
 from ..factors.weights import AdapterWeights
 from ..io.peft import save_peft
+from ..terminal.table import table
 from ._adapters import ADAPTER, add_choice, kept_config, load_adapter, naming
 from ._options import finite, positive
 from ._output import add_output, new_output
 from ._spectra import finite_spectra, frobenius, in_dtypes_of, in_float64
 from ._text import counted, number, printable
-from .table import table
 from .verb import Verb, add_json, print_json
 
 

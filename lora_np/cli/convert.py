@@ -6,11 +6,11 @@ from typing import Any
 
 from ..factors.weights import AdapterWeights
 from ..io.peft import save_peft
+from ..terminal.table import table
 from ._adapters import ADAPTER, DEFAULT, add_choice, at_rank, kept_config, load_adapter, naming, read, require_adapters
 from ._options import positive
 from ._output import add_output, new_output
 from ._text import counted, number, printable
-from .table import table
 from .verb import Verb, add_json, print_json
 
 

@@ -8,11 +8,11 @@ import numpy as np
 from .._typing import Array
 from ..factors.weights import AdapterWeights
 from ..layers.lora import LoRALayer
+from ..terminal.table import table
 from ._adapters import ADAPTER, add_choice, at_rank, first_components, load_adapter
 from ._options import positive, tolerance
 from ._spectra import cast, frobenius, singular_values
 from ._text import counted, number, plain, printable
-from .table import table
 from .verb import Verb, add_json, print_json
 
 TOLERANCE = 1e-6

@@ -14,8 +14,8 @@ from ..functions.activations import ACTIVATIONS, Activation, identity, softplus,
 from ..functions.regularization import Regularization
 from ..layers import ActivationLayer, AffineLayer, DenseLayer, FullyConnectedLayer, Layer, LoRALayer, Sequential
 from ..layers.lora import SCALINGS
+from ..terminal.table import table
 from ..testing import TOLERANCES, gradient_errors
-from .table import table
 from .verb import Verb, add_json, add_seed, print_json
 
 LIMIT = TOLERANCES["complex"]

@@ -14,12 +14,12 @@ from ..factors.weights import AdapterWeights
 from ..io.merge import INDEX, SINGLE, checkpoint_files
 from ..io.safetensors import SafetensorsFile
 from ..layers.lora import LoRALayer
+from ..terminal.table import table
 from ._adapters import LOOKED_FOR, Adapters, add_lenient, find_adapters, read
 from ._output import new_output
 from ._plot import draw_spectra, figure_format
 from ._spectra import frobenius, singular_values
 from ._text import counted, natural, number, plain, printable, share
-from .table import table
 from .verb import Verb, add_json, print_json
 
 HEADER = ("layer", "in", "out", "rank", "alpha", "scaling", "|A|", "|B|", "|dW|", "effective rank", "energy at r/2")

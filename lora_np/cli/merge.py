@@ -11,11 +11,11 @@ from functools import partial
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
 from ..io.merge import INDEX, SINGLE, MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
+from ..terminal.table import table
 from ._adapters import ADAPTER, add_choice, at_rank, load_adapter
 from ._options import positive
 from ._output import add_output, new_output
 from ._text import counted, plain, printable
-from .table import table
 from .verb import Verb, add_json, print_json
 
 Listener = Callable[[str, int], None]

@@ -5,12 +5,12 @@ from typing import Any
 
 from ..factors.surgery import retained_energy, truncate
 from ..io.peft import save_peft
+from ..terminal.table import table
 from ._adapters import ADAPTER, add_choice, kept_config, load_adapter, naming
 from ._options import fraction, positive
 from ._output import add_output, new_output
 from ._spectra import finite_spectra, in_dtypes_of, in_float64
 from ._text import counted, printable, share
-from .table import table
 from .verb import Verb, add_json, print_json
 
 

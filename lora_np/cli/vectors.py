@@ -4,10 +4,10 @@ import argparse
 from dataclasses import asdict
 
 from ..conformance import TOLERANCE, Report, check_program, load_vectors, write_vectors
+from ..terminal.table import table
 from ._options import positive_seconds, tolerance
 from ._output import new_output
 from ._text import counted, plain, printable
-from .table import table
 from .verb import Verb, add_json, print_json
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._typing import Array
-from ..cli.progress import bar
+from ..terminal.progress import bar
 from ..cli.verb import Verb, add_json, add_seed, print_json
 from ..errors import ArgumentError
 from ..io.npz import load_layer, save_layer

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._typing import Array
 from ..adapters import DyLoRAAdapter, MultiLoRAAdapter, StandardLoRAAdapter
-from ..cli.progress import Listener, silent
+from ..terminal.progress import Listener, silent
 from ..data import load_digits
 from ..factors.surgery import canonicalize
 from ..functions.activations import relu

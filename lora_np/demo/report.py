@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from ..cli.table import table
+from ..terminal.table import table
 from .experiment import BaseResult, Check, Count, Curve, MergeResult, RankResult, Score, Settings, SharingResult
 
 

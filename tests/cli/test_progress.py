@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lora_np import SGD, DenseLayer, MeanSquaredError, fit
-from lora_np.cli.progress import bar, silent
+from lora_np.terminal.progress import bar, silent
 
 
 class Terminal(io.StringIO):

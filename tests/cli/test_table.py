@@ -1,6 +1,6 @@
 import pytest
 
-from lora_np.cli.table import table
+from lora_np.terminal.table import table
 
 
 def test_text_is_flush_left_and_numbers_are_flush_right():

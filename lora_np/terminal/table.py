@@ -1,22 +1,28 @@
-"""Aligned tables of text."""
+"""Plain-text tables."""
 
 from collections.abc import Iterable, Sequence
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """A table in plain text, its columns aligned.
+    """A plain-text table with aligned columns.
 
     Parameters
     ----------
     header : sequence of str
-    rows : sequences of str, as many cells as the header has
+    rows : iterable of sequences of str
+        Each row has one cell per column.
     left : int, default 1
-        How many columns, from the first, hold text and are flush left; the others hold numbers and are flush right.
+        The number of leading columns that are left-aligned (text); the others are right-aligned (numbers).
 
     Returns
     -------
     str
-        Without a newline at the end.
+        The lines of the table, without a trailing newline.
+
+    Raises
+    ------
+    ValueError
+        If the number of cells in a row differs from that in the header.
 
     Examples
     --------
