@@ -1,4 +1,4 @@
-"""Optimizers against textbook versions that work on one number at a time."""
+"""Optimizers compared with textbook versions that process one number at a time."""
 
 import copy
 import math
@@ -91,7 +91,7 @@ def run(optimizer, parameter, steps, name="p"):
 
 
 def by_textbook(textbook, parameter, steps):
-    """Each element by itself, with the gradients of the steps that trained it."""
+    """Each element separately, with the gradients of the steps that trained it."""
     result = parameter.copy()
     for index in np.ndindex(parameter.shape):
         gradients = [gradient[index] for gradient, part in steps if masked(part, parameter.shape)[index]]
@@ -135,7 +135,7 @@ def test_bias_correction_makes_the_first_step_the_learning_rate(gradient):
     np.testing.assert_allclose(update, [-0.25 * np.sign(gradient)], rtol=1e-3)
 
 
-def test_adamw_decays_beside_the_moments_and_not_through_them():
+def test_adamw_decay_does_not_pass_through_the_moments():
     update = AdamW(0.5, weight_decay=0.25).update("p", np.zeros(1), np.array([8.0]))
     np.testing.assert_array_equal(update, [-1.0])
 
@@ -145,7 +145,7 @@ def test_adam_does_not_decay():
 
 
 @each_optimizer
-def test_names_have_states_of_their_own(optimizer):
+def test_each_name_has_separate_state(optimizer):
     parameter, steps = drawn([WHOLE] * 4)
     alone, together = optimizer(), optimizer()
     expected = run(alone, parameter, steps)
@@ -161,7 +161,7 @@ def test_names_have_states_of_their_own(optimizer):
 
 @each
 @given(parts=st.lists(st.sampled_from(PARTS), min_size=1, max_size=8), seed=st.integers(0, 2**32 - 1))
-def test_parts_agree_with_the_textbook_of_each_element(optimizer, textbook, parts, seed):
+def test_parts_agree_with_the_textbook_for_each_element(optimizer, textbook, parts, seed):
     parameter, steps = drawn(parts, seed)
     found = run(optimizer(), parameter, steps)
     np.testing.assert_allclose(found, by_textbook(textbook, parameter, steps), rtol=1e-11, atol=1e-14)
@@ -178,7 +178,7 @@ def test_the_update_is_exactly_zero_outside_the_part(optimizer, part):
 
 
 @each_optimizer
-def test_the_state_outside_the_part_stands_still(optimizer):
+def test_the_state_outside_the_part_does_not_change(optimizer):
     parameter, (first, last) = drawn([WHOLE, WHOLE])
     rule = optimizer()
     parameter = run(rule, parameter, [first])
@@ -189,7 +189,7 @@ def test_the_state_outside_the_part_stands_still(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", [Momentum(0.1), Adam(0.1), AdamW(0.1)], ids=repr)
-def test_the_state_inside_the_part_moves(optimizer):
+def test_the_state_inside_the_part_changes(optimizer):
     parameter, (first, last) = drawn([WHOLE, WHOLE])
     run(optimizer, parameter, [first])
     rested = copy.deepcopy(optimizer)
@@ -199,7 +199,7 @@ def test_the_state_inside_the_part_moves(optimizer):
 
 
 @pytest.mark.parametrize("mode", ["full", "frozen"])
-def test_a_dylora_pass_moves_the_components_that_it_trained_and_no_other(mode):
+def test_a_dylora_step_changes_only_the_components_it_trained(mode):
     adapter = DyLoRAAdapter(DenseLayer(5, 4, rng=0), 4, [1, 2, 4], mode=mode, rng=0)
     adapter.lora_layer.matrix_b[...] = np.random.default_rng(1).standard_normal((4, 4))
     optimizer = AdamW(0.1, weight_decay=0.5)
@@ -212,6 +212,60 @@ def test_a_dylora_pass_moves_the_components_that_it_trained_and_no_other(mode):
     expected = [mode == "full", True, False, False]
     np.testing.assert_array_equal(moved_a, expected)
     np.testing.assert_array_equal(moved_b, expected)
+
+
+# ---------------------------------------------------------------- the textbook form in the code
+
+
+rates, decays = st.floats(1e-3, 1.0), st.floats(0.0, 0.99)
+momentums = st.builds(Momentum, rates, decays, st.booleans())
+adams = st.builds(Adam, rates, decays, st.floats(0.5, 0.999), st.floats(1e-8, 1e-2))
+adamws = st.builds(AdamW, rates, decays, st.floats(0.5, 0.999), st.floats(1e-8, 1e-2), st.floats(0.0, 2.0))
+dtypes = st.sampled_from([np.float32, np.float64])
+sequences_of_parts = st.lists(st.sampled_from(PARTS), min_size=1, max_size=8)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def in_dtype(dtype, parts, seed):
+    """A parameter, and the steps as (gradient, part, index of the part)."""
+    parameter, steps = drawn(parts, seed)
+    wholes = [((gradient * masked(part)).astype(dtype), part, ... if part is None else part) for gradient, part in steps]
+    return parameter.astype(dtype), wholes
+
+
+def assert_equal_up_to_rounding(found, expected, scale=1.0):
+    tolerance = 100 * np.finfo(found.dtype).eps
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * scale)
+
+
+@given(optimizer=momentums, dtype=dtypes, parts=sequences_of_parts, seed=seeds)
+def test_momentum_in_place_equals_its_textbook_form_to_the_bit(optimizer, dtype, parts, seed):
+    parameter, steps = in_dtype(dtype, parts, seed)
+    v = np.zeros_like(parameter)
+    for gradient, part, here in steps:
+        expected = np.zeros_like(parameter)
+        expected[here], v[here] = optimizer._textbook(gradient[here], v[here])
+        update = optimizer.update("p", gradient, parameter, part)
+        np.testing.assert_array_equal(update, expected)
+        np.testing.assert_array_equal(optimizer.get_state()["p:velocity"], v)
+        parameter += update
+
+
+@given(optimizer=adams | adamws, dtype=dtypes, parts=sequences_of_parts, seed=seeds)
+def test_adam_in_place_agrees_with_its_textbook_form(optimizer, dtype, parts, seed):
+    parameter, steps = in_dtype(dtype, parts, seed)
+    m, v, t = np.zeros_like(parameter), np.zeros_like(parameter), np.zeros(SHAPE, int)
+    for gradient, part, here in steps:
+        expected = np.zeros_like(parameter)
+        t[here] += 1
+        expected[here], m[here], v[here] = optimizer._textbook(gradient[here], parameter[here], m[here], v[here], t[here])
+        update = optimizer.update("p", gradient, parameter, part)
+        assert_equal_up_to_rounding(update, expected, optimizer.learning_rate)
+        state = optimizer.get_state()
+        assert_equal_up_to_rounding(state["p:first"], m)
+        assert_equal_up_to_rounding(state["p:second"], v)
+        np.testing.assert_array_equal(np.broadcast_to(state["p:steps"], SHAPE), t)
+        parameter += update
 
 
 # ---------------------------------------------------------------- layers
@@ -234,7 +288,7 @@ def test_updates_cover_every_gradient(optimizer):
 
 
 @each_optimizer
-def test_updates_write_to_nothing(optimizer):
+def test_computing_updates_modifies_no_array(optimizer):
     layer = DenseLayer(3, 2, rng=0)
     layer.backward(layer.forward(np.ones((4, 3))))
     parameters, gradients = layer.get_parameters(), layer.get_parameter_gradients()
@@ -260,7 +314,7 @@ def test_updates_need_a_pending_gradient(optimizer):
 
 
 @each_optimizer
-def test_a_step_uses_the_gradients_up(optimizer):
+def test_a_step_consumes_the_gradients(optimizer):
     rule = optimizer()
     layer, updates = trained_once(rule)
     layer.apply_updates(updates)
@@ -269,7 +323,7 @@ def test_a_step_uses_the_gradients_up(optimizer):
 
 
 @each
-def test_reset_forgets_the_state(optimizer, textbook):
+def test_reset_discards_the_state(optimizer, textbook):
     rule = optimizer()
     parameter, steps = drawn([WHOLE, FIRST_COLUMN, WHOLE])
     run(rule, parameter, drawn([WHOLE, FIRST_ROW], seed=5)[1])
@@ -286,7 +340,7 @@ def test_a_name_whose_shape_changed_is_refused(optimizer):
 
 @each_optimizer
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
-def test_copies_go_on_alike(optimizer, copied):
+def test_a_copy_continues_identically(optimizer, copied):
     rule = optimizer()
     parameter, steps = drawn([WHOLE, FIRST_COLUMN, WHOLE])
     parameter = run(rule, parameter, steps)
@@ -299,7 +353,7 @@ def test_copies_go_on_alike(optimizer, copied):
 
 @each_optimizer
 @pytest.mark.parametrize("rate", [np.nan, np.inf, -np.inf, None, "0.1", [0.1], 1j], ids=str)
-def test_a_bad_learning_rate_is_refused_and_the_old_one_stays(optimizer, rate):
+def test_an_invalid_learning_rate_is_refused_and_the_old_one_kept(optimizer, rate):
     rule = optimizer()
     before = rule.learning_rate
     with pytest.raises(ArgumentError, match="learning_rate"):
@@ -334,7 +388,7 @@ def test_the_learning_rate_may_change_between_steps(optimizer):
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else value.__name__,
 )
-def test_arguments_out_of_their_range_are_refused(optimizer, arguments):
+def test_arguments_out_of_range_are_refused(optimizer, arguments):
     with pytest.raises(ArgumentOutOfRangeError, match=next(iter(arguments))):
         optimizer(0.1, **arguments)
 
@@ -355,7 +409,7 @@ def test_repr_shows_the_arguments_and_not_the_state(optimizer, words):
     assert "secret" not in repr(optimizer)
 
 
-def test_repr_takes_attributes_of_any_kind():
+def test_repr_handles_attributes_of_any_type():
     class Scheduled(Optimizer):
         def __init__(self, learning_rate, schedule):
             super().__init__(learning_rate)
@@ -367,12 +421,12 @@ def test_repr_takes_attributes_of_any_kind():
     assert repr(Scheduled(0.1, "cosine")) == "Scheduled(learning_rate=0.1, schedule='cosine')"
 
 
-def test_a_rule_without_update_cannot_be_built():
+def test_a_rule_without_update_cannot_be_instantiated():
     with pytest.raises(TypeError, match="update"):
         Optimizer(0.1)
 
 
-def test_a_rule_of_your_own_writes_one_method():
+def test_a_custom_rule_needs_one_method():
     class Sign(Optimizer):
         def update(self, name, gradient, parameter, part=None):
             return -self.learning_rate * np.sign(gradient)
@@ -387,7 +441,7 @@ def test_a_rule_of_your_own_writes_one_method():
 @pytest.mark.parametrize(
     "build", [lambda: SGD(0.1), lambda: Momentum(0.1), lambda: Adam(0.1)], ids=["SGD", "Momentum", "Adam"]
 )
-def test_an_optimizer_with_the_state_of_another_goes_on_as_it_would(build):
+def test_an_optimizer_given_the_state_of_another_continues_like_it(build):
     random = np.random.default_rng(0)
     first, second, parameter = build(), build(), random.normal(size=SHAPE)
     for part in PARTS:
@@ -398,22 +452,22 @@ def test_an_optimizer_with_the_state_of_another_goes_on_as_it_would(build):
     expected = first.update("a:b", gradient, parameter)
     np.testing.assert_array_equal(second.update("a:b", gradient, parameter), expected)
     for array in state.values():
-        array[...] = 7  # both sides hold copies
+        array[...] = 7  # both optimizers hold copies
     np.testing.assert_array_equal(second.update("a:b", gradient, parameter), first.update("a:b", gradient, parameter))
 
 
 @pytest.mark.parametrize(
     ("theirs", "ours"), [(Adam(0.1), Momentum(0.1)), (Momentum(0.1), Adam(0.1)), (Adam(0.1), SGD(0.1))]
 )
-def test_the_state_of_another_kind_is_refused(theirs, ours):
+def test_the_state_of_a_different_type_is_refused(theirs, ours):
     theirs.update("p", np.ones(2), np.ones(2))
     before = ours.get_state()
-    with pytest.raises(ArgumentError, match=f"state of a {type(ours).__name__}"):
+    with pytest.raises(ArgumentError, match=f"arrays must be the state of {type(ours).__name__}, got keys "):
         ours.set_state(theirs.get_state())
     assert ours.get_state() == before == {}
 
 
-def test_a_state_of_an_unknown_kind_cannot_be_written_down():
+def test_state_without_state_type_cannot_be_exported():
     class Counting(Optimizer):
         def update(self, name, gradient, parameter, part=None):
             self._states[name] = self._states.get(name, 0) + 1
@@ -422,5 +476,5 @@ def test_a_state_of_an_unknown_kind_cannot_be_written_down():
     optimizer = Counting(0.1)
     assert optimizer.get_state() == {}
     optimizer.update("p", np.ones(2), np.ones(2))
-    with pytest.raises(NotSupportedError, match="Counting keeps a state"):
+    with pytest.raises(NotSupportedError, match="Counting has state but does not define state_type"):
         optimizer.get_state()

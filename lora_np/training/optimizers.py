@@ -1,7 +1,7 @@
-"""Optimizers: they turn gradients into updates; the layer applies them.
+"""Optimizers turn gradients into updates, which the layer applies.
 
-Where a pass trains only a part of an array (the components of a DyLoRA rank), the state of the rest stands still: moments,
-step counts and weight decay move only for components that got a gradient.
+If a pass trains only part of an array (the components of a DyLoRA rank), the rest keeps its state: moments, step counts
+and weight decay advance only for components that received a gradient.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ..errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 
 
 class Optimizer(ABC):
-    """A rule that turns gradients into updates, with a state for each parameter name.
+    """A rule that turns gradients into updates, with separate state for each parameter.
 
-    An optimizer belongs to one model: its state is kept by parameter name. `reset` forgets it.
+    State is stored by parameter name, so an optimizer belongs to one model.
 
     Parameters
     ----------
     learning_rate : float
-        Finite; it may be set between steps.
+        Step size, finite. It can be changed between steps.
     """
 
     state_type: ClassVar[Callable[..., Any] | None] = None
-    """A dataclass of arrays that is the state of one parameter; None where there is no state."""
+    """The dataclass of arrays that holds the state of one parameter, or None if the optimizer is stateless."""
 
     def __init__(self, learning_rate: float) -> None:
         self.learning_rate = learning_rate
@@ -47,56 +47,56 @@ class Optimizer(ABC):
         self._learning_rate = finite_float("learning_rate", learning_rate)
 
     def reset(self) -> None:
-        """Forget the state of every parameter."""
+        """Discard the state of every parameter."""
         self._states: dict[str, Any] = {}
 
     @final
     def get_state(self) -> dict[str, Array]:
-        """Copies of the state's arrays, by parameter name and kind, such as ``lora.matrix_a:second``.
+        """Copies of the state arrays, keyed by parameter name and field, such as ``lora.matrix_a:second``.
 
         Raises
         ------
         NotSupportedError
-            There is a state, but no `state_type`.
+            If the optimizer has state but does not define `state_type`.
         """
         if self._states and self.state_type is None:
-            raise NotSupportedError(f"{type(self).__name__} keeps a state, and has no state_type that says of which arrays")
+            raise NotSupportedError(f"{type(self).__name__} has state but does not define state_type")
         return {
-            f"{name}:{kind}": array.copy() for name, state in self._states.items() for kind, array in vars(state).items()
+            f"{name}:{field}": array.copy() for name, state in self._states.items() for field, array in vars(state).items()
         }
 
     @final
     def set_state(self, arrays: Mapping[str, Array]) -> None:
-        """Replace the state of every parameter by copies of arrays as `get_state` gives them.
+        """Replace the state of every parameter with copies of arrays returned by `get_state`.
 
         Raises
         ------
         ArgumentError
-            They are not of this kind of optimizer; nothing is changed.
+            If the arrays come from a different type of optimizer. Nothing is changed.
         """
-        kinds: dict[str, dict[str, Array]] = {}
+        fields: dict[str, dict[str, Array]] = {}
         for key, array in arrays.items():
-            name, _, kind = key.rpartition(":")
-            kinds.setdefault(name, {})[kind] = array.copy()
+            name, _, field = key.rpartition(":")
+            fields.setdefault(name, {})[field] = array.copy()
         try:
-            self._states = {name: self.state_type(**own) for name, own in kinds.items()}  # type: ignore[misc]
+            self._states = {name: self.state_type(**copies) for name, copies in fields.items()}  # type: ignore[misc]
         except TypeError:
-            raise ArgumentError(f"arrays must be the state of a {type(self).__name__}, got {list(arrays)[:4]}") from None
+            raise ArgumentError(f"arrays must be the state of {type(self).__name__}, got keys {list(arrays)[:4]}") from None
 
     @final
     def updates(self, layer: Layer) -> dict[str, Array]:
-        """The updates of a layer's pending gradients, for its `apply_updates`.
+        """The updates for a layer's pending gradients, to be passed to its `apply_updates`.
 
         Raises
         ------
         InvalidOperationError
-            No gradient is pending.
+            If no gradient is pending.
         """
         return self.updates_of(layer, layer.pending_gradients(), layer.pending_parts)
 
     @final
     def updates_of(self, layer: Layer, gradients: Mapping[str, Array], parts: Parts) -> dict[str, Array]:
-        """The updates of gradients of a layer's parameters by name; see `update`."""
+        """The updates for the given gradients, keyed by parameter name; see `update`."""
         updates = {}
         for name, dp in gradients.items():
             parameter = layer.parameter(name)
@@ -106,15 +106,20 @@ class Optimizer(ABC):
 
     @abstractmethod
     def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
-        """What to add to a parameter.
+        """Advance the state of one parameter by a step and return the array to add to the parameter.
 
         Parameters
         ----------
         name : str
-            The key of the state.
-        gradient, parameter : arrays of one shape
-        part : tuple of slices, optional
-            The part that trained, one slice for each axis; all of it if left out. The update is exactly zero elsewhere.
+            Parameter name, the key of its state.
+        gradient, parameter : array
+            Of the same shape.
+        part : tuple of slice, optional
+            The part that was trained, one slice per axis; by default the whole array. The update is exactly zero elsewhere.
+
+        Returns
+        -------
+        array, the shape and dtype of `parameter`.
         """
 
     def __repr__(self) -> str:
@@ -148,7 +153,8 @@ class Momentum(Optimizer):
     momentum : float, default 0.9
         μ, in [0, 1).
     nesterov : bool, default False
-        Whether to look ahead: ``p += -η (g + μ v)`` (Sutskever et al. 2013, eq. 3 and 4).
+        If True, use Nesterov momentum, ``p += -η (g + μ v)`` (Sutskever et al. 2013, eq. 3 and 4, with p as the look-ahead
+        point).
     """
 
     state_type = _Velocity
@@ -158,13 +164,20 @@ class Momentum(Optimizer):
         self.momentum = fraction("momentum", momentum)
         self.nesterov = bool(nesterov)
 
+    def _textbook(self, g: Array, v: Array) -> tuple[Array, Array]:
+        """The rule in textbook form: the update and the new velocity. `update` computes the same in place."""
+        v = self.momentum * v + g
+        direction = g + self.momentum * v if self.nesterov else v
+        dp = -self.learning_rate * direction
+        return dp, v
+
     def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
-        """One step of the rule."""
+        """One step of the rule, computed in place in the velocity and the update."""
         if name not in self._states:
             self._states[name] = _Velocity(np.zeros_like(parameter))
         velocity = self._states[name].velocity
         same_shape(f"gradient of {name}", gradient, velocity.shape)
-        update, here = _room_for(parameter, part)
+        update, here = _new_update(parameter, part)
         v, g, dp = velocity[here], gradient[here], update[here]
         v *= self.momentum
         v += g
@@ -182,14 +195,14 @@ class _Moments:
     first: Array
     second: Array
     steps: Array
-    """How often each component got a gradient: an axis that was always trained whole has length 1."""
+    """The number of gradients each component has received; an axis that has only been trained whole has length 1."""
 
     @classmethod
     def zeros_like(cls, parameter: Array) -> _Moments:
         return cls(np.zeros_like(parameter), np.zeros_like(parameter), np.zeros((1,) * parameter.ndim, int))
 
     def count_along(self, part: Part) -> None:
-        """Give every axis that is trained in parts a count for each index."""
+        """Start counting separately for each index of the axes that `part` slices."""
         lengths = zip(part, self.steps.shape, self.first.shape, strict=True)
         shape = tuple(length if axis == slice(None) else full for axis, length, full in lengths)
         if shape != self.steps.shape:
@@ -197,7 +210,7 @@ class _Moments:
 
 
 class _Adam(Optimizer):
-    """Both forms of Adam; they differ in the weight decay."""
+    """The rule of `Adam` and `AdamW`; `Adam` has no weight decay."""
 
     state_type = _Moments
 
@@ -210,18 +223,28 @@ class _Adam(Optimizer):
         self.weight_decay = non_negative_float("weight_decay", weight_decay)
 
     @final
+    def _textbook(self, g: Array, p: Array, m: Array, v: Array, t: Array) -> tuple[Array, Array, Array]:
+        """The rule in textbook form: the update and the new moments. `update` computes the same in place."""
+        m = self.beta1 * m + (1 - self.beta1) * g
+        v = self.beta2 * v + (1 - self.beta2) * g**2
+        m_hat = m / (1 - self.beta1**t)
+        v_hat = v / (1 - self.beta2**t)
+        dp = -self.learning_rate * (m_hat / (np.sqrt(v_hat) + self.epsilon) + self.weight_decay * p)
+        return dp, m, v
+
+    @final
     def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
-        """One step of the rule, in the memory of the moments and of the update alone."""
+        """One step of the rule, computed in place in the moments and the update."""
         if name not in self._states:
             self._states[name] = _Moments.zeros_like(parameter)
         state = self._states[name]
         same_shape(f"gradient of {name}", gradient, state.first.shape)
         if part is not None:
             state.count_along(part)
-        update, here = _room_for(parameter, part)
+        update, here = _new_update(parameter, part)
         m, v, steps, g, dp = state.first[here], state.second[here], state.steps[here], gradient[here], update[here]
         steps += 1
-        # Powers of the decay rates undo the zeros that the moments began with, component by component.
+        # The moments start at zero; dividing by these shares removes that bias. Each component has a separate count.
         m_share, v_share = ((1 - beta**steps).astype(dp.dtype) for beta in (self.beta1, self.beta2))
         np.subtract(g, m, out=dp)
         dp *= 1 - self.beta1
@@ -241,8 +264,8 @@ class _Adam(Optimizer):
         return update
 
 
-def _room_for(parameter: Array, part: Part | None) -> tuple[Array, Any]:
-    """An array for an update, zero where it is not written, and the index of what is to be written."""
+def _new_update(parameter: Array, part: Part | None) -> tuple[Array, Any]:
+    """A new array for an update, and the index to write at; the array is zero elsewhere."""
     return (np.empty_like(parameter), ...) if part is None else (np.zeros_like(parameter), part)
 
 
@@ -251,14 +274,14 @@ class Adam(_Adam):
     """Adam (Kingma and Ba 2015, algorithm 1).
 
     ``m = β₁ m + (1 - β₁) g``, ``v = β₂ v + (1 - β₂) g²``, ``p += -η m̂ / (√v̂ + ε)``, with ``m̂ = m / (1 - β₁ᵗ)``,
-    ``v̂ = v / (1 - β₂ᵗ)`` and t the number of gradients that *this component* has got.
+    ``v̂ = v / (1 - β₂ᵗ)`` and t the number of gradients that *this component* has received.
 
     Parameters
     ----------
     learning_rate : float, default 0.001
         η.
     beta1, beta2 : float, default 0.9 and 0.999
-        Decay rates of the moments, in [0, 1).
+        β₁ and β₂, the decay rates of the moments, in [0, 1).
     epsilon : float, default 1e-8
         ε, greater than 0.
     """
@@ -273,7 +296,8 @@ class Adam(_Adam):
 class AdamW(_Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
 
-    ``p += -η (m̂ / (√v̂ + ε) + λ p)``; a component without a gradient in this step does not decay.
+    ``p += -η (m̂ / (√v̂ + ε) + λ p)``, with the moments of `Adam`. A component that receives no gradient in a step does not
+    decay. The decay is scaled by the learning rate, as in PyTorch: the λ of the paper is η λ here.
 
     Parameters
     ----------
