@@ -1,70 +1,209 @@
 """lora_np: layers, LoRA, DyLoRA and MultiLoRA from scratch in NumPy, with gradients derived by hand and checked."""
 
-from .adapters import AdditiveAdapter as AdditiveAdapter
-from .adapters import DoRAAdapter as DoRAAdapter
-from .adapters import DyLoRAAdapter as DyLoRAAdapter
-from .adapters import LoRAAdapterBase as LoRAAdapterBase
-from .adapters import MultiLoRAAdapter as MultiLoRAAdapter
-from .adapters import Selection as Selection
-from .adapters import StandardLoRAAdapter as StandardLoRAAdapter
-from .adapters import VeRAAdapter as VeRAAdapter
-from .adapters import VeRALayer as VeRALayer
-from .adapters.dylora import geometric as geometric
-from .base.weight_loadable import WeightLoadResult as WeightLoadResult
-from .base.weight_loadable import WeightLoadValidation as WeightLoadValidation
-from .errors import ArgumentError as ArgumentError
-from .errors import ArgumentNullError as ArgumentNullError
-from .errors import ArgumentOutOfRangeError as ArgumentOutOfRangeError
-from .errors import FormatError as FormatError
-from .errors import GradientError as GradientError
-from .errors import InvalidOperationError as InvalidOperationError
-from .errors import NonFiniteError as NonFiniteError
-from .errors import NotSupportedError as NotSupportedError
-from .functions.activations import Activation as Activation
-from .functions.activations import elu as elu
-from .functions.activations import gelu as gelu
-from .functions.activations import gelu_exact as gelu_exact
-from .functions.activations import identity as identity
-from .functions.activations import leaky_relu as leaky_relu
-from .functions.activations import relu as relu
-from .functions.activations import selu as selu
-from .functions.activations import sigmoid as sigmoid
-from .functions.activations import softmax as softmax
-from .functions.activations import softplus as softplus
-from .functions.activations import softsign as softsign
-from .functions.activations import swish as swish
-from .functions.activations import tanh as tanh
-from .functions.losses import BinaryCrossEntropy as BinaryCrossEntropy
-from .functions.losses import FunctionLoss as FunctionLoss
-from .functions.losses import Huber as Huber
-from .functions.losses import Loss as Loss
-from .functions.losses import MeanAbsoluteError as MeanAbsoluteError
-from .functions.losses import MeanSquaredError as MeanSquaredError
-from .functions.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
-from .functions.regularization import Regularization as Regularization
-from .io.npz import load_layer as load_layer
-from .io.npz import save_layer as save_layer
-from .layers import ActivationLayer as ActivationLayer
-from .layers import AffineLayer as AffineLayer
-from .layers import DenseLayer as DenseLayer
-from .layers import FullyConnectedLayer as FullyConnectedLayer
-from .layers import Layer as Layer
-from .layers import LoRALayer as LoRALayer
-from .layers import LowRankLayer as LowRankLayer
-from .layers import Sequential as Sequential
-from .models.adapting import apply_lora as apply_lora
-from .models.adapting import has_adapters as has_adapters
-from .models.adapting import has_multi_lora_adapters as has_multi_lora_adapters
-from .models.adapting import merge_in_place as merge_in_place
-from .models.adapting import select_task as select_task
-from .models.adapting import trainable_parameters as trainable_parameters
-from .run import Draw as Draw
-from .run import Run as Run
-from .training.fit import fit as fit
-from .training.optimizers import SGD as SGD
-from .training.optimizers import Adam as Adam
-from .training.optimizers import AdamW as AdamW
-from .training.optimizers import Momentum as Momentum
-from .training.optimizers import Optimizer as Optimizer
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+from .adapters import (
+    AdditiveAdapter,
+    DoRAAdapter,
+    DyLoRAAdapter,
+    LoRAAdapterBase,
+    MultiLoRAAdapter,
+    Selection,
+    StandardLoRAAdapter,
+    VeRAAdapter,
+    VeRALayer,
+)
+from .adapters.dylora import geometric
+from .base.weight_loadable import WeightLoadResult, WeightLoadValidation
+from .errors import (
+    ArgumentError,
+    ArgumentNullError,
+    ArgumentOutOfRangeError,
+    FormatError,
+    GradientError,
+    InvalidOperationError,
+    NonFiniteError,
+    NotSupportedError,
+)
+from .functions.activations import (
+    Activation,
+    elu,
+    gelu,
+    gelu_exact,
+    identity,
+    leaky_relu,
+    relu,
+    selu,
+    sigmoid,
+    softmax,
+    softplus,
+    softsign,
+    swish,
+    tanh,
+)
+from .functions.losses import (
+    BinaryCrossEntropy,
+    FunctionLoss,
+    Huber,
+    Loss,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    SoftmaxCrossEntropy,
+)
+from .functions.regularization import Regularization
+from .io.npz import load_layer, save_layer
+from .layers import (
+    ActivationLayer,
+    AffineLayer,
+    DenseLayer,
+    FullyConnectedLayer,
+    Layer,
+    LoRALayer,
+    LowRankLayer,
+    Sequential,
+)
+from .models.adapting import (
+    apply_lora,
+    has_adapters,
+    has_multi_lora_adapters,
+    merge_in_place,
+    select_task,
+    trainable_parameters,
+)
+from .run import Draw, Run
+from .training.fit import fit
+from .training.optimizers import SGD, Adam, AdamW, Momentum, Optimizer
+
+if TYPE_CHECKING:
+    from . import adapters as adapters
+    from . import base as base
+    from . import cli as cli
+    from . import conformance as conformance
+    from . import data as data
+    from . import demo as demo
+    from . import distributed as distributed
+    from . import errors as errors
+    from . import factors as factors
+    from . import functions as functions
+    from . import graph as graph
+    from . import io as io
+    from . import kernels as kernels
+    from . import layers as layers
+    from . import models as models
+    from . import plot as plot
+    from . import run as run
+    from . import sklearn as sklearn
+    from . import surgery as surgery
+    from . import terminal as terminal
+    from . import testing as testing
+    from . import training as training
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Activation",
+    "ActivationLayer",
+    "Adam",
+    "AdamW",
+    "AdditiveAdapter",
+    "AffineLayer",
+    "ArgumentError",
+    "ArgumentNullError",
+    "ArgumentOutOfRangeError",
+    "BinaryCrossEntropy",
+    "DenseLayer",
+    "DoRAAdapter",
+    "Draw",
+    "DyLoRAAdapter",
+    "FormatError",
+    "FullyConnectedLayer",
+    "FunctionLoss",
+    "GradientError",
+    "Huber",
+    "InvalidOperationError",
+    "Layer",
+    "LoRAAdapterBase",
+    "LoRALayer",
+    "Loss",
+    "LowRankLayer",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "Momentum",
+    "MultiLoRAAdapter",
+    "NonFiniteError",
+    "NotSupportedError",
+    "Optimizer",
+    "Regularization",
+    "Run",
+    "SGD",
+    "Selection",
+    "Sequential",
+    "SoftmaxCrossEntropy",
+    "StandardLoRAAdapter",
+    "VeRAAdapter",
+    "VeRALayer",
+    "WeightLoadResult",
+    "WeightLoadValidation",
+    "apply_lora",
+    "elu",
+    "fit",
+    "gelu",
+    "gelu_exact",
+    "geometric",
+    "has_adapters",
+    "has_multi_lora_adapters",
+    "identity",
+    "leaky_relu",
+    "load_layer",
+    "merge_in_place",
+    "relu",
+    "save_layer",
+    "select_task",
+    "selu",
+    "sigmoid",
+    "softmax",
+    "softplus",
+    "softsign",
+    "swish",
+    "tanh",
+    "trainable_parameters",
+]
+
+_SUBMODULES = (
+    "adapters",
+    "base",
+    "cli",
+    "conformance",
+    "data",
+    "demo",
+    "distributed",
+    "errors",
+    "factors",
+    "functions",
+    "graph",
+    "io",
+    "kernels",
+    "layers",
+    "models",
+    "plot",
+    "run",
+    "sklearn",
+    "surgery",
+    "terminal",
+    "testing",
+    "training",
+)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES])
+
+
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every attribute
+
+    def __getattr__(name):
+        """Import a submodule on first use (PEP 562)."""
+        if name in _SUBMODULES:
+            return _import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

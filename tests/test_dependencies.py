@@ -34,6 +34,16 @@ new = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(*sorted(new - sys.stdlib_module_names))
 """
 
+# The modules that are not loaded with lora_np, but when they are used.
+LAZY = """
+import sys, lora_np
+before = set(sys.modules)
+lora_np.surgery.truncate, lora_np.io.onnx.to_onnx, lora_np.io.load_kohya
+from lora_np import data
+from lora_np.io import SafetensorsFile
+print(*sorted(set(sys.modules) - before))
+"""
+
 WITHOUT_EXTRAS = f"""
 import sys
 sys.modules.update(dict.fromkeys({EXTRAS}))  # importing one of these now fails
@@ -47,11 +57,17 @@ file = io.BytesIO()
 lora_np.save_layer(adapted, file)
 file.seek(0)
 np.testing.assert_array_equal(lora_np.load_layer(file).predict(np.ones(3)), adapted.predict(np.ones(3)))
-try:
-    import lora_np.plot
-except lora_np.NotSupportedError as error:
-    assert "lora_np[plot]" in str(error)
-    print("fine")
+def refusal(code, kind):
+    try:
+        exec(code)
+    except kind as error:
+        return str(error)
+assert "lora_np[plot]" in refusal("import lora_np.plot", lora_np.NotSupportedError)
+assert refusal("lora_np.plot", lora_np.NotSupportedError) == refusal("import lora_np.plot", lora_np.NotSupportedError)
+assert "lora_np[sklearn]" in refusal("lora_np.sklearn", ImportError)
+assert refusal("lora_np.sklearn", ImportError) == refusal("import lora_np.sklearn", ImportError)
+lora_np.io.onnx, lora_np.distributed  # they say so when they are called
+print("fine")
 """
 
 
@@ -64,6 +80,11 @@ def run(code):
 
 def test_importing_loads_numpy_and_the_standard_library_alone():
     assert set(run(LOADED)) <= {"lora_np", "numpy"}
+
+
+def test_submodules_are_loaded_on_first_use():
+    used = {"lora_np.surgery", "lora_np.data", "lora_np.io.onnx", "lora_np.io.kohya", "lora_np.io.safetensors"}
+    assert used <= set(run(LAZY))
 
 
 def test_models_are_built_trained_and_saved_without_any_extra():

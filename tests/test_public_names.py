@@ -9,6 +9,7 @@ import types
 import pytest
 
 import lora_np
+import lora_np.io
 from lora_np import Activation, Layer, Loss, Optimizer, errors
 from lora_np.functions.activations import ACTIVATIONS
 
@@ -93,9 +94,16 @@ ERRORS = {
 }
 
 
+PACKAGES = [lora_np, lora_np.io]
+
+
 def exported():
-    public = {name: value for name, value in vars(lora_np).items() if not name.startswith("_")}
-    return {name: value for name, value in public.items() if not isinstance(value, types.ModuleType)}
+    return {name: getattr(lora_np, name) for name in lora_np.__all__}
+
+
+def submodules(package):
+    """The names of the modules in the package's folder."""
+    return {module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")}
 
 
 def described(name):
@@ -130,6 +138,46 @@ def shipped(base):
 
 def test_exported_names():
     assert set(exported()) == NAMES
+
+
+def test_nothing_else_is_public_but_the_submodules():
+    public = {name: value for name, value in vars(lora_np).items() if not name.startswith("_")}
+    others = {name for name, value in public.items() if not isinstance(value, types.ModuleType)}
+    assert others == NAMES | {"TYPE_CHECKING"}
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_dir_lists_the_public_names_and_every_submodule(package):
+    assert dir(package) == sorted({*package.__all__, *submodules(package)})
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_a_star_brings_the_public_names_and_no_submodule(package):
+    names = {}
+    exec(f"from {package.__name__} import *", names)
+    assert names.keys() - {"__builtins__"} == set(package.__all__)
+    assert len(package.__all__) == len(set(package.__all__))
+
+
+@pytest.mark.parametrize("path", [f"{p.__name__}.{name}" for p in PACKAGES for name in dir(p) if name not in p.__all__])
+def test_submodules_are_attributes(path):
+    package, _, name = path.rpartition(".")
+    assert getattr(importlib.import_module(package), name) is importlib.import_module(path)
+
+
+@pytest.mark.parametrize("name", lora_np.io.__all__)
+def test_functions_for_files_are_those_of_their_modules(name):
+    value = getattr(lora_np.io, name)
+    assert value.__module__.startswith("lora_np.io.")
+    assert value is getattr(importlib.import_module(value.__module__), name)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+@pytest.mark.parametrize("name", ["nothing", "__wrapped__", "_archives", "nothing.npz"])
+def test_other_attributes_are_an_ordinary_error(package, name):
+    with pytest.raises(AttributeError, match=rf"\Amodule '{package.__name__}' has no attribute '{name}'\Z") as raised:
+        getattr(package, name)
+    assert (raised.value.obj, raised.value.name) == (package, name)
 
 
 def test_every_name_keeps_its_own_name():

@@ -1,1 +1,62 @@
-"""Files: one module for each format."""
+"""Files: one module per format. The functions of every format, except ONNX, can also be imported from here."""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+from .npz import load_layer, save_layer
+
+if TYPE_CHECKING:
+    from . import kohya as kohya
+    from . import merge as merge
+    from . import mlx as mlx
+    from . import npz as npz
+    from . import onnx as onnx
+    from . import peft as peft
+    from . import safetensors as safetensors
+    from .kohya import load_kohya
+    from .merge import merge_checkpoint
+    from .mlx import load_mlx
+    from .peft import apply_peft, load_peft, save_peft
+    from .safetensors import SafetensorsFile, save_safetensors
+
+__all__ = [
+    "SafetensorsFile",
+    "apply_peft",
+    "load_kohya",
+    "load_layer",
+    "load_mlx",
+    "load_peft",
+    "merge_checkpoint",
+    "save_layer",
+    "save_peft",
+    "save_safetensors",
+]
+
+_SUBMODULES = ("kohya", "merge", "mlx", "npz", "onnx", "peft", "safetensors")
+
+_HOMES = {
+    "SafetensorsFile": "safetensors",
+    "apply_peft": "peft",
+    "load_kohya": "kohya",
+    "load_mlx": "mlx",
+    "load_peft": "peft",
+    "merge_checkpoint": "merge",
+    "save_peft": "peft",
+    "save_safetensors": "safetensors",
+}
+"""The module of each name that is imported on first use."""
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES])
+
+
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every attribute
+
+    def __getattr__(name):
+        """Import a submodule, or the module of a name, on first use (PEP 562)."""
+        if name in _SUBMODULES:
+            return _import_module(f"{__name__}.{name}")
+        if name in _HOMES:
+            return getattr(_import_module(f"{__name__}.{_HOMES[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
