@@ -1,7 +1,7 @@
-"""Pictures of adapters: each function draws into the axes that it is given, or into new ones, and returns them.
+"""Plots of adapters: each function draws into the given axes, or into new ones, and returns them.
 
-Needs matplotlib, which ``pip install "lora_np[plot]"`` brings. Its global state is not touched: ``ax.figure.savefig(path)``
-writes the picture, and a notebook in which ``%matplotlib inline`` ran shows ``ax.figure``.
+Requires matplotlib (``pip install "lora_np[plot]"``), whose global state is left alone. To save a plot, call
+``ax.figure.savefig(path)``; to show it in a notebook, run ``%matplotlib inline`` and evaluate ``ax.figure``.
 """
 
 from __future__ import annotations
@@ -34,37 +34,38 @@ except ImportError as error:
     raise NotSupportedError('lora_np.plot needs matplotlib: pip install "lora_np[plot]"') from error
 
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
-"""Okabe and Ito's, which the colour-blind tell apart; markers and lines say the same once more."""
+"""The palette of Okabe and Ito, suitable for colour-blind readers; markers and line styles are redundant with it."""
 MARKERS = "osv^Dp*"
 LINES = ("-", "--", ":", "-.")
 ORDER = colormaps["cividis"]
 FROZEN, TRAINED, IDLE, INK = "#5f6b76", COLOURS[0], "#e4e9ee", "#444444"
 WHITE_BELOW = 0.5
-"""Of the scale: text on darker colours is white."""
+"""Text on the colours of smaller values, which are darker, is white."""
 
 MOST_NAMED = 14
-"""Up to here each spectrum has its own line in the legend; beyond, its colour is its place in the order."""
+"""Up to this many spectra are named in a legend; with more, the colour encodes the position."""
 MOST_TICKS = 20
 MOST_RANKS = 10
-"""Up to here each rank has its own tick or label."""
+"""Up to this many ranks are labelled individually."""
 MOST_STRIPS = 32
-"""Up to here each component is drawn by itself; beyond, only the blocks between active ranks are."""
+"""Up to this many components are drawn individually; with more, only the blocks between active ranks."""
 MOST_LETTERS = 64
-"""Of a name; longer ones lose their middle."""
+"""Longer names are shortened in the middle."""
 ROUNDING = 64
-"""Singular values below this many units of rounding of the largest one stand for zero."""
+"""Singular values below this many rounding units of the largest one count as zero."""
 
 
 def rank_quality(
     curves: Mapping[str, Mapping[int, float]], *, quality: str = "accuracy in %", ax: Axes | None = None
 ) -> Axes:
-    """Quality by rank: one line for each way of training.
+    """Plot quality against rank, with one line per training method.
 
     Parameters
     ----------
-    curves : mappings from rank to quality, by name
+    curves : mapping of str to (mapping of int to float)
+        The quality at each rank, by name of the method.
     quality : str
-        What the numbers are, for the axis.
+        The label of the vertical axis.
     ax : matplotlib axes, optional
 
     Returns
@@ -74,7 +75,7 @@ def rank_quality(
     Raises
     ------
     ArgumentError
-        There is no curve, or one without a rank; a rank is no positive integer, or a quality no real number.
+        If there is no curve, a curve is empty, a rank is not a positive integer, or a quality is not a real number.
     """
     lines = {name: _points(f"curves[{name!r}]", points) for name, points in curves.items()}
     if not lines:
@@ -95,13 +96,13 @@ def rank_quality(
 
 
 def spectra(layers: Layer | Mapping[str, LoRALayer | Array], *, ax: Axes | None = None) -> Axes:
-    """The singular values of ``ΔW = s A B``, by component: how much each adds, and what a cut would lose.
+    """Plot the singular values of ``ΔW = s A B``: what each component contributes, and what truncation would lose.
 
     Parameters
     ----------
-    layers : Layer, or low-rank layers by name
-        A model stands for every low-rank layer inside it, by its dotted path. Instead of a layer, a name may have singular
-        values that are known already, in descending order, shape (k,).
+    layers : Layer, or mapping of str to LoRALayer or array
+        For a layer or model, all low-rank layers inside it are plotted, by dotted path. In a mapping, known singular values
+        may be given instead of a layer: in descending order, shape (k,).
     ax : matplotlib axes, optional
 
     Returns
@@ -111,12 +112,12 @@ def spectra(layers: Layer | Mapping[str, LoRALayer | Array], *, ax: Axes | None 
     Raises
     ------
     ArgumentError
-        There is no low-rank layer; one is of another kind, or its factors are not finite.
+        If there is no low-rank layer, an element is not a LoRALayer or its singular values, or factors are not finite.
 
     Notes
     -----
-    A logarithm has no place for zero: what rounding leaves of it is not drawn. Up to 14 layers are named in a legend. Of
-    more, the colour is the place in the order, which a colour bar explains.
+    The axis is logarithmic, so singular values that are zero up to rounding are omitted. Up to 14 layers are named in a
+    legend; with more, the colour encodes the position of the layer, as a colour bar shows.
     """
     if isinstance(layers, Layer):
         layers = {path: layer for path, layer in layers.walk().items() if isinstance(layer, LoRALayer)}
@@ -124,30 +125,30 @@ def spectra(layers: Layer | Mapping[str, LoRALayer | Array], *, ax: Axes | None 
     curves = [_singular_values(f"layers[{name!r}]", layer) for name, layer in layers.items()]
     if not curves:
         raise ArgumentError("layers must hold at least one LoRALayer, got none")
-    ax = _axes(ax)
+    ax, many = _axes(ax), len(curves) > MOST_NAMED
     for i, (label, curve) in enumerate(zip(labels, curves, strict=True)):
-        style = _style(i) if len(curves) <= MOST_NAMED else _place(i, len(curves))
+        style = {"color": ORDER(i / (len(curves) - 1)), "marker": ".", "linewidth": 0.8} if many else _style(i)
         ax.plot(np.arange(1, len(curve) + 1), curve, label=label, markersize=4, **style)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="component", ylabel="singular value of ΔW")
-    if any(np.isfinite(curve).any() for curve in curves):  # a new adapter's are all zero
+    if any(np.isfinite(curve).any() for curve in curves):  # those of a new adapter are all zero
         ax.set_yscale("log")
     _finish(ax)
-    if len(curves) <= MOST_NAMED:
-        ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
-    else:
+    if many:
         _order_bar(ax, labels)
+    else:
+        ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
     return ax
 
 
 def rank_slices(adapter: DyLoRAAdapter, *, rank: int | None = None, ax: Axes | None = None) -> Axes:
-    """What a rank is: the first columns of A and the first rows of B, drawn.
+    """Draw what a rank selects: the first columns of A and the first rows of B.
 
     Parameters
     ----------
     adapter : DyLoRAAdapter
     rank : int, optional
-        One of its active ranks; the deployment rank if left out.
+        An active rank. Defaults to the deployment rank.
     ax : matplotlib axes, optional
 
     Returns
@@ -157,14 +158,15 @@ def rank_slices(adapter: DyLoRAAdapter, *, rank: int | None = None, ax: Axes | N
     Raises
     ------
     ArgumentError
-        Another layer, or a rank that is not active.
+        If `adapter` is not a DyLoRAAdapter, or `rank` is not one of its active ranks.
     """
     if not isinstance(adapter, DyLoRAAdapter):
         raise ArgumentError(f"adapter must be a DyLoRAAdapter, got {adapter!r}")
     rank = adapter.current_deployment_rank if rank is None else integer("rank", rank)
     if rank not in adapter.active_ranks:
         raise ArgumentError(f"rank must be one of the active ranks {adapter.active_ranks}, got {rank}")
-    ax = _drawing(ax)
+    ax = _axes(ax)
+    ax.set_axis_off()
     full, side, thick = adapter.max_rank, 10.0, 5.0
     left = thick + 1.2  # of B
     edges = range(full + 1) if full <= MOST_STRIPS else sorted({0, *adapter.active_ranks, full})
@@ -189,15 +191,15 @@ def rank_slices(adapter: DyLoRAAdapter, *, rank: int | None = None, ax: Axes | N
 def task_matrix(
     values: Any, rows: Sequence[str], columns: Sequence[str], *, quality: str = "accuracy", ax: Axes | None = None
 ) -> Axes:
-    """A quality for each pair: an adapter (row) on a task (column), each from 0 to 1, as colours and numbers.
+    """Plot the quality of each adapter (row) on each task (column) as a heat map with numbers.
 
     Parameters
     ----------
     values : array, shape (len(rows), len(columns))
-        Fractions, 0..1.
-    rows, columns : sequences of str
+        Fractions between 0 and 1.
+    rows, columns : sequence of str
     quality : str
-        What the numbers are.
+        The title.
     ax : matplotlib axes, optional
 
     Returns
@@ -207,7 +209,7 @@ def task_matrix(
     Raises
     ------
     ArgumentError
-        Another shape, no name at all, or numbers that are no fractions.
+        If there are no rows or columns, the shape does not match them, or a value lies outside [0, 1].
     """
     matrix = real_array("values", values, float)
     if not rows or not columns:
@@ -230,7 +232,7 @@ def task_matrix(
 
 
 def budget(adapter: DyLoRAAdapter, *, ax: Axes | None = None) -> Axes:
-    """What each active rank adds: parameters in use, and operations for a row, in percent of the base's.
+    """Plot what each active rank adds to the base, in percent: parameters, and operations per row.
 
     Parameters
     ----------
@@ -244,7 +246,7 @@ def budget(adapter: DyLoRAAdapter, *, ax: Axes | None = None) -> Axes:
     Raises
     ------
     ArgumentError
-        Another layer, or a base without parameters.
+        If `adapter` is not a DyLoRAAdapter, or its base layer has no parameters.
     """
     if not isinstance(adapter, DyLoRAAdapter):
         raise ArgumentError(f"adapter must be a DyLoRAAdapter, got {adapter!r}")
@@ -253,7 +255,7 @@ def budget(adapter: DyLoRAAdapter, *, ax: Axes | None = None) -> Axes:
     if not weights:
         raise ArgumentError(f"adapter must have a base layer with parameters, got {adapter!r}")
     ranks = np.array(adapter.active_ranks)
-    added = ranks * (branch.estimate_flops() // branch.rank) + adapter.output_size  # the branch, and adding it to the base
+    added = ranks * (branch.estimate_flops() // branch.rank) + adapter.output_size  # the last term adds the two outputs
     shares = {
         "parameters": 100 * ranks * (adapter.input_size + adapter.output_size) / weights,
         "operations": 100 * added / base.estimate_flops(),
@@ -274,7 +276,7 @@ def budget(adapter: DyLoRAAdapter, *, ax: Axes | None = None) -> Axes:
 
 
 def data_flow(adapter: AdditiveAdapter, *, ax: Axes | None = None) -> Axes:
-    """The way of the data through an adapter, with the shape of every array; what trains is drawn in colour.
+    """Draw the data flow through an adapter, with the shape of every array; trained parts are coloured.
 
     Parameters
     ----------
@@ -289,7 +291,7 @@ def data_flow(adapter: AdditiveAdapter, *, ax: Axes | None = None) -> Axes:
     Raises
     ------
     ArgumentError
-        An adapter that does not add a branch of the kind A B to its base.
+        If `adapter` does not add a LoRALayer to its base layer.
     """
     if not isinstance(adapter, AdditiveAdapter) or not isinstance(adapter.lora_layer, LoRALayer):
         raise ArgumentError(f"adapter must add a LoRALayer to its base layer, got {adapter!r}")
@@ -300,7 +302,8 @@ def data_flow(adapter: AdditiveAdapter, *, ax: Axes | None = None) -> Axes:
     task = f" of {_label(repr(adapter.current_task))}" if isinstance(adapter, MultiLoRAAdapter) else ""
     n, m = adapter.input_size, adapter.output_size
     base, colour = ("frozen", FROZEN) if adapter.is_base_layer_frozen else ("trained", TRAINED)
-    ax = _drawing(ax)
+    ax = _axes(ax)
+    ax.set_axis_off()
     _box(ax, (3.6, 3.0), 4.8, f"{type(adapter.base_layer).__name__}\n({n}, {m}), {base}", colour)
     _box(ax, (2.6, 0.5), 2.6, f"{a}{task}\n({n}, {rank})", TRAINED, behind=len(tasks) - 1)
     _box(ax, (6.8, 0.5), 2.6, f"{b}{task}\n({rank}, {m})", TRAINED, behind=len(tasks) - 1)
@@ -331,7 +334,7 @@ def _points(name: str, points: Mapping[int, float]) -> tuple[list[int], Array]:
 
 
 def _singular_values(name: str, layer: LoRALayer | Array) -> Array:
-    """What can be drawn of a spectrum: NaN stands for zero."""
+    """The singular values to plot: NaN instead of zero."""
     if isinstance(layer, LoRALayer):
         try:
             sigma = spectrum(layer)
@@ -342,10 +345,6 @@ def _singular_values(name: str, layer: LoRALayer | Array) -> Array:
     if sigma.ndim != 1 or not sigma.size:
         raise ArgumentError(f"{name} must be a LoRALayer or its singular values, shape (k,), got shape {sigma.shape}")
     return np.where(sigma > ROUNDING * np.finfo(sigma.dtype).eps * sigma[0], sigma, np.nan)
-
-
-def _place(i: int, count: int) -> dict[str, Any]:
-    return {"color": ORDER(i / (count - 1)), "marker": ".", "linewidth": 0.8}
 
 
 def _order_bar(ax: Axes, labels: Sequence[str]) -> None:
@@ -359,7 +358,7 @@ def _order_bar(ax: Axes, labels: Sequence[str]) -> None:
 
 
 def _label(name: str) -> str:
-    """A name as matplotlib takes it: no mathematics between dollar signs, no line hidden by an underscore, not too long."""
+    """A name that matplotlib shows as text: not as mathematics ($), not hidden from the legend (_), and not too long."""
     half = MOST_LETTERS // 2
     text = name if len(name) <= MOST_LETTERS else f"{name[:half]}…{name[-half:]}"
     text = text.replace("$", r"\$")
@@ -371,12 +370,6 @@ def _axes(ax: Axes | None) -> Axes:
         return Figure(figsize=(6.4, 4.2), layout="constrained").subplots()
     if not isinstance(ax, Axes):
         raise ArgumentError(f"ax must be matplotlib axes, got {ax!r}")
-    return ax
-
-
-def _drawing(ax: Axes | None) -> Axes:
-    ax = _axes(ax)
-    ax.set_axis_off()
     return ax
 
 

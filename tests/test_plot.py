@@ -1,4 +1,4 @@
-"""Pictures: what the artists hold, where they are drawn, and that nothing else of matplotlib is touched."""
+"""Plots: the contents of the artists, the axes they are drawn into, and matplotlib's untouched global state."""
 
 import importlib
 import inspect
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lora_np.surgery import spectrum
 
 from lora_np import (
     ActivationLayer,
@@ -25,6 +24,7 @@ from lora_np import (
     apply_lora,
     relu,
 )
+from lora_np.surgery import spectrum
 
 pytest.importorskip("matplotlib")
 
@@ -82,7 +82,7 @@ def faces(ax, kind):
 
 
 def svg(ax, path):
-    """What a browser gets; drawing it shows whether matplotlib takes the names and numbers."""
+    """The plot as SVG; rendering it shows whether matplotlib accepts the names and numbers."""
     ax.figure.savefig(path)
     return path.read_text()
 
@@ -98,7 +98,7 @@ def functions():
     }
 
 
-def test_every_function_is_called_here_and_described():
+def test_every_function_is_tested_and_documented():
     assert set(functions()) == {call.partition(" ")[0] for call in CALLS}
     for function in functions().values():
         assert all(f"\n{part}\n" in inspect.getdoc(function) for part in ("Parameters", "Returns", "Raises"))
@@ -106,7 +106,7 @@ def test_every_function_is_called_here_and_described():
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_it_draws_into_the_given_axes_and_returns_them(call, tmp_path):
+def test_a_plot_goes_into_the_given_axes_which_are_returned(call, tmp_path):
     figure = Figure(layout="constrained")
     left, right = figure.subplots(1, 2)
     untouched = len(left.get_children())
@@ -117,13 +117,13 @@ def test_it_draws_into_the_given_axes_and_returns_them(call, tmp_path):
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_it_makes_new_axes(call):
+def test_without_axes_each_plot_gets_new_ones(call):
     first, second = call(None), call(None)
     assert first.figure is not second.figure
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_other_axes_are_refused(call):
+def test_an_object_that_is_not_axes_is_rejected(call):
     with pytest.raises(ArgumentError, match=r"^ax must be matplotlib axes, got <Figure"):
         call(Figure())
 
@@ -131,7 +131,7 @@ def test_other_axes_are_refused(call):
 GLOBAL_STATE = """
 import sys, matplotlib
 def settings():
-    return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}  # which imports pyplot
+    return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}  # it imports pyplot
 before = settings()
 from tests.test_plot import CALLS
 for call in CALLS.values():
@@ -157,7 +157,7 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
 # ---------------------------------------------------------------- quality by rank
 
 
-def test_a_curve_for_each_way_of_training():
+def test_one_curve_per_training_method():
     ax = plot.rank_quality({"one": {4: 60.0, 1: 50.0}, "two": {np.int64(2): 7}}, quality="points")
     one, two = ax.lines
     np.testing.assert_array_equal(one.get_xydata(), [[1, 50], [4, 60]])
@@ -169,13 +169,13 @@ def test_a_curve_for_each_way_of_training():
     assert ticks(ax.xaxis) == ["1", "2", "4"]
 
 
-def test_of_many_ranks_the_powers_of_two_are_named():
+def test_with_many_ranks_only_powers_of_two_are_labelled():
     ax = plot.rank_quality({"one": dict.fromkeys(range(1, 40), 1.0)})
     assert ticks(ax.xaxis) == ["1", "2", "4", "8", "16", "32"]
     assert len(ax.lines[0].get_xdata()) == 39
 
 
-def test_lines_differ_by_more_than_their_colours():
+def test_lines_differ_in_more_than_colour():
     ax = plot.rank_quality({str(i): {1: 1.0} for i in range(plot.MOST_NAMED)})
     assert len({(line.get_marker(), line.get_linestyle()) for line in ax.lines}) == plot.MOST_NAMED
 
@@ -191,7 +191,7 @@ def test_lines_differ_by_more_than_their_colours():
         ({"a": {1: "good"}}, r"^curves\['a'\] must be an array of real numbers"),
     ],
 )
-def test_curves_that_are_none(curves, message):
+def test_invalid_curves_are_rejected(curves, message):
     ax = Figure().subplots()
     with pytest.raises(ArgumentError, match=message):
         plot.rank_quality(curves, ax=ax)
@@ -212,7 +212,7 @@ def test_a_line_is_the_spectrum(dtype):
     assert ax.get_yscale() == "log"
 
 
-def test_a_model_stands_for_its_low_rank_layers():
+def test_a_model_is_plotted_as_its_low_rank_layers():
     base = Sequential({"in": DenseLayer(6, 5, relu, rng=0), "out": DenseLayer(5, 3, rng=1)})
     model = apply_lora(base, lambda layer: StandardLoRAAdapter(layer, 2, rng=0))
     assert legend(plot.spectra(model)) == ["in.lora", "out.lora"]
@@ -220,14 +220,14 @@ def test_a_model_stands_for_its_low_rank_layers():
     assert legend(plot.spectra(multilora())) == ["tasks.first", "tasks.second"]
 
 
-def test_known_singular_values_and_what_rounding_leaves_of_zero():
+def test_known_singular_values_and_zeros_up_to_rounding():
     ax = plot.spectra({"a": [2, 1], "b": np.array([2.0, 1e-3, 1e-15, 0.0])})
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [2, 1])
     np.testing.assert_array_equal(ax.lines[1].get_ydata(), [2, 1e-3, np.nan, np.nan])
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_the_rounding_is_that_of_the_dtype(dtype):
+def test_the_rounding_unit_depends_on_the_dtype(dtype):
     once, other = lora(30, 20, 3, dtype=dtype), lora(3, 20, 3, seed=1, dtype=dtype)
     A = np.hstack([once.matrix_a, once.matrix_a @ other.matrix_a])  # (30, 6), of rank 3
     layer = LoRALayer.from_factors(A, np.vstack([once.matrix_b, other.matrix_b]))
@@ -236,7 +236,7 @@ def test_the_rounding_is_that_of_the_dtype(dtype):
     np.testing.assert_array_equal(np.isnan(drawn), [False] * 3 + [True] * 3)
 
 
-def test_new_layers_are_zero_and_have_no_logarithm(tmp_path):
+def test_new_layers_are_zero_and_get_a_linear_axis(tmp_path):
     ax = plot.spectra({"new": LoRALayer(6, 5, 3, rng=0)})
     assert np.isnan(ax.lines[0].get_ydata()).all()
     assert ax.get_yscale() == "linear"
@@ -244,7 +244,7 @@ def test_new_layers_are_zero_and_have_no_logarithm(tmp_path):
 
 
 @pytest.mark.parametrize("count", [plot.MOST_NAMED, plot.MOST_NAMED + 1, 50])
-def test_many_layers_have_a_colour_bar(count, tmp_path):
+def test_many_layers_get_a_colour_bar(count, tmp_path):
     ax = plot.spectra({f"layers.{i}": [count - i, 0.5] for i in range(count)})
     assert [line.get_ydata()[0] for line in ax.lines] == list(range(count, 0, -1))
     assert len({to_hex(line.get_color()) for line in ax.lines}) == (count if count > plot.MOST_NAMED else 7)
@@ -263,7 +263,7 @@ def test_many_layers_have_a_colour_bar(count, tmp_path):
     svg(ax, tmp_path / "x.svg")
 
 
-def test_names_that_matplotlib_would_take_for_something_else(tmp_path):
+def test_names_that_matplotlib_would_interpret(tmp_path):
     names = ["_hidden", "$x^", "$a$", "", "x" * 40 + "…" + "y" * 40, "x" * 64]
     ax = plot.spectra({name: [1.0] for name in names})
     short = "x" * 32 + "…" + "y" * 32
@@ -285,16 +285,16 @@ def test_names_that_matplotlib_would_take_for_something_else(tmp_path):
         ),
     ],
 )
-def test_layers_without_a_spectrum(layers, message):
+def test_layers_without_a_spectrum_are_rejected(layers, message):
     with pytest.raises(ArgumentError, match=message):
         plot.spectra(layers)
 
 
-# ---------------------------------------------------------------- what a rank is
+# ---------------------------------------------------------------- slices of a rank
 
 
 def slices(ax):
-    """The colours of the strips of A and of B, from the first component on."""
+    """The colours of the strips of A and of B, in the order of the components."""
     colours = faces(ax, Rectangle)
     return [colour.upper() for colour in colours[::2]], [colour.upper() for colour in colours[1::2]]
 
@@ -309,7 +309,7 @@ def test_the_slices_of_a_rank_are_coloured_by_block(rank):
     assert texts(ax) == ["A  (6, 4)", "B  (4, 5)", "active ranks: 1, 2, 4"]
 
 
-def test_strips_lie_side_by_side_and_of_one_size():
+def test_strips_have_equal_size_and_lie_side_by_side():
     ax = plot.rank_slices(dylora())
     boxes = [patch.get_bbox().bounds for patch in ax.patches]
     of_a, of_b = boxes[::2], boxes[1::2]
@@ -319,18 +319,18 @@ def test_strips_lie_side_by_side_and_of_one_size():
     assert {(w, h) for *_, w, h in of_b} == {(10, 1.25)}
 
 
-def test_the_rank_left_out_is_the_deployment_rank():
+def test_the_rank_defaults_to_the_deployment_rank():
     adapter = dylora()
     adapter.set_deployment_rank(2)
     assert plot.rank_slices(adapter).get_title().startswith("rank 2:")
 
 
-def test_components_beyond_every_active_rank_stay_idle():
+def test_components_beyond_the_largest_active_rank_are_idle():
     first, second = plot.COLOURS[:2]
     assert slices(plot.rank_slices(dylora(active=(1, 2))))[0] == [first, second, *[plot.IDLE.upper()] * 2]
 
 
-def test_of_many_components_the_blocks_are_drawn():
+def test_with_many_components_only_blocks_are_drawn():
     adapter = dylora(64, 64, max_rank=48, active=range(1, 41))
     ax = plot.rank_slices(adapter, rank=20)
     of_a, of_b = slices(ax)
@@ -350,7 +350,7 @@ def test_of_many_components_the_blocks_are_drawn():
         (dylora(), 2.0, r"^rank must be an integer, got 2.0$"),
     ],
 )
-def test_slices_that_are_none(adapter, rank, message):
+def test_invalid_slices_are_rejected(adapter, rank, message):
     with pytest.raises(ArgumentError, match=message):
         plot.rank_slices(adapter, rank=rank)
 
@@ -382,21 +382,21 @@ def test_the_matrix_holds_the_values_as_colours_and_numbers():
         (np.empty((0, 1)), [], r"^rows and columns must each hold at least one name, got \[\] and \['c'\]$"),
     ],
 )
-def test_values_that_are_no_shares(values, rows, message):
+def test_values_that_are_not_fractions_are_rejected(values, rows, message):
     with pytest.raises(ArgumentError, match=message):
         plot.task_matrix(values, rows, ["c"])
 
 
-# ---------------------------------------------------------------- what a rank costs
+# ---------------------------------------------------------------- the cost of a rank
 
 
-def test_the_budget_is_what_the_library_counts():
+def test_the_budget_agrees_with_the_counts_of_the_library():
     adapter = dylora(16, 12, max_rank=8, active=(1, 2, 8))
     base = adapter.base_layer
     ax = plot.budget(adapter)
     parameters, operations = ([bar.get_height() for bar in bars] for bars in ax.containers)
-    lone = [StandardLoRAAdapter(base, rank, rng=0).parameter_count for rank in adapter.active_ranks]
-    assert parameters == pytest.approx([100 * count / base.parameter_count for count in lone])
+    counts = [StandardLoRAAdapter(base, rank, rng=0).parameter_count for rank in adapter.active_ranks]
+    assert parameters == pytest.approx([100 * count / base.parameter_count for count in counts])
     added = []
     for rank in adapter.active_ranks:
         adapter.set_deployment_rank(rank)
@@ -409,7 +409,7 @@ def test_the_budget_is_what_the_library_counts():
 
 
 @pytest.mark.parametrize(("count", "named"), [(12, 12), (20, 20), (21, 11), (50, 17)])
-def test_the_bars_of_many_ranks_have_no_numbers(count, named):
+def test_bars_of_many_ranks_have_no_numbers(count, named):
     ax = plot.budget(dylora(64, 64, max_rank=count, active=range(1, count + 1)))
     assert [len(bars) for bars in ax.containers] == [count, count]
     assert texts(ax) == []
@@ -424,15 +424,15 @@ def test_the_bars_of_many_ranks_have_no_numbers(count, named):
         (DyLoRAAdapter(ActivationLayer(3, relu), 1, [1]), r"^adapter must have a base layer with parameters, got DyLoRA"),
     ],
 )
-def test_adapters_without_a_budget(adapter, message):
+def test_adapters_without_a_budget_are_rejected(adapter, message):
     with pytest.raises(ArgumentError, match=message):
         plot.budget(adapter)
 
 
-# ---------------------------------------------------------------- the way of the data
+# ---------------------------------------------------------------- data flow
 
 
-def test_shapes_on_the_way_through_a_standard_adapter():
+def test_shapes_in_a_standard_adapter():
     ax = plot.data_flow(StandardLoRAAdapter(DenseLayer(6, 5, rng=0), 2, alpha=3, rng=0))
     assert texts(ax) == [
         "DenseLayer\n(6, 5), frozen",
@@ -448,7 +448,7 @@ def test_shapes_on_the_way_through_a_standard_adapter():
     assert len(faces(ax, FancyArrowPatch)) == 6
 
 
-def test_a_base_that_trains_is_drawn_in_colour():
+def test_a_trained_base_is_coloured():
     ax = plot.data_flow(StandardLoRAAdapter(DenseLayer(6, 5, rng=0), 2, freeze_base_layer=False, rng=0))
     assert texts(ax)[0] == "DenseLayer\n(6, 5), trained"
     assert {face.upper() for face in faces(ax, FancyBboxPatch)} == {plot.TRAINED}
@@ -483,7 +483,7 @@ def test_multilora_is_drawn_with_its_current_task_in_front(count, behind):
     ],
     ids=lambda adapter: type(adapter).__name__,
 )
-def test_other_ways_of_the_data_are_not_drawn(adapter):
+def test_other_layers_are_rejected(adapter):
     with pytest.raises(
         ArgumentError, match=rf"^adapter must add a LoRALayer to its base layer, got {type(adapter).__name__}"
     ):
