@@ -35,7 +35,7 @@ from lora_np import (
 )
 from lora_np._archive import atomic_file
 from lora_np.data import load_digits
-from lora_np.demo.experiment import shifted, upright
+from lora_np.demo.digits import shifted, upright
 from lora_np.functions.initializers import he_uniform
 from lora_np.training import Progress, RankSchedule, rank_per_row, shared_rank
 from lora_np.training.step import Descent

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..demo.command import DEMO
 from ..errors import ArgumentError, GradientError, InvalidOperationError, NonFiniteError, NotSupportedError
 from ._streams import any_text, discard_output
 from ._text import printable
 from .combine import COMBINE
 from .convert import CONVERT
+from .demo import DEMO
 from .diff import DIFF
 from .gradcheck import GRADCHECK
 from .inspect import INSPECT

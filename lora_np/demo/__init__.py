@@ -1,4 +1,5 @@
-"""``lora-np demo``: what the package does, in measured numbers.
+"""The demo: what the package does, in measured numbers.
 
-`experiment` computes, `report` makes tables of it, `pictures` draws it, and `command` is the verb.
+`base`, `ranks` and `tasks` train models; `merging`, `parameters` and `checks` examine them. `command` runs them all,
+`report` formats the numbers as tables, and `pictures` plots them.
 """

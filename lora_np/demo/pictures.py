@@ -1,4 +1,4 @@
-"""The demo's pictures. Needs matplotlib, whose global state is not touched."""
+"""The figures of the demo. Needs matplotlib, but leaves its global state unchanged."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +11,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from .. import plot
 from .._archive import atomic_file
 from .._typing import Array
-from .experiment import RankResult, Samples, SharingResult
+from .ranks import RankResult
+from .samples import Samples
+from .tasks import SharingResult
 
 RIGHT, WRONG = "#0072B2", "#D55E00"
 DOTS_PER_INCH = 150
 LINE_HEIGHT = 0.32
-"""Of a line of text, an image being 1 high."""
+"""The height of a line of text relative to that of an image."""
 
 
-def draw(directory: Path, ranks: RankResult, samples: Samples, sharing: SharingResult) -> list[str]:
-    """Draw all pictures as PNG files; returns their names."""
+def save(directory: Path, ranks: RankResult, samples: Samples, sharing: SharingResult) -> list[str]:
+    """Save all figures as PNG files; returns their names."""
     figures = {"ranks.png": rank_curves(ranks), "digits.png": digits(samples), "tasks.png": task_grid(sharing)}
     for name, figure in figures.items():
         with atomic_file(directory / name) as file:
@@ -35,7 +37,7 @@ def rank_curves(result: RankResult) -> Figure:
     scores = {curve.method: dict(zip(result.ranks, curve.scores, strict=True)) for curve in result.curves}
     accuracies = {method: {rank: 100 * score.accuracy for rank, score in row.items()} for method, row in scores.items()}
     losses = {method: {rank: score.nll for rank, score in row.items()} for method, row in scores.items()}
-    plot.rank_quality(accuracies, quality="test accuracy in %", ax=left)
+    plot.rank_quality(accuracies, quality="test accuracy (%)", ax=left)
     plot.rank_quality(losses, quality="negative log-likelihood", ax=right)
     left.set(title="Accuracy (higher is better)", ylim=(0, 103))
     right.set(title="Loss (lower is better)", yscale="log")
@@ -49,7 +51,7 @@ def rank_curves(result: RankResult) -> Figure:
 
 
 def digits(samples: Samples) -> Figure:
-    """A digit of each kind, as the base knows it and as the adapters see it, and what the models take it for."""
+    """One image of each digit, upright and shifted, with the label that each model predicts."""
     plain = [(name, labels) for name, is_shifted, labels in samples.predictions if not is_shifted]
     moved = [(name, labels) for name, is_shifted, labels in samples.predictions if is_shifted]
     heights = [1.0, LINE_HEIGHT * len(plain), 1.0, LINE_HEIGHT * len(moved)]
@@ -66,7 +68,7 @@ def digits(samples: Samples) -> Figure:
 
 
 def _show(row: Array, title: str, images: Array) -> None:
-    """A row of images with a title on its left."""
+    """Show a row of images, with a title to their left."""
     _write(row[0], 1, 0.5, title, ha="right", weight="bold")
     for axes, image in zip(row[1:], images, strict=True):
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
@@ -76,7 +78,7 @@ def _show(row: Array, title: str, images: Array) -> None:
 
 
 def _list(row: Array, answers: Sequence[tuple[str, Array]], truth: Array) -> None:
-    """Under each image the labels that the models give, a line for each model."""
+    """List the predicted labels below each image, one line per model."""
     for line, (name, labels) in enumerate(answers):
         y = 1 - (line + 0.5) / len(answers)
         _write(row[0], 1, y, name, ha="right")
@@ -89,10 +91,10 @@ def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
 
 
 def task_grid(result: SharingResult) -> Figure:
-    """The accuracy of every task's adapter on every task's digits."""
+    """The accuracy of the base and of each task's adapter on every view of the test digits."""
     adapters = ["base alone", *(f"adapter '{task.task}'" for task in result.tasks)]
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = plot.task_matrix(result.accuracies, adapters, result.views, ax=figure.subplots())
-    axes.set(title="One base, one adapter for each task", xlabel="test digits")
+    axes.set(title="One base, one adapter per task", xlabel="test digits")
     figure.colorbar(axes.images[0], label="test accuracy", format=PercentFormatter(1), shrink=0.9)
     return figure

@@ -1,56 +1,64 @@
-"""The demo's numbers as text."""
+"""The numbers of the demo as text."""
 
 from collections.abc import Iterable, Sequence
 
 from ..terminal.table import table
-from .experiment import BaseResult, Check, Count, Curve, MergeResult, RankResult, Score, Settings, SharingResult
+from .base import BaseResult
+from .checks import Check
+from .merging import MergeResult
+from .parameters import Count
+from .ranks import Curve, RankResult
+from .settings import Settings
+from .tasks import SharingResult
+from .training import Score
 
 
-def percent(share: float) -> str:
-    """0.9731 as 97.3%."""
-    return f"{share:.1%}"
+def percent(fraction: float) -> str:
+    """Format a fraction as a percentage: 0.9731 as 97.3%."""
+    return f"{fraction:.1%}"
 
 
 def base_text(result: BaseResult) -> str:
     """The base network."""
     rows = [["upright", *_score(result.upright)], ["rotated and inverted", *_score(result.shifted)]]
     return _section(
-        "The base: a network that knows upright digits",
-        f"Dense layers {' -> '.join(map(str, result.sizes))} with relu, trained on {result.train_rows:,} digits in "
-        f"{result.seconds:.1f} s,\ntested on {result.test_rows:,} others. NLL is the mean negative log-likelihood.",
+        "Base: a network trained on upright digits",
+        f"Dense layers {' -> '.join(map(str, result.sizes))} with ReLU, trained on {result.train_rows:,} digits in "
+        f"{result.seconds:.1f} s\nand tested on {result.test_rows:,} others. NLL is the mean negative log-likelihood.",
         table(["test digits", "accuracy", "NLL"], rows),
     )
 
 
 def ranks_text(result: RankResult, settings: Settings) -> str:
-    """DyLoRA against the other ways to an adapter at every rank."""
+    """DyLoRA compared with the other ways to obtain an adapter at every rank."""
     header = [f"rank {rank}" for rank in result.ranks]
     accuracies = [[curve.method, *(percent(s.accuracy) for s in curve.scores), *_cost(curve)] for curve in result.curves]
     losses = [[curve.method, *(f"{s.nll:.3f}" for s in curve.scores)] for curve in result.curves]
     return _section(
-        "DyLoRA: one training for every rank",
-        f"The base is frozen; every dense layer is adapted to rotated and inverted digits by {settings.rank_epochs} epochs "
-        f"of Adam.\n'Cut' keeps the first components of a trained LoRA, 'best cut' its largest ones (SVD).",
-        table(["accuracy", *header, "trainings", "seconds"], accuracies),
+        "DyLoRA: one training run for all ranks",
+        f"The base is frozen; adapters on all dense layers learn rotated, inverted digits in {settings.rank_epochs} epochs "
+        f"of Adam.\n'Truncated' keeps the leading components of the rank-{result.ranks[-1]} LoRA.\n"
+        "'Truncated by SVD' keeps its best approximation of each rank.",
+        table(["accuracy", *header, "training runs", "seconds"], accuracies),
         table(["NLL", *header], losses),
         "\n".join(verdict(result)),
     )
 
 
 def verdict(result: RankResult) -> list[str]:
-    """What the measured numbers say, whichever way it is."""
-    low, full = result.ranks[0], result.ranks[-1]
-    one, many = sum(result.dylora.seconds), sum(result.dedicated.seconds)
+    """What the measured numbers show, whether or not it favours DyLoRA."""
+    low, high = result.ranks[0], result.ranks[-1]
     return [
-        f"At rank {low}, DyLoRA is {_apart(result.gain)} the {result.cut.method}, "
-        f"and {_apart(result.gain_over_best_cut)} its best cut.",
-        f"At rank {full}, DyLoRA is {_apart(-result.loss)} the LoRA trained for that rank alone; "
-        f"the margin of {100 * result.margin:.1f} points below is {'kept' if result.within_margin else 'NOT kept'}.",
-        f"Its one training took {one:.1f} s, the {len(result.ranks)} trainings of LoRAs {many:.1f} s.",
+        f"At rank {low}, DyLoRA scores {_compared(result.gain)} the truncated rank-{high} LoRA "
+        f"and {_compared(result.gain_over_svd)} the one truncated by SVD.",
+        f"At rank {high}, DyLoRA scores {_compared(-result.loss)} the dedicated LoRA; "
+        f"the target, at most {100 * result.margin:.1f} points below, is {'met' if result.within_margin else 'NOT met'}.",
+        f"The DyLoRA training run took {sum(result.dylora.seconds):.1f} s, "
+        f"the {len(result.ranks)} LoRA runs {sum(result.dedicated.seconds):.1f} s.",
     ]
 
 
-def _apart(difference: float) -> str:
+def _compared(difference: float) -> str:
     """A difference of accuracies in words."""
     return f"{abs(100 * difference):.1f} points {'below' if difference < 0 else 'above'}"
 
@@ -70,37 +78,37 @@ def sharing_text(result: SharingResult) -> str:
         for task in result.tasks
     ]
     total = sum(task.seconds for task in result.tasks)
-    header = ["task", "base", "own training", "after the others", "changed bytes", "changed output", "mixed training"]
+    header = ["task", "base alone", "once trained", "at the end", "changed bytes", "output change", "mixed training"]
     return _section(
         "MultiLoRA: three tasks on one base",
-        f"Adapters of rank {result.rank}, trained one task after the other in {total:.1f} s. 'Changed' is what the later "
-        "trainings did to a\nfinished task. 'Mixed training' is a second model, which learned all tasks at once from "
-        f"mixed batches in {result.mixed_seconds:.1f} s.",
+        f"The accuracy of rank-{result.rank} adapters, trained one task after another in {total:.1f} s.\n"
+        "'At the end' is after training all tasks; the next two columns show what changed since 'once trained'.\n"
+        f"'Mixed training' is a second model, trained on mixed batches of all tasks in {result.mixed_seconds:.1f} s.",
         table(header, rows),
-        f"A mixed batch of {result.mixed_rows} rows (each its own task, or the base alone) differs from a pass for each "
-        f"task by {result.mixed_difference:.1e}.",
+        f"The outputs of a mixed batch ({result.mixed_rows} rows, each with a task or none) match those of separate passes "
+        f"to {result.mixed_difference:.1e}.",
     )
 
 
 def merging_text(results: Iterable[MergeResult]) -> str:
-    """Merged models against unmerged ones."""
+    """Merged models compared with unmerged ones."""
     rows = [[r.model, r.variant, str(r.layers), f"{r.difference:.1e}"] for r in results]
     return _section(
-        "Merging: the adapters go into the base's weights",
-        table(["model", "merged for", "adapters", "largest difference of an output"], rows, left=2),
+        "Merging: adapters added to the base weights",
+        table(["model", "rank or task", "adapters", "largest output difference"], rows, left=2),
     )
 
 
 def counts_text(counts: Iterable[Count]) -> str:
-    """How many parameters train."""
-    rows = [[count.what, f"{count.parameters:,}", percent(count.share)] for count in counts]
-    return _section("Parameters that train", table(["method", "parameters", "of full fine-tuning"], rows))
+    """The number of parameters that each method trains."""
+    rows = [[count.method, f"{count.parameters:,}", percent(count.share)] for count in counts]
+    return _section("Trainable parameters", table(["method", "parameters", "of full fine-tuning"], rows))
 
 
 def checks_text(checks: Sequence[Check]) -> str:
-    """What must hold exactly."""
+    """The measured values and their limits."""
     rows = [[c.what, f"{c.value:.2g}", f"{c.limit:g}", "ok" if c.ok else "FAILED"] for c in checks]
-    return _section("What must hold", table(["difference", "measured", "allowed", ""], rows))
+    return _section("Checks", table(["check", "measured", "allowed", ""], rows))
 
 
 def _score(score: Score) -> list[str]:

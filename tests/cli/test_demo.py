@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 
 from lora_np import DyLoRAAdapter, load_layer
+from lora_np.cli import demo as verb
 from lora_np.cli import main
-from lora_np.demo import command, experiment, report
-from lora_np.demo.experiment import Check, Curve, Digits, RankResult, Score, Settings
+from lora_np.data import load_digits
+from lora_np.demo import command, report
+from lora_np.demo.base import train_base
+from lora_np.demo.checks import Check
+from lora_np.demo.digits import Digits, inverted, mirrored, rotated, shifted, upright
+from lora_np.demo.parameters import count
+from lora_np.demo.ranks import Curve, RankResult, canonicalize_branches, compare_ranks, train_lora, with_dylora
+from lora_np.demo.samples import sample
+from lora_np.demo.settings import Settings
+from lora_np.demo.training import Score, score
 
 TINY = partial(
     Settings,
@@ -26,7 +35,7 @@ TINY = partial(
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(command, "Settings", TINY)
+    monkeypatch.setattr(verb, "Settings", TINY)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +43,8 @@ def trained():
     """Digits, base and a model with an adapter."""
     settings = TINY(seed=2)
     digits = Digits(settings)
-    base = experiment.train_base(digits, settings)[1]
-    return digits, base, experiment.compare_ranks(base, digits, settings)
+    base = train_base(digits, settings)[1]
+    return digits, base, compare_ranks(base, digits, settings)
 
 
 def without_times(value):
@@ -49,8 +58,8 @@ def test_the_whole_demo(tmp_path, capsys):
     assert main(["demo", "--output", str(tmp_path / "new" / "out")]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    for title in ("The base", "DyLoRA", "MultiLoRA", "Merging", "Parameters that train", "What must hold"):
-        assert title in captured.out
+    for title in ("Base", "DyLoRA", "MultiLoRA", "Merging", "Trainable parameters", "Checks"):
+        assert f"\n{title}" in f"\n{captured.out}"
     names = {"base.npz", "dylora.npz", "multilora.npz", "ranks.png", "digits.png", "tasks.png"}
     assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == names
     assert all(name in captured.out.splitlines()[-1] for name in names)
@@ -78,16 +87,16 @@ def test_the_form_of_the_json(tmp_path, capsys):
     assert numbers["ok"] is True
     assert numbers["files"] == ["base.npz", "dylora.npz", "multilora.npz"]
     assert numbers["settings"]["ranks"] == numbers["ranks"]["ranks"] == [1, 3]
-    for name, trainings in {"dylora": 1, "dedicated": 2, "cut": 1, "best_cut": 1}.items():
+    for name, trainings in {"dylora": 1, "dedicated": 2, "truncated": 1, "truncated_by_svd": 1}.items():
         curve = numbers["ranks"][name]
         assert len(curve["scores"]) == 2
         assert all(0 <= score["accuracy"] <= 1 and score["nll"] > 0 for score in curve["scores"])
         assert len(curve["seconds"]) == trainings
         assert min(curve["seconds"]) > 0
-    assert numbers["ranks"]["cut"]["scores"][-1] == numbers["ranks"]["dedicated"]["scores"][-1]
-    assert numbers["ranks"]["best_cut"]["scores"][-1]["nll"] == pytest.approx(numbers["ranks"]["cut"]["scores"][-1]["nll"])
-    gain = numbers["ranks"]["dylora"]["scores"][0]["accuracy"] - numbers["ranks"]["cut"]["scores"][0]["accuracy"]
-    assert numbers["ranks"]["gain"] == gain
+    scores = {name: numbers["ranks"][name]["scores"] for name in ("dylora", "dedicated", "truncated", "truncated_by_svd")}
+    assert scores["truncated"][-1] == scores["dedicated"][-1]
+    assert scores["truncated_by_svd"][-1]["nll"] == pytest.approx(scores["truncated"][-1]["nll"])
+    assert numbers["ranks"]["gain"] == scores["dylora"][0]["accuracy"] - scores["truncated"][0]["accuracy"]
     assert [task["task"] for task in numbers["sharing"]["tasks"]] == ["rotated", "inverted", "mirrored"]
     for task in numbers["sharing"]["tasks"]:
         assert task["changed_bytes"] == task["changed_output"] == 0
@@ -99,62 +108,58 @@ def test_the_form_of_the_json(tmp_path, capsys):
 
 def test_parameters_are_counted(trained):
     _, base, _ = trained
-    counts = {count.what: count.parameters for count in experiment.count(base, TINY())}
+    counts = {row.method: row.parameters for row in count(base, TINY())}
     sizes = 64 + 12, 12 + 12, 12 + 10
     assert counts == {
         "full fine-tuning": 64 * 12 + 12 + 12 * 12 + 12 + 12 * 10 + 10,
-        "LoRA of rank 1": sum(sizes),
-        "LoRA of rank 3": 3 * sum(sizes),
-        "DyLoRA up to rank 3": 3 * sum(sizes),
-        "MultiLoRA of rank 2, each task": 2 * sum(sizes),
+        "rank-1 LoRA": sum(sizes),
+        "rank-3 LoRA": 3 * sum(sizes),
+        "DyLoRA, ranks up to 3": 3 * sum(sizes),
+        "rank-2 MultiLoRA, per task": 2 * sum(sizes),
     }
 
 
 def test_the_views():
     images = np.arange(8.0).reshape(2, 2, 2) / 8
-    np.testing.assert_array_equal(experiment.rotated(images)[0] * 8, [[1, 3], [0, 2]])
-    np.testing.assert_array_equal(experiment.mirrored(images)[0] * 8, [[1, 0], [3, 2]])
-    np.testing.assert_array_equal(experiment.inverted(images)[0] * 8, [[8, 7], [6, 5]])
-    np.testing.assert_array_equal(experiment.shifted(images)[0] * 8, [[7, 5], [8, 6]])
-    np.testing.assert_array_equal(experiment.upright(images), images)
+    np.testing.assert_array_equal(rotated(images)[0] * 8, [[1, 3], [0, 2]])
+    np.testing.assert_array_equal(mirrored(images)[0] * 8, [[1, 0], [3, 2]])
+    np.testing.assert_array_equal(inverted(images)[0] * 8, [[8, 7], [6, 5]])
+    np.testing.assert_array_equal(shifted(images)[0] * 8, [[7, 5], [8, 6]])
+    np.testing.assert_array_equal(upright(images), images)
 
 
 def test_training_and_test_rows_are_all_rows_once():
     digits = Digits(TINY())
-    rows = [digits.training(experiment.upright).inputs, digits.testing(experiment.upright).inputs]
-    images, _ = experiment.load_digits()
+    rows = [digits.training(upright).inputs, digits.testing(upright).inputs]
+    images, _ = load_digits()
     assert [len(part) for part in rows] == [197, 1600]
     np.testing.assert_array_equal(
         np.sort(np.concatenate(rows).sum(axis=1)), np.sort(images.reshape(len(images), -1).sum(axis=1))
     )
 
 
-def test_a_cut_keeps_the_first_components(trained):
+def test_truncation_keeps_the_leading_components(trained):
     digits, base, (result, _) = trained
-    settings = TINY(seed=2)
-    rows, test = digits.training(experiment.shifted), digits.testing(experiment.shifted)
-    rng = settings.generator(experiment.LORA, 3)
-    lora = experiment._with_lora(base, 3, rng)
-    experiment.train(lora, rows, settings.rank_epochs, settings.learning_rate, settings.batch_size, rng, ())
+    lora, _ = train_lora(base, digits, TINY(seed=2), rank=3)
     for layer in lora.layers:
         if hasattr(layer, "lora_layer"):
             layer.lora_layer.matrix_b[1:] = 0
-    expected = experiment.score(lora, test)
-    assert result.cut.scores[0].accuracy == expected.accuracy
-    assert result.cut.scores[0].nll == pytest.approx(expected.nll)
+    expected = score(lora, digits.testing(shifted))
+    assert result.truncated.scores[0].accuracy == expected.accuracy
+    assert result.truncated.scores[0].nll == pytest.approx(expected.nll)
 
 
-def test_the_best_cut_is_nearest_in_weight(trained):
+def test_truncation_by_svd_is_nearest_in_weight(trained):
     _, base, _ = trained
     settings = TINY()
-    model = experiment._with_dylora(base, settings, settings.generator())
+    model = with_dylora(base, settings.ranks, settings.generator())
     rng = np.random.default_rng(0)
     for adapter in (layer for layer in model.layers if isinstance(layer, DyLoRAAdapter)):
         adapter.lora_layer.matrix_b[...] = rng.normal(size=adapter.lora_layer.matrix_b.shape)
     adapter = model["hidden2"]
     whole = adapter.lora_layer.merge_weights()
     sizes = np.linalg.svd(whole, compute_uv=False)
-    experiment._sort_components(model)
+    canonicalize_branches(model)
     np.testing.assert_allclose(adapter.lora_layer.merge_weights(), whole, atol=1e-12)
     missed = np.linalg.norm(whole - adapter.lora_layer.merge_weights(rank=1))
     assert missed == pytest.approx(np.linalg.norm(sizes[1:]))
@@ -162,7 +167,7 @@ def test_the_best_cut_is_nearest_in_weight(trained):
 
 def test_the_samples_hold_each_digit(trained):
     digits, base, (_, dylora) = trained
-    samples = experiment.sample(base, dylora, digits)
+    samples = sample(base, dylora, digits, TINY())
     assert samples.labels.tolist() == list(range(10))
     np.testing.assert_array_equal(samples.shifted, 1 - np.rot90(samples.upright, axes=(1, 2)))
     assert [name for name, *_ in samples.predictions] == ["base", "base", "DyLoRA, rank 1", "DyLoRA, rank 3"]
@@ -191,13 +196,13 @@ def test_an_output_that_is_a_file_is_one_clear_line(tmp_path, capsys, inside):
     assert main(["demo", "--output", str(target)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"lora-np: error: --output must be a directory, and a file is in its way: {target}\n"
+    assert captured.err == f"lora-np: error: --output must be a directory, but it is a file or inside one: {target}\n"
     assert file.read_text() == "kept"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_what_does_not_hold_is_exit_code_1(monkeypatch, tmp_path, capsys, arguments):
-    monkeypatch.setattr(experiment, "difference", lambda *_: 0.25)
+    monkeypatch.setattr(command, "difference", lambda *_: 0.25)
     assert main(["demo", "--no-plots", "--output", str(tmp_path), *arguments]) == 1
     out = capsys.readouterr().out
     if arguments:
@@ -213,20 +218,20 @@ def test_a_difference_that_is_not_a_number_does_not_hold():
 
 
 def curve(*accuracies):
-    return Curve("LoRA of rank 8, cut", tuple(Score(a, 0.1) for a in accuracies), (1.0, 2.0))
+    return Curve("", tuple(Score(a, 0.1) for a in accuracies), (1.0, 2.0))
 
 
 def test_the_verdict_is_what_was_measured():
     good = RankResult((1, 8), curve(0.9, 0.95), curve(0.92, 0.96), curve(0.2, 0.96), curve(0.5, 0.96), 0.02)
     assert report.verdict(good) == [
-        "At rank 1, DyLoRA is 70.0 points above the LoRA of rank 8, cut, and 40.0 points above its best cut.",
-        "At rank 8, DyLoRA is 1.0 points below the LoRA trained for that rank alone; "
-        "the margin of 2.0 points below is kept.",
-        "Its one training took 3.0 s, the 2 trainings of LoRAs 3.0 s.",
+        "At rank 1, DyLoRA scores 70.0 points above the truncated rank-8 LoRA "
+        "and 40.0 points above the one truncated by SVD.",
+        "At rank 8, DyLoRA scores 1.0 points below the dedicated LoRA; the target, at most 2.0 points below, is met.",
+        "The DyLoRA training run took 3.0 s, the 2 LoRA runs 3.0 s.",
     ]
     bad = replace(good, dylora=curve(0.1, 0.9))
-    assert "10.0 points below the LoRA of rank 8, cut, and 40.0 points below" in report.verdict(bad)[0]
-    assert report.verdict(bad)[1].endswith("NOT kept.")
+    assert "10.0 points below the truncated rank-8 LoRA and 40.0 points below" in report.verdict(bad)[0]
+    assert report.verdict(bad)[1].endswith("is NOT met.")
     better = replace(good, dylora=curve(0.9, 0.99))
-    assert "3.0 points above the LoRA trained for that rank" in report.verdict(better)[1]
-    assert report.verdict(better)[1].endswith("is kept.")
+    assert "3.0 points above the dedicated LoRA" in report.verdict(better)[1]
+    assert report.verdict(better)[1].endswith("is met.")

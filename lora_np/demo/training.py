@@ -1,0 +1,77 @@
+"""How every model of the demo is trained and evaluated."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .._typing import Array
+from ..functions.losses import SoftmaxCrossEntropy
+from ..layers import Layer
+from ..terminal.progress import Callbacks
+from ..training.fit import Progress, fit
+from ..training.optimizers import Adam
+from .digits import Rows
+from .settings import Budget
+
+
+@dataclass(frozen=True)
+class Score:
+    """The quality of a model on test rows."""
+
+    accuracy: float
+    """From 0 to 1."""
+    nll: float
+    """The mean negative log-likelihood of the true labels."""
+
+
+def score(model: Layer, rows: Rows, *, rank: int | None = None) -> Score:
+    """The score of a model, optionally with its DyLoRA adapters at a given rank."""
+    logits = model.predict(rows.inputs, rank=rank)
+    return Score(accuracy(logits, rows), SoftmaxCrossEntropy()(logits, rows.labels))
+
+
+def accuracy(logits: Array, rows: Rows) -> float:
+    """The fraction of rows whose largest logit is that of the true label."""
+    return float((logits.argmax(axis=-1) == rows.labels).mean())
+
+
+def largest_difference(outputs: Array, others: Array) -> float:
+    """The largest absolute difference between two arrays of outputs."""
+    return float(np.abs(outputs - others).max())
+
+
+def train(
+    model: Layer,
+    rows: Rows,
+    budget: Budget,
+    rng: np.random.Generator,
+    callbacks: Callbacks,
+    tasks: Sequence[str] | None = None,
+) -> float:
+    """Train with Adam; the learning rate decays linearly to zero.
+
+    Returns
+    -------
+    float
+        The training time in seconds.
+    """
+    optimizer = Adam(budget.learning_rate)
+
+    def decay(progress: Progress) -> None:
+        optimizer.learning_rate = budget.learning_rate * (1 - progress.step / progress.steps)
+
+    start = time.perf_counter()
+    fit(
+        model,
+        rows,
+        SoftmaxCrossEntropy(),
+        optimizer,
+        budget.epochs,
+        budget.batch_size,
+        tasks=tasks,
+        rng=rng,
+        callbacks=(decay, *callbacks),
+    )
+    return time.perf_counter() - start
