@@ -24,8 +24,8 @@ class Check:
         return self.value <= self.limit
 
 
-def check(sharing: SharingResult, merging: Sequence[MergeResult], reloaded: Mapping[str, float]) -> list[Check]:
-    """All checks; `reloaded` holds the largest difference of an output for each file saved and loaded again."""
+def all_checks(sharing: SharingResult, merging: Sequence[MergeResult], reloaded: Mapping[str, float]) -> list[Check]:
+    """Every check; `reloaded` holds the largest difference of an output for each file saved and loaded again."""
     return [
         *(Check(f"{task.task}: bytes changed by later tasks", task.changed_bytes, 0) for task in sharing.tasks),
         *(Check(f"{task.task}: output change due to later tasks", task.changed_output, 0) for task in sharing.tasks),

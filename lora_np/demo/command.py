@@ -12,7 +12,7 @@ from ..layers import Layer
 from ..terminal.progress import bar
 from . import report
 from .base import BaseResult, train_base
-from .checks import Check, check
+from .checks import Check, all_checks
 from .digits import Digits, upright
 from .merging import MergeResult, difference, merge
 from .parameters import Count, count
@@ -79,7 +79,7 @@ def run(settings: Settings, directory: Path, *, plots: bool = True, say: Callabl
     counts = count(base, settings)
     say(report.counts_text(counts))
     models = {"base.npz": base, "dylora.npz": dylora, "multilora.npz": multilora}
-    checks = check(sharing, merging, _save(models, directory, inputs))
+    checks = all_checks(sharing, merging, _save(models, directory, inputs))
     say(report.checks_text(checks))
     samples = sample(base, dylora, digits, settings)
     figures = _plot(directory, ranks, samples, sharing) if plots else []
