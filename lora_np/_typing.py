@@ -1,4 +1,4 @@
-"""Names for the types that every room of the package uses."""
+"""Type aliases shared by the whole package."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, TypeAlias
 import numpy as np
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-"""An array of any floating dtype; complex ones appear in complex-step gradient checks only."""
+"""An array of any floating dtype; complex arrays appear only in complex-step gradient checks."""
 
 Cache: TypeAlias = Any
-"""What ``apply`` hands on to ``vjp``: a tuple of arrays, private to the layer that made it."""
+"""What ``apply`` passes to ``vjp``: a tuple of arrays, private to the layer that created it."""
 
 Gradients: TypeAlias = dict[str, Array]
 """Gradient arrays by dotted parameter name."""
 
 Part: TypeAlias = tuple[slice, ...]
-"""The part of an array that one pass trains: a slice for each axis."""
+"""The part of an array that a pass trains: one slice per axis."""
 
 Parts: TypeAlias = Mapping[str, Part]
-"""The trained part by dotted parameter name; an array that is not named is trained whole."""
+"""The trained part by dotted parameter name; arrays that are not listed are trained in full."""
 
-# As strings: merely naming numpy.random would load it, which takes as long as all of lora_np.
+# Strings, because evaluating numpy.random would import it, which takes as long as importing all of lora_np.
 Generator: TypeAlias = "np.random.Generator"
-"""A source of random numbers."""
+"""A random number generator."""
 
 RNG: TypeAlias = "int | np.random.Generator | None"
-"""A seed, a generator, or None for fresh entropy."""
+"""A seed, a generator, or None for unpredictable entropy."""

@@ -1,7 +1,7 @@
-"""Checks for the border of the package: constructors, forward, backward, predict.
+"""Argument checks for the public API: constructors, `forward`, `backward`, `predict`.
 
-Each returns the value in the form that the caller keeps, or raises an error that names the argument, the rule and the
-value. The mathematics below the border checks nothing.
+Each function returns the value in the form that the caller stores, or raises an error that names the argument, the rule
+and the value. The mathematics beneath performs no checks.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ REAL_KINDS = "biuf"
 
 
 def not_none(name: str, value: object) -> None:
-    """Refuse None."""
+    """Reject None."""
     if value is None:
         raise ArgumentNullError(f"{name} must not be None")
 
 
 def integer(name: str, value: object) -> int:
-    """A whole number of any integer type; booleans and floats are refused."""
+    """An integer of any integer type; booleans and floats are rejected."""
     if isinstance(value, bool | np.bool_):
         raise ArgumentError(f"{name} must be an integer, got {value!r}")
     try:
@@ -78,13 +78,13 @@ def fraction(name: str, value: object) -> float:
 
 
 def array_shape(names: str, *shape: int) -> None:
-    """Refuse a shape whose number of bytes no array can have."""
+    """Reject shapes that exceed the largest possible array."""
     if math.prod(shape) > sys.maxsize // 16:
-        raise ArgumentOutOfRangeError(f"{names}: an array of shape {shape} is too large to exist")
+        raise ArgumentOutOfRangeError(f"{names}: an array of shape {shape} is too large")
 
 
 def rank_within(rank: object, input_size: int, output_size: int, name: str = "rank") -> int:
-    """A rank that a product of two factors of this layer can have: 1..min(input_size, output_size)."""
+    """A possible rank of a matrix of this size: 1..min(input_size, output_size)."""
     number = positive_int(name, rank)
     limit = min(input_size, output_size)
     if number > limit:
@@ -93,14 +93,14 @@ def rank_within(rank: object, input_size: int, output_size: int, name: str = "ra
 
 
 def ascending_ranks(name: str, ranks: Iterable[object] | None, max_rank: int) -> tuple[int, ...]:
-    """At least one rank, strictly ascending, all in 1..max_rank."""
+    """One or more ranks in 1..max_rank, strictly ascending."""
     if ranks is None:
         raise ArgumentNullError(f"{name} must not be None")
     if isinstance(ranks, str) or not isinstance(ranks, Iterable):
         raise ArgumentError(f"{name} must be a sequence of integers, got {ranks!r}")
     numbers = tuple(positive_int(f"each of {name}", rank) for rank in ranks)
     if not numbers:
-        raise ArgumentError(f"{name} must hold at least one rank, got none")
+        raise ArgumentError(f"{name} must contain at least one rank, got none")
     if any(second <= first for first, second in itertools.pairwise(numbers)):
         raise ArgumentError(f"{name} must be strictly ascending, got {numbers}")
     if numbers[-1] > max_rank:
@@ -109,20 +109,20 @@ def ascending_ranks(name: str, ranks: Iterable[object] | None, max_rank: int) ->
 
 
 def one_of(name: str, value: object, choices: Sequence[str]) -> str:
-    """One of a few words."""
+    """One of the given strings."""
     if not isinstance(value, str) or value not in choices:
         raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
 
 def resolved_alpha(alpha: object, rank: int) -> float:
-    """The LoRA alpha: a negative one stands for the rank."""
+    """The LoRA alpha; a negative value means the rank."""
     number = finite_float("alpha", alpha)
     return float(rank) if number < 0 else number
 
 
 def float_dtype(dtype: object) -> np.dtype[Any]:
-    """The dtype of a layer: float32 or float64 (float16 has no matrix product in hardware)."""
+    """The dtype of a layer: float32 or float64 (float16 matrix products lack hardware support)."""
     try:
         kind = np.dtype(dtype)  # type: ignore[call-overload]
     except TypeError:
@@ -133,7 +133,7 @@ def float_dtype(dtype: object) -> np.dtype[Any]:
 
 
 def generator(rng: RNG) -> Generator:
-    """A random generator of its own for the object that is being built."""
+    """The generator of an object under construction: a new one, unless `rng` is already a generator."""
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError):
@@ -141,7 +141,7 @@ def generator(rng: RNG) -> Generator:
 
 
 def real_array(name: str, value: object, dtype: Any = None, *, copy: bool = False) -> Array:
-    """A real array of the given dtype; objects, strings and complex numbers are refused."""
+    """A real array of the given dtype; objects, strings and complex numbers are rejected."""
     if value is None:
         raise ArgumentNullError(f"{name} must not be None")
     try:
@@ -154,12 +154,12 @@ def real_array(name: str, value: object, dtype: Any = None, *, copy: bool = Fals
 
 
 def last_axis(name: str, array: Array, size: int) -> None:
-    """Refuse an array whose last axis has another size."""
+    """Reject an array whose last axis does not have the given size."""
     if array.ndim == 0 or array.shape[-1] != size:
         raise ArgumentError(f"{name} must have shape (..., {size}), got {array.shape}")
 
 
 def same_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
-    """Refuse an array of another shape: nothing broadcasts in silence."""
+    """Reject an array whose shape differs: nothing is broadcast silently."""
     if array.shape != shape:
         raise ArgumentError(f"{name} must have shape {shape}, got {array.shape}")

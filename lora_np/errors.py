@@ -1,8 +1,8 @@
-"""The exceptions of the documented API, each also the Python built-in that a reader would expect."""
+"""The exceptions of the documented API. Each is also the built-in exception that a Python user would expect."""
 
 
 class ArgumentError(ValueError):
-    """An argument breaks a documented rule (C#: ArgumentException)."""
+    """An argument violates a documented constraint (C#: ArgumentException)."""
 
 
 class ArgumentNullError(ArgumentError, TypeError):
@@ -14,23 +14,23 @@ class ArgumentOutOfRangeError(ArgumentError):
 
 
 class InvalidOperationError(RuntimeError):
-    """The call does not fit the object's present state (C#: InvalidOperationException)."""
+    """The object's current state does not allow the call (C#: InvalidOperationException)."""
 
 
 class NotSupportedError(NotImplementedError):
-    """The object cannot do this, whatever its state (C#: NotSupportedException)."""
+    """The object does not support the operation in any state (C#: NotSupportedException)."""
 
 
 class FormatError(ArgumentError):
-    """A file is not what its format promises."""
+    """A file is damaged or violates its format."""
 
 
 class NonFiniteError(ArithmeticError):
-    """Training met a loss or an update that is infinite or not a number.
+    """A loss or an update became infinite or NaN during training.
 
-    The parameters are those with which the loss was last seen finite.
+    The parameters keep the values at which the loss was last known to be finite.
     """
 
 
 class GradientError(AssertionError):
-    """A gradient differs from its numerical value."""
+    """A gradient does not match its numerical value."""

@@ -1,4 +1,4 @@
-"""NumPy is the only dependency at run time, and no global random state is touched."""
+"""NumPy is the only run-time dependency, and the global random state is never touched."""
 
 import random
 import subprocess
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 EXTRAS = ["matplotlib", "tqdm", "sklearn", "scipy", "torch", "pandas", "safetensors", "mpmath", "onnx", "onnxruntime"]
 EXTRAS += ["dask", "distributed", "jsonschema"]
 
-# numpy.random brings the run time of its compiler along, under names of its own.
+# numpy.random also loads the runtime of its compiler, which has other names.
 LOADED = """
 import sys, numpy, numpy.random
 before = set(sys.modules)
@@ -34,7 +34,7 @@ new = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(*sorted(new - sys.stdlib_module_names))
 """
 
-# The modules that are not loaded with lora_np, but when they are used.
+# The modules that are loaded only when they are used.
 LAZY = """
 import sys, lora_np
 before = set(sys.modules)
@@ -66,19 +66,19 @@ assert "lora_np[plot]" in refusal("import lora_np.plot", lora_np.NotSupportedErr
 assert refusal("lora_np.plot", lora_np.NotSupportedError) == refusal("import lora_np.plot", lora_np.NotSupportedError)
 assert "lora_np[sklearn]" in refusal("lora_np.sklearn", ImportError)
 assert refusal("lora_np.sklearn", ImportError) == refusal("import lora_np.sklearn", ImportError)
-lora_np.io.onnx, lora_np.distributed  # they say so when they are called
+lora_np.io.onnx, lora_np.distributed  # these need their extras only when they are called
 print("fine")
 """
 
 
 def run(code):
-    """What a fresh interpreter prints."""
+    """The words that a new interpreter prints."""
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout.split()
 
 
-def test_importing_loads_numpy_and_the_standard_library_alone():
+def test_the_import_loads_only_numpy_and_the_standard_library():
     assert set(run(LOADED)) <= {"lora_np", "numpy"}
 
 
@@ -92,11 +92,11 @@ def test_models_are_built_trained_and_saved_without_any_extra():
 
 
 def numpy_state():
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002  what must not change
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - what must not change
     return name, keys.tobytes(), *rest
 
 
-def test_no_global_random_state_is_used():
+def test_the_global_random_state_is_not_used():
     before = numpy_state(), random.getstate()
     layers = [
         StandardLoRAAdapter(DenseLayer(3, 4, relu), 2),
@@ -108,9 +108,9 @@ def test_no_global_random_state_is_used():
     assert (numpy_state(), random.getstate()) == before
 
 
-def test_a_global_seed_does_not_make_two_layers_equal():
+def test_a_global_seed_has_no_effect():
     weights = []
     for _ in range(2):
-        np.random.seed(0)  # noqa: NPY002  what must not matter
+        np.random.seed(0)  # noqa: NPY002 - what must not matter
         weights.append(DenseLayer(3, 2).weight)
     assert (weights[0] != weights[1]).any()

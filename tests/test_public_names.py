@@ -1,4 +1,4 @@
-"""What the package exports: which names, that each is described, and that concrete classes are final."""
+"""The public names: which there are, that each has a docstring, and that concrete classes are final."""
 
 import importlib
 import inspect
@@ -140,7 +140,7 @@ def test_exported_names():
     assert set(exported()) == NAMES
 
 
-def test_nothing_else_is_public_but_the_submodules():
+def test_only_submodules_are_public_besides():
     public = {name: value for name, value in vars(lora_np).items() if not name.startswith("_")}
     others = {name for name, value in public.items() if not isinstance(value, types.ModuleType)}
     assert others == NAMES | {"TYPE_CHECKING"}
@@ -152,7 +152,7 @@ def test_dir_lists_the_public_names_and_every_submodule(package):
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
-def test_a_star_brings_the_public_names_and_no_submodule(package):
+def test_a_star_import_brings_the_public_names_and_no_submodule(package):
     names = {}
     exec(f"from {package.__name__} import *", names)
     assert names.keys() - {"__builtins__"} == set(package.__all__)
@@ -166,7 +166,7 @@ def test_submodules_are_attributes(path):
 
 
 @pytest.mark.parametrize("name", lora_np.io.__all__)
-def test_functions_for_files_are_those_of_their_modules(name):
+def test_functions_of_io_are_those_of_its_modules(name):
     value = getattr(lora_np.io, name)
     assert value.__module__.startswith("lora_np.io.")
     assert value is getattr(importlib.import_module(value.__module__), name)
@@ -174,13 +174,13 @@ def test_functions_for_files_are_those_of_their_modules(name):
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 @pytest.mark.parametrize("name", ["nothing", "__wrapped__", "_archives", "nothing.npz"])
-def test_other_attributes_are_an_ordinary_error(package, name):
+def test_other_attributes_raise_the_usual_error(package, name):
     with pytest.raises(AttributeError, match=rf"\Amodule '{package.__name__}' has no attribute '{name}'\Z") as raised:
         getattr(package, name)
     assert (raised.value.obj, raised.value.name) == (package, name)
 
 
-def test_every_name_keeps_its_own_name():
+def test_no_export_is_renamed():
     assert [name for name, value in exported().items() if getattr(value, "__name__", name) != name] == []
 
 
@@ -195,7 +195,7 @@ def test_every_activation_is_exported():
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_it_is_described_in_a_first_line(name):
+def test_every_docstring_has_a_summary_line(name):
     undescribed = [path for path, value in described(name) if not (inspect.getdoc(value) or "").strip().partition("\n")[0]]
     assert undescribed == []
 
@@ -222,13 +222,13 @@ def test_nothing_is_derived_from_a_final_class(base):
 
 
 @pytest.mark.parametrize("base", [Layer, Loss, Optimizer], ids=lambda base: base.__name__)
-def test_abstract_classes_cannot_be_built(base):
+def test_abstract_classes_cannot_be_instantiated(base):
     with pytest.raises(TypeError, match="abstract"):
         base()
 
 
 @pytest.mark.parametrize(("name", "bases"), ERRORS.items(), ids=ERRORS.keys())
-def test_each_error_is_also_the_built_in_that_a_reader_expects(name, bases):
+def test_each_error_is_also_the_expected_built_in(name, bases):
     assert issubclass(getattr(lora_np, name), bases)
     assert all(issubclass(getattr(lora_np, name), base) for base in bases)
 

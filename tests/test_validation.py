@@ -1,4 +1,4 @@
-"""The checks at the border: each keeps what is right, and names the argument and the value of what is wrong."""
+"""Argument checks: each returns a valid value, and rejects any other with the name of the argument and the value."""
 
 import itertools
 import re
@@ -20,8 +20,8 @@ integers = st.integers(-(2**70), 2**70)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
-def refused(error, function, *arguments, **keywords):
-    """The message of the error that a check must raise."""
+def rejected(error, function, *arguments, **keywords):
+    """The message of the error that the check must raise."""
     with pytest.raises(error, match=r"\Aargument ") as raised:
         function("argument", *arguments, **keywords)
     return str(raised.value)
@@ -31,21 +31,21 @@ def refused(error, function, *arguments, **keywords):
 
 
 @pytest.mark.parametrize("value", [0, "", [], np.zeros(0), object()], ids=repr)
-def test_not_none_takes_everything_else(value):
+def test_not_none_accepts_everything_else(value):
     check.not_none("argument", value)
 
 
-def test_not_none():
-    assert refused(ArgumentNullError, check.not_none, None) == "argument must not be None"
+def test_not_none_rejects_none():
+    assert rejected(ArgumentNullError, check.not_none, None) == "argument must not be None"
 
 
 @given(value=integers)
-def test_integer_takes_integers(value):
+def test_integer_accepts_integers(value):
     assert check.integer("argument", value) == value
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, np.uint64])
-def test_integer_takes_every_integer_type_and_gives_a_plain_one(kind):
+def test_integer_accepts_every_integer_type_and_returns_an_int(kind):
     found = check.integer("argument", kind(7))
     assert found == 7
     assert type(found) is int
@@ -53,75 +53,75 @@ def test_integer_takes_every_integer_type_and_gives_a_plain_one(kind):
 
 @pytest.mark.parametrize("function", [check.integer, check.positive_int])
 @pytest.mark.parametrize("value", NOT_INTEGERS, ids=repr)
-def test_what_is_no_integer_is_refused(function, value):
-    assert repr(value) in refused(ArgumentError, function, value)
+def test_integer_and_positive_int_reject_other_types(function, value):
+    assert repr(value) in rejected(ArgumentError, function, value)
 
 
 @given(value=integers)
-def test_positive_int_takes_exactly_the_integers_from_one(value):
+def test_positive_int_accepts_exactly_the_positive_integers(value):
     if value >= 1:
         assert check.positive_int("argument", value) == value
     else:
-        assert refused(ArgumentOutOfRangeError, check.positive_int, value) == f"argument must be at least 1, got {value}"
+        assert rejected(ArgumentOutOfRangeError, check.positive_int, value) == f"argument must be at least 1, got {value}"
 
 
 @given(value=finite)
-def test_finite_float_takes_finite_numbers(value):
+def test_finite_float_accepts_finite_numbers(value):
     assert check.finite_float("argument", value) == value
 
 
 @pytest.mark.parametrize("value", [2, True, np.float32(2), np.int8(2), np.array(2.0)], ids=repr)
-def test_finite_float_gives_a_plain_float(value):
+def test_finite_float_returns_a_float(value):
     assert type(check.finite_float("argument", value)) is float
 
 
 @pytest.mark.parametrize("function", [check.finite_float, check.non_negative_float, check.fraction])
 @pytest.mark.parametrize("value", NOT_NUMBERS, ids=repr)
-def test_what_is_no_real_number_is_refused(function, value):
-    assert "must be a real number" in refused(ArgumentError, function, value)
+def test_checks_of_floats_reject_other_types(function, value):
+    assert "must be a real number" in rejected(ArgumentError, function, value)
 
 
 @pytest.mark.parametrize("function", [check.finite_float, check.non_negative_float, check.fraction])
 @pytest.mark.parametrize("value", NOT_FINITE, ids=repr)
-def test_what_is_not_finite_is_refused(function, value):
-    assert refused(ArgumentOutOfRangeError, function, value) == f"argument must be finite, got {float(value)}"
+def test_checks_of_floats_reject_infinity_and_nan(function, value):
+    assert rejected(ArgumentOutOfRangeError, function, value) == f"argument must be finite, got {float(value)}"
 
 
 @given(value=finite)
-def test_non_negative_float_takes_exactly_those_from_zero(value):
+def test_non_negative_float_accepts_exactly_the_non_negative_numbers(value):
     if value >= 0:
         assert check.non_negative_float("argument", value) == value
     else:
-        assert str(value) in refused(ArgumentOutOfRangeError, check.non_negative_float, value)
+        assert str(value) in rejected(ArgumentOutOfRangeError, check.non_negative_float, value)
 
 
 @given(value=st.floats(-2, 2))
-def test_fraction_takes_exactly_zero_to_below_one(value):
+def test_fraction_accepts_exactly_the_half_open_unit_interval(value):
     if 0 <= value < 1:
         assert check.fraction("argument", value) == value
     else:
-        assert "must lie in [0, 1)" in refused(ArgumentOutOfRangeError, check.fraction, value)
+        assert "must lie in [0, 1)" in rejected(ArgumentOutOfRangeError, check.fraction, value)
 
 
 @given(alpha=finite, rank=st.integers(1, 100))
-def test_a_negative_alpha_stands_for_the_rank(alpha, rank):
+def test_a_negative_alpha_means_the_rank(alpha, rank):
     assert check.resolved_alpha(alpha, rank) == (rank if alpha < 0 else alpha)
 
 
 @pytest.mark.parametrize("alpha", [*NOT_FINITE, None, "1"], ids=repr)
-def test_an_alpha_that_is_no_finite_number_is_refused(alpha):
+def test_an_alpha_must_be_a_finite_number(alpha):
     with pytest.raises(ArgumentError, match="alpha must be"):
         check.resolved_alpha(alpha, 3)
 
 
 @pytest.mark.parametrize("value", ["a", "bc"])
-def test_one_of_takes_the_choices(value):
+def test_one_of_accepts_the_choices(value):
     assert check.one_of("argument", value, ("a", "bc")) == value
 
 
 @pytest.mark.parametrize("value", ["", "b", "A", None, 1, ["a"], {}], ids=repr)
-def test_one_of_refuses_everything_else(value):
-    message = refused(ArgumentError, check.one_of, value, ("a", "bc"))
+def test_one_of_rejects_everything_else(value):
+    message = rejected(ArgumentError, check.one_of, value, ("a", "bc"))
     assert message == f"argument must be one of 'a', 'bc', got {value!r}"
 
 
@@ -129,7 +129,7 @@ def test_one_of_refuses_everything_else(value):
 
 
 @given(rank=st.integers(-2, 12), input_size=st.integers(1, 9), output_size=st.integers(1, 9))
-def test_rank_within_takes_exactly_the_ranks_that_a_product_can_have(rank, input_size, output_size):
+def test_rank_within_accepts_exactly_the_possible_ranks(rank, input_size, output_size):
     if 1 <= rank <= min(input_size, output_size):
         assert check.rank_within(rank, input_size, output_size) == rank
     else:
@@ -137,13 +137,13 @@ def test_rank_within_takes_exactly_the_ranks_that_a_product_can_have(rank, input
             check.rank_within(rank, input_size, output_size)
 
 
-def test_rank_within_says_limit_and_value():
+def test_rank_within_reports_limit_and_value():
     with pytest.raises(ArgumentError, match=re.escape("r must be at most min(input_size, output_size) = 3, got 4")):
         check.rank_within(4, 3, 5, "r")
 
 
 @given(ranks=st.sets(st.integers(1, 20), min_size=1), kind=st.sampled_from([list, tuple, iter, np.array]))
-def test_ascending_ranks_takes_any_iterable_of_ascending_ranks(ranks, kind):
+def test_ascending_ranks_accepts_any_iterable(ranks, kind):
     ordered = sorted(ranks)
     found = check.ascending_ranks("argument", kind(ordered), 20)
     assert found == tuple(ordered)
@@ -151,36 +151,36 @@ def test_ascending_ranks_takes_any_iterable_of_ascending_ranks(ranks, kind):
 
 
 @given(ranks=st.lists(st.integers(1, 5), min_size=2))
-def test_ranks_that_do_not_ascend_are_refused(ranks):
+def test_ascending_ranks_rejects_other_orders(ranks):
     assume(any(second <= first for first, second in itertools.pairwise(ranks)))
-    assert str(tuple(ranks)) in refused(ArgumentError, check.ascending_ranks, ranks, 5)
+    assert str(tuple(ranks)) in rejected(ArgumentError, check.ascending_ranks, ranks, 5)
 
 
 @given(ranks=st.sets(st.integers(1, 20), min_size=1), max_rank=st.integers(1, 20))
-def test_no_rank_may_be_above_the_maximum(ranks, max_rank):
+def test_ascending_ranks_rejects_ranks_above_the_maximum(ranks, max_rank):
     ordered = sorted(ranks)
     if ordered[-1] <= max_rank:
         assert check.ascending_ranks("argument", ordered, max_rank) == tuple(ordered)
     else:
-        assert f"max_rank = {max_rank}" in refused(ArgumentOutOfRangeError, check.ascending_ranks, ordered, max_rank)
+        assert f"max_rank = {max_rank}" in rejected(ArgumentOutOfRangeError, check.ascending_ranks, ordered, max_rank)
 
 
 @pytest.mark.parametrize(
     ("ranks", "error", "words"),
     [
         (None, ArgumentNullError, "must not be None"),
-        ([], ArgumentError, "at least one"),
+        ([], ArgumentError, "must contain at least one rank, got none"),
         ("12", ArgumentError, "sequence of integers, got '12'"),
         (3, ArgumentError, "sequence of integers, got 3"),
     ],
     ids=repr,
 )
-def test_what_are_no_ranks_is_refused(ranks, error, words):
-    assert words in refused(error, check.ascending_ranks, ranks, 5)
+def test_ascending_ranks_rejects_everything_else(ranks, error, words):
+    assert words in rejected(error, check.ascending_ranks, ranks, 5)
 
 
 @pytest.mark.parametrize("ranks", [[0, 1], [1, 2.0], [True], [1, None]], ids=repr)
-def test_each_rank_must_be_a_positive_integer(ranks):
+def test_ascending_ranks_rejects_elements_that_are_not_positive_integers(ranks):
     with pytest.raises(ArgumentError, match="each of argument must be"):
         check.ascending_ranks("argument", ranks, 5)
 
@@ -189,31 +189,31 @@ def test_each_rank_must_be_a_positive_integer(ranks):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, "float32", "float64", "f8", float, np.dtype("f4")], ids=str)
-def test_float_dtype_takes_both_precisions_in_every_spelling(dtype):
+def test_float_dtype_accepts_both_precisions_in_every_spelling(dtype):
     assert check.float_dtype(dtype) == np.dtype(dtype)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, int, complex, object, "nonsense", 3, ">f8", [], {}], ids=str)
-def test_float_dtype_refuses_all_others(dtype):
+def test_float_dtype_rejects_all_others(dtype):
     with pytest.raises(ArgumentError, match="dtype must be float32 or float64, got"):
         check.float_dtype(dtype)
 
 
-def test_a_seed_gives_a_generator_of_its_own():
+def test_a_seed_creates_a_generator():
     assert check.generator(3).random() == np.random.default_rng(3).random()
 
 
-def test_a_generator_is_used_as_it_is():
+def test_a_generator_is_returned_unchanged():
     random = np.random.default_rng(0)
     assert check.generator(random) is random
 
 
-def test_none_gives_fresh_entropy():
+def test_none_means_unpredictable_entropy():
     assert check.generator(None).random() != check.generator(None).random()
 
 
 @pytest.mark.parametrize("rng", [-1, 1.5, "seed", object()], ids=repr)
-def test_what_is_no_seed_is_refused(rng):
+def test_generator_rejects_everything_else(rng):
     with pytest.raises(ArgumentError, match="rng must be a seed"):
         check.generator(rng)
 
@@ -226,7 +226,7 @@ reals = hnp.arrays(
 
 
 @given(value=reals)
-def test_real_array_keeps_a_real_array(value):
+def test_real_array_returns_a_real_array_unchanged(value):
     assert check.real_array("argument", value) is value
 
 
@@ -246,30 +246,30 @@ def test_a_copy_shares_no_memory_and_is_row_major(value):
 
 
 @pytest.mark.parametrize("value", [3, [1, 2], [[1.5], [2.5]], ()], ids=repr)
-def test_real_array_takes_numbers_and_lists(value):
+def test_real_array_accepts_numbers_and_lists(value):
     np.testing.assert_array_equal(check.real_array("argument", value), value)
 
 
 @pytest.mark.parametrize("value", ["1", [1j], [object()], ["a"], [1, None], {}, np.datetime64("2020-01-01")], ids=repr)
-def test_real_array_refuses_other_kinds(value):
-    assert "real numbers, got dtype" in refused(ArgumentError, check.real_array, value)
+def test_real_array_rejects_other_kinds(value):
+    assert "real numbers, got dtype" in rejected(ArgumentError, check.real_array, value)
 
 
-def test_real_array_refuses_ragged_lists():
-    assert "real numbers" in refused(ArgumentError, check.real_array, [[1.0], [2.0, 3.0]])
+def test_real_array_rejects_ragged_lists():
+    assert "real numbers" in rejected(ArgumentError, check.real_array, [[1.0], [2.0, 3.0]])
 
 
-def test_real_array_refuses_none():
-    assert refused(ArgumentNullError, check.real_array, None) == "argument must not be None"
+def test_real_array_rejects_none():
+    assert rejected(ArgumentNullError, check.real_array, None) == "argument must not be None"
 
 
 @given(shape=hnp.array_shapes(min_dims=0, max_dims=3), size=st.integers(1, 5))
-def test_last_axis_takes_exactly_its_size(shape, size):
+def test_last_axis_accepts_exactly_the_given_size(shape, size):
     array = np.zeros(shape)
     if shape[-1:] == (size,):
         check.last_axis("argument", array, size)
     else:
-        assert refused(ArgumentError, check.last_axis, array, size) == (
+        assert rejected(ArgumentError, check.last_axis, array, size) == (
             f"argument must have shape (..., {size}), got {shape}"
         )
 
@@ -277,21 +277,21 @@ def test_last_axis_takes_exactly_its_size(shape, size):
 @given(
     shape=hnp.array_shapes(min_dims=0, max_dims=2, max_side=2), other=hnp.array_shapes(min_dims=0, max_dims=2, max_side=2)
 )
-def test_same_shape_takes_exactly_that_shape(shape, other):
+def test_same_shape_accepts_exactly_the_given_shape(shape, other):
     if shape == other:
         check.same_shape("argument", np.zeros(shape), other)
     else:
-        message = refused(ArgumentError, check.same_shape, np.zeros(shape), other)
+        message = rejected(ArgumentError, check.same_shape, np.zeros(shape), other)
         assert message == f"argument must have shape {other}, got {shape}"
 
 
 @pytest.mark.parametrize("shape", [(1,), (10**4, 10**4), ()], ids=str)
-def test_array_shape_takes_what_can_exist(shape):
+def test_array_shape_accepts_possible_shapes(shape):
     check.array_shape("argument", *shape)
 
 
 @pytest.mark.parametrize("shape", [(2**60,), (10**10, 10**10)], ids=str)
-def test_array_shape_refuses_what_cannot_exist(shape):
-    with pytest.raises(ArgumentOutOfRangeError, match=r"argument: .*too large") as raised:
+def test_array_shape_rejects_impossible_shapes(shape):
+    with pytest.raises(ArgumentOutOfRangeError) as raised:
         check.array_shape("argument", *shape)
-    assert str(shape) in str(raised.value)
+    assert str(raised.value) == f"argument: an array of shape {shape} is too large"
