@@ -1,4 +1,4 @@
-"""Shards and models for the tests of distributed training, in a module that worker processes import fast."""
+"""Shards and models for the tests of distributed training, in a module that worker processes import quickly."""
 
 import os
 import signal
@@ -35,20 +35,20 @@ def routed(seed, tasks):
 
 
 def slow(seed, seconds):
-    """A shard that takes its time."""
+    """A shard that takes some time to read."""
     time.sleep(seconds)
     return samples(seed)
 
 
 def counted(seed, folder):
-    """A shard that leaves a mark each time it is read."""
+    """A shard that creates a file each time it is read."""
     number = len(list(Path(folder).iterdir()))
     (Path(folder) / f"{number}-{os.getpid()}-{time.monotonic_ns()}").touch()
     return samples(seed)
 
 
 def unreliable(seed, folder, failures):
-    """A shard whose first readings fail."""
+    """A shard that fails to read the first few times."""
     number = len(list(Path(folder).iterdir()))
     if number < failures:
         (Path(folder) / str(number)).touch()
@@ -57,7 +57,7 @@ def unreliable(seed, folder, failures):
 
 
 def deadly(seed, folder, rows=6):
-    """A shard that hangs once when the file `armed` is there, and says in which process it does."""
+    """A shard that hangs once if the file `armed` exists, after writing its process id to the file `pid`."""
     try:
         os.rename(Path(folder) / "armed", Path(folder) / "taken")
     except FileNotFoundError:
@@ -69,7 +69,7 @@ def deadly(seed, folder, rows=6):
 
 
 def fatal(seed, folder, rows):
-    """A shard that ends its process once when the file `armed` is there."""
+    """A shard that kills its process once if the file `armed` exists."""
     try:
         os.rename(Path(folder) / "armed", Path(folder) / "taken")
     except FileNotFoundError:
@@ -79,7 +79,7 @@ def fatal(seed, folder, rows):
 
 
 def drive(loaders, folder):
-    """What a driver does that dies in its third step."""
+    """Run a driver that is killed in its third step."""
 
     def arm(progress):
         if progress.step == 2:
@@ -90,7 +90,7 @@ def drive(loaders, folder):
 
 
 def network(seed=0):
-    """A frozen base of two layers, the first adapted by LoRA, the second by DyLoRA with active ranks below its own."""
+    """A frozen base of two layers: the first with LoRA, the second with DyLoRA at active ranks below its maximum."""
     base = Sequential({"first": DenseLayer(IN, 4, tanh, rng=1), "second": DenseLayer(4, OUT, rng=2)})
     adapted = apply_lora(base, lambda layer: StandardLoRAAdapter(layer, 2, rng=seed), targets=["first"])
     nested = apply_lora(adapted, lambda layer: DyLoRAAdapter(layer, 3, [1, 2], rng=seed), targets=["second"])
@@ -106,7 +106,7 @@ def many_tasks(seed=0):
 
 
 def filled(model, seed):
-    """The model with random parameters: none of them zero, so that every gradient counts."""
+    """The model with random, non-zero parameters, so that every gradient matters."""
     model.set_parameters(0.3 * np.random.default_rng(seed).normal(size=model.parameter_count))
     return model
 

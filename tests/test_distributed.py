@@ -1,4 +1,4 @@
-"""Training on shards: it is `fit` on all of them, wherever they are differentiated, and it survives what may fail."""
+"""Training on shards: it equals `fit` on all of them, wherever they are differentiated, and survives failures."""
 
 import multiprocessing
 import os
@@ -72,7 +72,7 @@ def adapter(kind, seed=0):
 
 
 def outcome(model, history, optimizer=None):
-    """All bits that a training leaves behind."""
+    """All bits that a training run leaves behind."""
     return bits(model.named_parameters(frozen=True)), history, None if optimizer is None else bits(optimizer.get_state())
 
 
@@ -210,10 +210,10 @@ def test_each_row_of_a_shard_has_the_rank_that_fit_gives_it():
     assert found.get_parameters().tobytes() == expected.get_parameters().tobytes()
 
 
-def test_a_schedule_that_sets_no_rank_is_refused():
+def test_a_schedule_that_returns_no_rank_is_refused():
     model = data.network()
     before = model.get_parameters()
-    with pytest.raises(ArgumentError, match="rank_schedule must return a rank"):
+    with pytest.raises(ArgumentError, match="rank_schedule must return a rank, got None"):
         train(model, rank_schedule=lambda adapters, rng, rows: None)
     np.testing.assert_array_equal(model.get_parameters(), before)
 
@@ -228,7 +228,7 @@ def test_shards_of_different_tasks_train_as_one_mixed_batch():
 
 
 def AdamLike():  # noqa: N802
-    """A rule that would move an array that got a gradient of zeros, or none, from its second step on."""
+    """A rule that, from its second step on, would move an array whose gradient is zero or missing."""
     return Momentum(0.05, 0.5)
 
 
@@ -288,7 +288,7 @@ def test_processes_give_the_same_bits(replica, expected, processes):
 
 
 def test_a_file_is_a_replica(tmp_path, expected, processes):
-    save_layer(data.network(seed=5), tmp_path / "base.npz")  # with other parameters, which do not matter
+    save_layer(data.network(seed=5), tmp_path / "base.npz")  # trainable parameters may differ
     model, optimizer = data.network(), Adam(0.05)
     path = tmp_path / "base.npz"
     history = train(model, optimizer=optimizer, batch_size=4, executor=processes, replica=path)
@@ -331,7 +331,7 @@ def test_replicas_share_what_does_not_train():
     with replicas.at(Moment.of(model)) as third:
         assert third in (first, second)
         third.backward(third.forward(data.samples(0)[0]))
-    assert not third.gradients  # nor the pass that they come from
+    assert not third.gradients  # idle replicas keep neither a pass nor its gradients
 
 
 def test_the_base_is_loaded_once_and_shards_are_read_once(tmp_path):
@@ -349,7 +349,7 @@ def test_the_base_is_loaded_once_and_shards_are_read_once(tmp_path):
 
 def test_shards_are_read_for_each_step_on_demand(tmp_path):
     train(data.network(), [partial(data.counted, 0, tmp_path)], epochs=4, keep_shards=False)
-    assert len(list(tmp_path.iterdir())) == 5  # once to measure it
+    assert len(list(tmp_path.iterdir())) == 5  # once more, to measure it
 
 
 def test_this_process_keeps_nothing_after_the_end(tmp_path):
@@ -358,7 +358,7 @@ def test_this_process_keeps_nothing_after_the_end(tmp_path):
         assert len(list(tmp_path.iterdir())) == run + 1
     model = data.network()
     train(model)
-    model.named_parameters(frozen=True)["first.base.weight"][...] = 0.0  # an older replica would not know
+    model.named_parameters(frozen=True)["first.base.weight"][...] = 0.0  # a cached replica would miss this
     twin = data.network()
     twin.load_weights(model.named_parameters(frozen=True))
     assert outcome(model, train(model)) == outcome(twin, train(twin))
@@ -387,13 +387,15 @@ def test_callbacks_learn_what_fit_tells_them():
 def test_a_replica_of_another_base_is_refused(executor):
     model = data.network()
     before = snapshot(model)
-    with pytest.raises(ArgumentError, match=r"shard 0, .*replica must give the model that is trained"):
+    with pytest.raises(
+        ArgumentError, match=r"shard 0, .*replica must provide the model that is trained, got one whose structure"
+    ):
         train(model, replica=data.other_base, executor=executor and executor(2))
     assert snapshot(model) == before
 
 
 def test_a_replica_must_be_a_layer():
-    with pytest.raises(ArgumentError, match="replica must give a layer, got 3"):
+    with pytest.raises(ArgumentError, match="replica must provide a layer, got 3"):
         train(data.network(), replica=lambda: 3)
 
 
@@ -418,7 +420,7 @@ def test_the_fingerprint_tells_what_matters():
 
 
 class Doubled(Layer):
-    """A layer of somebody's own, without a config."""
+    """A user-defined layer without a config."""
 
     parameter_names = ("factor",)
     frozen_names = ("shift",)
@@ -463,7 +465,9 @@ def test_a_shard_that_fails_for_a_while_changes_no_bit(tmp_path):
 def test_a_shard_that_fails_too_often_is_named(retries, tmp_path):
     model = data.network()
     before = snapshot(model)
-    words = rf"shard 1, functools.partial.*unreliable.* failed {retries + 1} times.*the disk is away"
+    words = (
+        rf"shard 1, functools.partial.*unreliable.* failed on attempt {retries + 1} of {retries + 1}: .*the disk is away"
+    )
     with pytest.raises(InvalidOperationError, match=words) as failure:
         train(model, [*shards(1), partial(data.unreliable, 0, tmp_path, 99)], retries=retries)
     assert isinstance(failure.value.__cause__, OSError)
@@ -472,7 +476,7 @@ def test_a_shard_that_fails_too_often_is_named(retries, tmp_path):
 
 
 class Failing(Executor):
-    """Runs calls at once, and from one of them on not at all."""
+    """Runs calls immediately, but refuses all calls from a given one on."""
 
     def __init__(self, from_call):
         self.calls, self.from_call = 0, from_call
@@ -486,7 +490,9 @@ class Failing(Executor):
 
 def test_a_step_that_fails_leaves_the_parameters_before_it():
     model, expected = data.network(), data.network()
-    with pytest.raises(InvalidOperationError, match=r"step 2: shard 1, .* failed 3 times.*the parameters are those before"):
+    with pytest.raises(
+        InvalidOperationError, match=r"step 2: shard 1, .* failed on attempt 3 of 3: .*the parameters are those before"
+    ):
         train(model, executor=Failing(8), epochs=3)
     with pytest.raises(EarlyStopError):
         train(expected, epochs=3, callbacks=[stop_after(1)])
@@ -497,7 +503,7 @@ def test_calls_that_wait_are_cancelled_when_one_fails():
     futures = []
 
     class Waiting(Executor):
-        """Fails the first call, and never begins the others."""
+        """Fails the first call, and never starts the others."""
 
         def submit(self, function, *arguments):
             futures.append(Future())
@@ -505,7 +511,7 @@ def test_calls_that_wait_are_cancelled_when_one_fails():
                 futures[0].set_exception(OSError("away"))
             return futures[-1]
 
-    with pytest.raises(InvalidOperationError, match="failed 1 times"):
+    with pytest.raises(InvalidOperationError, match="failed on attempt 1 of 1"):
         train(data.network(), executor=Waiting(), retries=0)
     assert [future.cancelled() for future in futures] == [False, True, True]
 
@@ -519,7 +525,7 @@ def test_a_call_that_the_executor_gives_up_is_not_repeated():
             calls[-1].cancel()
             return calls[-1]
 
-    with pytest.raises(InvalidOperationError, match=r"shard 0, .* was given up by the executor"):
+    with pytest.raises(InvalidOperationError, match=r"shard 0, .* was cancelled by the executor"):
         train(data.network(), executor=Gone())
     assert len(calls) == 3
 
@@ -546,7 +552,7 @@ def test_data_that_do_not_fit_are_refused_at_once(answer, words):
         loads.append(1)
         return answer
 
-    with pytest.raises(ArgumentError, match=rf"shard 1, .*load.* does not fit: .*{words}"):
+    with pytest.raises(ArgumentError, match=rf"shard 1, .*load.* was refused: .*{words}"):
         train(model, [*shards(1), load])
     assert len(loads) == 1
     assert snapshot(model) == before
@@ -598,7 +604,7 @@ def test_a_driver_that_is_killed_in_a_step_is_resumed(tmp_path, expected):
 
 
 def kill_when_it_waits(folder, pid=None):
-    """End the process that hangs in the shard `deadly`, or another one, while it does."""
+    """Kill the process that hangs in the shard `deadly`, or another process, while it hangs."""
     while not (folder / "pid").exists():
         time.sleep(0.01)
     os.kill(pid or int((folder / "pid").read_text()), signal.SIGKILL)
@@ -608,7 +614,7 @@ def kill_when_it_waits(folder, pid=None):
 
 
 def interrupted(path, step, model=None, optimizer=None, **options):
-    """A training that stops after a step; there is a checkpoint after each second one."""
+    """A training run that stops after a step, with a checkpoint every two steps."""
     with pytest.raises(EarlyStopError):
         train(
             model or data.network(),
@@ -623,7 +629,7 @@ def interrupted(path, step, model=None, optimizer=None, **options):
 @pytest.mark.parametrize("optimizer", [SGD, Momentum, Adam])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_resumed_training_ends_with_the_same_bits(step, optimizer, shuffle, tmp_path):
-    """Two epochs of four steps: the checkpoints stand inside an epoch, and between two."""
+    """Two epochs of four steps: checkpoints fall both inside an epoch and between two."""
     options = {"batch_size": 2, "shuffle": shuffle}
     whole, model = optimizer(0.05), data.network()
     expected = outcome(model, train(model, optimizer=whole, **options), whole)
@@ -649,7 +655,7 @@ def test_every_kind_of_adapter_resumes(kind, tmp_path):
 def test_every_random_generator_resumes(bit_generator, tmp_path):
     whole = data.network()
     random = np.random.Generator(bit_generator(5))
-    random.integers(9, dtype=np.uint8)  # some keep the bits that they have not used
+    random.integers(9, dtype=np.uint8)  # some generators keep the unused bits
     expected = outcome(whole, train(whole, batch_size=2, rng=random))
     random = np.random.Generator(bit_generator(5))
     random.integers(9, dtype=np.uint8)
@@ -697,7 +703,7 @@ def test_checkpoints_are_written_every_few_steps_and_in_the_end(tmp_path):
 
 
 def test_a_checkpoint_holds_what_callbacks_have_set(tmp_path):
-    """The learning rate and the current task of the next step are set after this one."""
+    """After each step, the callback sets the learning rate and the current task of the next one."""
 
     def build():
         return data.many_tasks(), SGD(0.05)
@@ -720,7 +726,7 @@ def test_a_checkpoint_holds_what_callbacks_have_set(tmp_path):
 
 
 def spoilt(seed, path):
-    """A shard that is not finite as long as a file is there."""
+    """A shard whose loss is not finite while a file exists."""
     inputs, targets = data.samples(seed)
     return inputs, targets * (1e200 if path.exists() else 1.0)
 
@@ -755,13 +761,13 @@ def test_a_checkpoint_needs_no_pickle(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch_size": 3}, "batch_size is 4 there and 3 here"),
+        ({"batch_size": 3}, "batch_size is 4 in the file, 3 here"),
         ({"loaders": shards(2)}, "shards is"),
-        ({"shuffle": False}, "shuffle is True there and False here"),
+        ({"shuffle": False}, "shuffle is True in the file, False here"),
         ({"optimizer": Momentum(0.05)}, "optimizer is"),
         ({"optimizer": Adam(0.05, beta1=0.8)}, "optimizer is"),
-        ({"loss": FunctionLoss(lambda p, t: float(((p - t) ** 2).mean()))}, "loss is 'MeanSquaredError' there"),
-        ({"rng": np.random.Generator(np.random.Philox(0))}, "rng is 'PCG64' there and 'Philox' here"),
+        ({"loss": FunctionLoss(lambda p, t: float(((p - t) ** 2).mean()))}, "loss is 'MeanSquaredError' in the file"),
+        ({"rng": np.random.Generator(np.random.Philox(0))}, "rng is 'PCG64' in the file, 'Philox' here"),
         ({"model": data.other_base()}, "model is"),
     ],
 )
@@ -769,7 +775,7 @@ def test_the_checkpoint_of_another_training_is_refused(changes, words, tmp_path)
     train(data.network(), batch_size=4, checkpoint=tmp_path / "run.npz")
     options = {"model": data.network(), "batch_size": 4} | changes
     before = snapshot(options["model"])
-    with pytest.raises(ArgumentError, match=rf"run.npz belongs to another training: {words}"):
+    with pytest.raises(ArgumentError, match=rf"run.npz belongs to a different training run: {words}"):
         train(checkpoint=tmp_path / "run.npz", resume=True, **options)
     assert snapshot(options["model"]) == before
 
@@ -803,7 +809,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_changes(change, tmp_pat
     rewritten(tmp_path / "run.npz", change)
     model, optimizer, random = data.network(seed=4), Adam(0.05), np.random.default_rng(3)
     before = snapshot(model), random.bit_generator.state
-    with pytest.raises(FormatError, match=r"run.npz is (damaged|not a checkpoint)"):
+    with pytest.raises(FormatError, match=r"run.npz is (damaged|not a training checkpoint)"):
         train(model, optimizer=optimizer, rng=random, checkpoint=tmp_path / "run.npz", resume=True)
     assert (snapshot(model), random.bit_generator.state) == before
     assert optimizer.get_state() == {}
@@ -811,7 +817,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_changes(change, tmp_pat
 
 def test_another_file_is_no_checkpoint(tmp_path):
     save_layer(data.network(), tmp_path / "layer.npz")
-    with pytest.raises(FormatError, match="is not a checkpoint of a training"):
+    with pytest.raises(FormatError, match="is not a training checkpoint"):
         train(data.network(), checkpoint=tmp_path / "layer.npz", resume=True)
 
 
@@ -822,8 +828,12 @@ def test_another_file_is_no_checkpoint(tmp_path):
     ("arguments", "error", "words"),
     [
         ({"loaders": 3}, ArgumentError, "shards must be a sequence"),
-        ({"loaders": [(np.ones((2, 5)), np.ones((2, 3)))]}, ArgumentError, "shards must be functions"),
-        ({"loaders": []}, ArgumentError, "at least one loader"),
+        (
+            {"loaders": [(np.ones((2, 5)), np.ones((2, 3)))]},
+            ArgumentError,
+            "shards must be functions that read data, not the data themselves",
+        ),
+        ({"loaders": []}, ArgumentError, "shards must hold at least one function"),
         ({"loss": "mse"}, ArgumentError, "loss must be a Loss"),
         ({"optimizer": "adam"}, ArgumentError, "optimizer must be an Optimizer"),
         ({"epochs": 0}, ArgumentOutOfRangeError, "epochs must be at least 1"),

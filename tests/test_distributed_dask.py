@@ -1,4 +1,4 @@
-"""Training and predicting on Dask: the same bits as in one process, also when workers or the scheduler die."""
+"""Training and predicting on Dask: the same bits as in one process, even if workers or the scheduler die."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_a_worker_that_is_killed_in_a_step_changes_no_bit(cluster, expected, tmp
 
 @contextmanager
 def other_processes(folder):
-    """A scheduler and a worker as processes of their own: the scheduler, and its address."""
+    """A scheduler and a worker in separate processes: the scheduler's process and its address."""
     file = folder / "scheduler.json"
     common = ["--no-dashboard", "--scheduler-file", str(file)]
     commands = [
@@ -117,7 +117,7 @@ def test_a_scheduler_that_is_killed_in_a_step_ends_it_with_an_error_and_the_chec
     loaders = [shards()[0], partial(data.deadly, 1, tmp_path, 7), shards()[2]]
     options = {"batch_size": 4, "keep_shards": False, "checkpoint": tmp_path / "run.npz", "checkpoint_every": 1}
     first, killers = data.network(), []
-    words = r"step 3: shard \d, .* (was given up by the executor|failed 3 times)"
+    words = r"step 3: shard \d, .* (was cancelled by the executor|failed on attempt 3 of 3)"
     impatient = dask.config.set({"distributed.comm.timeouts.connect": "2s"})
     with impatient, other_processes(tmp_path) as (scheduler, address):
 
@@ -140,7 +140,7 @@ def test_a_scheduler_that_is_killed_in_a_step_ends_it_with_an_error_and_the_chec
 
 
 class Task:
-    """A Dask task that has ended, whose result takes a few attempts to fetch."""
+    """A finished Dask task whose result takes several attempts to fetch."""
 
     def __init__(self, attempts, status="finished"):
         self.attempts, self.status = attempts, status
@@ -178,7 +178,10 @@ def test_a_call_that_was_cancelled_gets_no_result():
     ("arguments", "words"),
     [
         ({"workers": 0}, "workers must be at least 1"),
-        ({"address": "tcp://127.0.0.1:1", "workers": 1}, "workers must be left out where an address is given"),
+        (
+            {"address": "tcp://127.0.0.1:1", "workers": 1},
+            "workers must be None if an address is given: that cluster has its own, got 1",
+        ),
     ],
 )
 def test_bad_arguments_of_the_cluster_are_refused(arguments, words):
@@ -272,7 +275,7 @@ def test_input_that_does_not_fit_is_refused(build, words):
 
 def test_a_replica_of_another_base_is_refused():
     result = predict(data.other_base(), dask.array.ones((2, data.IN)), replica=data.network)
-    with pytest.raises(ArgumentError, match="replica must give the model"):
+    with pytest.raises(ArgumentError, match="replica must provide the model that is trained"):
         result.compute(scheduler="synchronous")
 
 

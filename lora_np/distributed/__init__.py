@@ -1,4 +1,4 @@
-"""Training on data in many places, and predictions for arrays in blocks.
+"""Data-parallel training on shards of data, and predictions for Dask arrays.
 
 `fit_shards` runs on any `concurrent.futures.Executor`; `dask_executor` and `predict` need the extra
 ``pip install "lora_np[dask]"``.

@@ -1,4 +1,4 @@
-"""Calls on an executor: their results in order, and a bounded number of retries."""
+"""Calls on an executor: results in the order of the calls, and a bounded number of retries."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..errors import ArgumentError, InvalidOperationError
 
 @final
 class InProcessExecutor(Executor):
-    """Runs each call at once, in the thread that submits it."""
+    """An executor that runs each call immediately, in the thread that submits it."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """A future that is done."""
+        """Run a call; the future returned is already done."""
         future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -24,7 +24,7 @@ class InProcessExecutor(Executor):
 
 
 class Call(NamedTuple):
-    """A function with its arguments, and what an error calls it."""
+    """A function with its arguments, and its name in error messages."""
 
     name: str
     function: Callable[..., Any]
@@ -32,21 +32,21 @@ class Call(NamedTuple):
 
 
 def results(executor: Executor, calls: Sequence[Call], retries: int) -> Iterator[Any]:
-    """The results of calls that run at the same time, in the order of the calls whatever the order in which they end.
+    """The results of concurrent calls, in the order of the calls, whichever ends first.
 
     Parameters
     ----------
     executor : Executor
     calls : sequence of Call
     retries : int
-        How often to repeat a call that raised.
+        How often to retry a call that raises.
 
     Raises
     ------
     ArgumentError
-        A call raised one, which repeating it would not change.
+        If a call raises one; it is not retried, because it would fail again.
     InvalidOperationError
-        A call failed more often than that, or was cancelled by somebody else.
+        If a call still fails after the last retry, or is cancelled by the executor.
     """
     futures = [_submit(executor, call) for call in calls]
     try:
@@ -58,7 +58,7 @@ def results(executor: Executor, calls: Sequence[Call], retries: int) -> Iterator
 
 
 def _submit(executor: Executor, call: Call) -> Future[Any]:
-    """The future of a call; one that has failed where the executor does not take it."""
+    """The future of a call; if the executor refuses the call, a future that has failed."""
     try:
         return executor.submit(call.function, *call.arguments)
     except Exception as error:
@@ -68,16 +68,17 @@ def _submit(executor: Executor, call: Call) -> Future[Any]:
 
 
 def _result(executor: Executor, call: Call, future: Future[Any], retries: int) -> Any:
+    attempts = retries + 1
     for left in range(retries, -1, -1):
         try:
             return future.result()
         except ArgumentError as error:
-            raise ArgumentError(f"{call.name} does not fit: {error}") from error
+            raise ArgumentError(f"{call.name} was refused: {error}") from error
         except CancelledError as error:
-            # Nobody here has cancelled it: the executor has gone, or has lost what would run the call.
-            raise InvalidOperationError(f"{call.name} was given up by the executor {executor!r}") from error
+            # `results` cancels nothing before it ends: the executor has shut down, or lost its worker.
+            raise InvalidOperationError(f"{call.name} was cancelled by the executor {executor!r}") from error
         except Exception as error:
             failure = error
         if left:
             future = _submit(executor, call)
-    raise InvalidOperationError(f"{call.name} failed {retries + 1} times, the last time with {failure!r}") from failure
+    raise InvalidOperationError(f"{call.name} failed on attempt {attempts} of {attempts}: {failure!r}") from failure

@@ -1,4 +1,4 @@
-"""Checkpoints: all that the next step depends on, in one npz file without pickle."""
+"""Checkpoints: everything that the next step depends on, in one npz file without pickle."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from .replicas import Moment
 
 @dataclass
 class State:
-    """What a training remembers between its steps, besides model and optimizer."""
+    """The state of a training run between two steps, apart from the model and the optimizer."""
 
     random: Generator
-    """For the orders of the samples and the ranks."""
+    """For sample orders and ranks."""
     epoch_random: Mapping[str, Any] = field(default_factory=dict)
-    """The state of `random` when this epoch began: it gives the same orders again."""
+    """The state of `random` at the start of this epoch, from which its sample orders can be drawn again."""
     epoch_total: float = 0.0
-    """The sum of the loss over the rows of this epoch so far."""
+    """The loss summed over the rows of this epoch so far."""
     history: History = field(default_factory=History)
 
     @property
     def steps(self) -> int:
-        """How many were done."""
+        """The number of steps done."""
         return len(self.history.step_losses)
 
 
 def write(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, descent: Descent) -> None:
-    """Write a checkpoint, which takes the place of an earlier one when it is complete.
+    """Write a checkpoint; an earlier one is replaced only when the new one is complete.
 
     Parameters
     ----------
     path : path
     plan : mapping
-        What must be the same when the training goes on; for JSON.
+        What must not change before training resumes; JSON-serialisable.
     state : State
     descent : Descent
     """
@@ -72,14 +72,14 @@ def write(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, d
 
 
 def read(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, descent: Descent) -> None:
-    """Bring a training to where the checkpoint was written: all of it, or nothing.
+    """Restore a training run from a checkpoint, completely or not at all.
 
     Raises
     ------
     FormatError
-        The file is damaged, or it is no checkpoint.
+        If the file is damaged or is not a checkpoint.
     ArgumentError
-        It belongs to another training; the message names what differs.
+        If it belongs to a different training run; the message lists the differences.
     """
     header, arrays = _archive.read(path)
     try:
@@ -91,10 +91,10 @@ def read(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, de
         history = History(arrays["history/step_losses"].tolist(), arrays["history/epoch_losses"].tolist(), ranks)
         randoms = [training["epoch_random"], training["random"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{os.fspath(path)} is not a checkpoint of a training: {error!r}") from error
+        raise FormatError(f"{os.fspath(path)} is not a training checkpoint: {error!r}") from error
     if differing:
-        differences = "; ".join(f"{name} is {theirs[name]!r} there and {plan[name]!r} here" for name in differing)
-        raise ArgumentError(f"{os.fspath(path)} belongs to another training: {differences}")
+        differences = "; ".join(f"{name} is {theirs[name]!r} in the file, {plan[name]!r} here" for name in differing)
+        raise ArgumentError(f"{os.fspath(path)} belongs to a different training run: {differences}")
     kept = Moment.of(descent.layer), state.random.bit_generator.state
     try:
         moment.set(descent.layer)
@@ -111,14 +111,14 @@ def read(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, de
 
 
 def plan_of(optimizer: Optimizer) -> dict[str, Any]:
-    """What must be the same of an optimizer: its kind and its settings, but for the learning rate, which may change."""
+    """The type and the settings of an optimizer, without the learning rate, which may change."""
     varying = ("_learning_rate", "_states")
     settings = {name: repr(value) for name, value in vars(optimizer).items() if name not in varying}
     return {"type": type(optimizer).__name__, **settings}
 
 
 def _plain(state: Any) -> Any:
-    """The state of a bit generator for JSON, without arrays."""
+    """The state of a bit generator with lists for arrays, as JSON needs it."""
     if isinstance(state, Mapping):
         return {name: _plain(value) for name, value in state.items()}
     return state.tolist() if isinstance(state, np.ndarray) else state

@@ -1,4 +1,4 @@
-"""Dask: an executor on a cluster, and predictions for arrays in blocks."""
+"""Dask: an executor on a cluster, and predictions for Dask arrays."""
 
 from __future__ import annotations
 
@@ -23,41 +23,43 @@ if TYPE_CHECKING:
 
 
 PATIENCE = 10.0
-"""Seconds after which to look whether the scheduler is still there."""
+"""How many seconds to wait for a result before checking that the scheduler is still alive."""
 
 
 @contextmanager
 def dask_executor(address: str | None = None, *, workers: int | None = None) -> Iterator[Executor]:
-    """A block with an executor on a Dask cluster, for `fit_shards`.
+    """Context manager: an executor on a Dask cluster, for `fit_shards`.
 
-    A task whose worker dies is repeated by another one.
+    If a worker dies, another one repeats its task.
 
     Parameters
     ----------
     address : str, optional
-        Of a scheduler, such as ``"tcp://10.0.0.1:8786"``; its workers must have lora_np. If left out, a cluster of
-        processes on this machine is started, and stopped in the end.
+        The address of a scheduler, such as ``"tcp://10.0.0.1:8786"``, whose workers have lora_np installed. By default, a
+        cluster of processes is started on this machine, and stopped at the end of the block.
     workers : int, optional
-        How many processes to start; as many as processors if left out.
+        How many processes to start; by default, one per processor.
 
     Raises
     ------
+    ArgumentError
+        If both `address` and `workers` are given, or `workers` is not a positive integer.
     NotSupportedError
-        There is no Dask.
+        If Dask is not installed.
 
     Notes
     -----
-    Dask starts worker processes with one BLAS thread each, unless the environment says otherwise
-    (``OPENBLAS_NUM_THREADS``, ``MKL_NUM_THREADS``, ``OMP_NUM_THREADS``).
+    Dask starts worker processes with one BLAS thread each, unless the environment sets ``OPENBLAS_NUM_THREADS``,
+    ``MKL_NUM_THREADS`` or ``OMP_NUM_THREADS``.
     """
     count = None if workers is None else positive_int("workers", workers)
     if address is not None and count is not None:
-        raise ArgumentError("workers must be left out where an address is given: that cluster has its own")
+        raise ArgumentError(f"workers must be None if an address is given: that cluster has its own, got {count}")
     distributed = _extra("distributed")
     with ExitStack() as stack:
         place: Any = address
         if address is None:
-            # The dashboard takes any free port, so that a second cluster on this machine brings no warning.
+            # Any free port for the dashboard: a second cluster on this machine would warn about the default port.
             cluster = distributed.LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0")
             place = stack.enter_context(cluster)
         client = stack.enter_context(distributed.Client(place, set_as_default=False))
@@ -66,13 +68,13 @@ def dask_executor(address: str | None = None, *, workers: int | None = None) -> 
 
 @final
 class _ClientExecutor(Executor):
-    """Calls on a Dask cluster; each ends, also where the scheduler is lost, which Dask's own executor does not ensure."""
+    """Calls on a Dask cluster. Each call ends even if the scheduler is lost, which Dask's executor does not guarantee."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """A future of the call, which may run more than once."""
+        """The future of a call, which may run more than once."""
         if not _is_connected(self._client):
             raise ConnectionError(f"the connection to the Dask scheduler is {self._client.status}")
         future: Future[Any] = Future()
@@ -86,46 +88,45 @@ def _is_connected(client: Any) -> bool:
 
 
 def _transfer(client: Any, future: Future[Any], task: Any) -> None:
-    """Give a future the outcome of a Dask task that has ended."""
+    """Pass the outcome of a finished Dask task on to a future."""
     if not future.set_running_or_notify_cancel():
         return
     while not future.done():
         try:
             future.set_result(task.result(timeout=PATIENCE))
         except Exception as error:
-            # Fetching a result from a scheduler that has died may never end.
+            # Fetching a result from a scheduler that has died might never end.
             is_slow = isinstance(error, TimeoutError) and task.status == "finished" and client.status == "running"
             if not is_slow:
                 future.set_exception(error)
 
 
 def predict(model: Layer, input: DaskArray, *, replica: Source | None = None) -> DaskArray:
-    """The output for inference of an array in blocks, lazily.
+    """The inference output for a Dask array, computed lazily, block by block.
 
     Parameters
     ----------
     model : Layer
-        Its parameters and settings of now; later training does not change the result.
+        The result depends on its parameters and settings at the time of the call; later training does not change it.
     input : dask.array.Array, shape (..., input_size)
     replica : path or callable, optional
-        As in `fit_shards`: where a worker gets the model from, once for each process. If left out, the model is a part
-        of the graph.
+        Where each worker process gets the model from, as in `fit_shards`. By default, the model is part of the Dask graph.
 
     Returns
     -------
     dask.array.Array, shape (..., output_size)
-        Of the model's dtype, in the blocks of `input`; the last axis is one block.
+        It has the model's dtype and the chunks of `input`, except that the last axis is a single chunk.
 
     Raises
     ------
     ArgumentError
-        Another last axis, or no Dask array.
+        If `input` is not a Dask array, or its last axis is not `input_size`.
     NotSupportedError
-        There is no Dask.
+        If Dask is not installed.
     """
     dask, arrays = _extra("dask"), _extra("dask.array")
     if not isinstance(input, arrays.Array):
-        raise ArgumentError(f"input must be a dask.array.Array, got {input!r}; for other arrays there is model.predict")
+        raise ArgumentError(f"input must be a dask.array.Array, got {input!r}; use model.predict for other arrays")
     if input.ndim == 0 or input.shape[-1] != model.input_size:
         raise ArgumentError(f"input must have shape (..., {model.input_size}), got {input.shape}")
     source: Source = Given(model.clone()) if replica is None else replica
@@ -156,6 +157,4 @@ def _extra(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise NotSupportedError(
-            f'this needs Dask ({error}); an extra of lora_np brings it: pip install "lora_np[dask]"'
-        ) from error
+        raise NotSupportedError(f'this function needs Dask ({error}): pip install "lora_np[dask]"') from error

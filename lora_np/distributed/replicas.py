@@ -1,4 +1,4 @@
-"""The same model in many processes: the base is loaded once in each, what changes travels."""
+"""The same model in many processes: each loads the frozen arrays once, and tasks carry only what changes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ..io.npz import load_layer
 from ._cache import Recent
 
 Source: TypeAlias = str | os.PathLike[str] | Callable[[], Layer]
-"""Where a worker gets the model from: an npz file of `lora_np.save_layer`, or a picklable function without arguments."""
+"""Where a worker gets the model from: a file of `lora_np.save_layer`, or a picklable function without arguments."""
 
 
 def fingerprint(model: Layer) -> str:
-    """A digest of what must be equal in every process: the structure, and each array that does not train."""
+    """A digest of what must be equal in every process: the structure, and each frozen array."""
     digest = hashlib.blake2b(digest_size=16)
-    with suppress(NotSupportedError):  # of a layer without a config the arrays alone are compared
+    with suppress(NotSupportedError):  # layers without a config are compared by their arrays alone
         digest.update(json.dumps(encode(model)).encode())
     trained = model.named_parameters()
     for name, array in model.named_parameters(frozen=True).items():
@@ -39,7 +39,7 @@ def fingerprint(model: Layer) -> str:
 
 @dataclass(frozen=True)
 class Given:
-    """The source where there is no other: the model itself, which travels to other processes with every task."""
+    """The default source: the model itself, which is sent to other processes with every task."""
 
     model: Layer
 
@@ -49,7 +49,7 @@ class Given:
 
 
 class Moment(NamedTuple):
-    """What changes in a model during training; it travels with every task."""
+    """What changes in a model during training; it is sent with every task."""
 
     parameters: Array
     """The flat vector of the trainable parameters."""
@@ -58,7 +58,7 @@ class Moment(NamedTuple):
 
     @classmethod
     def of(cls, model: Layer) -> Moment:
-        """The present moment of a model, as a copy."""
+        """The current moment of a model, as a copy."""
         layers = model.walk().items()
         settings = {
             path: {name: getattr(layer, name) for name in layer.settings} for path, layer in layers if layer.settings
@@ -76,7 +76,7 @@ class Moment(NamedTuple):
 
 @final
 class Replicas:
-    """Copies of one model that share its frozen arrays, a copy for each thread that works on it at a time.
+    """Copies of one model that share its frozen arrays: one for each thread that is using the model.
 
     Parameters
     ----------
@@ -88,26 +88,26 @@ class Replicas:
     Raises
     ------
     ArgumentError
-        The source gives another model.
+        If the source provides anything but the expected model.
     """
 
     def __init__(self, source: Source, expected: str) -> None:
         model = load_layer(source) if isinstance(source, str | os.PathLike) else source()
         if not isinstance(model, Layer):
-            raise ArgumentError(f"replica must give a layer, got {model!r}")
+            raise ArgumentError(f"replica must provide a layer, got {model!r}")
         if fingerprint(model) != expected:
             raise ArgumentError(
-                "replica must give the model that is trained: its structure or an array that does not train is another "
-                "one (a seed that is missing?)"
+                "replica must provide the model that is trained, got one whose structure or frozen arrays differ "
+                "(is a random seed missing?)"
             )
         self._model = model
         self._idle: list[Layer] = []
 
     @contextmanager
     def at(self, moment: Moment) -> Iterator[Layer]:
-        """A replica in this moment, for one thread, in training mode."""
+        """Context manager: a replica at this moment, in training mode, for one thread."""
         try:
-            replica = self._idle.pop()  # atomic, as append is
+            replica = self._idle.pop()  # thread-safe, as is append
         except IndexError:
             replica = self._copy()
         try:
@@ -123,12 +123,12 @@ class Replicas:
         return copy.deepcopy(self._model, {id(array): array for array in frozen.values()}).train()
 
 
-# Two, so that an evaluation between steps does not drop the model of the training.
+# Two, so that a prediction between two steps does not evict the model that is trained.
 _models: Recent[Replicas] = Recent(2)
 
 
 def of(source: Source, expected: str) -> Replicas:
-    """The replicas of a model in this process; the model is loaded when it is needed for the first time."""
+    """The replicas of a model in this process; the model is loaded on first use."""
     return _models.get(expected, lambda: Replicas(source, expected))
 
 

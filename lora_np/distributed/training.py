@@ -1,4 +1,4 @@
-"""Synchronous data-parallel training: in every step, workers differentiate the shards, and the sum is taken here."""
+"""Synchronous data-parallel training: in each step, workers differentiate the shards, and the driver adds the gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from .batches import Batches, Piece
 from .calls import Call, InProcessExecutor, results
 from .checkpoint import State, plan_of, read, write
 from .replicas import Given, Moment, Source, fingerprint
-from .worker import Job, Loader, Ranks, Shard, ShardGradient, Size, differentiate, dylora, forget, measure
+from .worker import Job, Loader, Ranks, Shard, ShardGradient, Size, differentiate, forget, measure, ranked
 
 
 def fit_shards(
@@ -48,76 +48,76 @@ def fit_shards(
     checkpoint_every: int = 100,
     resume: bool = False,
 ) -> History:
-    """Train the trainable parameters of a model on data in many places.
+    """Train the trainable parameters of a model on data that are split into shards.
 
-    A step takes samples of every shard. Each shard's mean loss and gradients are computed by one task of the executor, to
-    which the trainable parameters travel; here they are weighted by rows and added in the order of the shards, whichever
-    task ends first. So one worker, many workers and a repeated task give the same bits.
+    Each step takes samples of every shard. For each shard, one task of the executor receives the trainable parameters and
+    computes the mean loss and its gradients; the driver weights them by rows and adds them in the order of the shards,
+    whichever task ends first. The result is therefore the same, bit for bit, with one worker, with many, and after retries.
 
     Parameters
     ----------
     model : Layer
-        As in `lora_np.fit`; it is the only one that is changed.
+        As in `lora_np.fit`; replicas in workers are separate copies.
     shards : sequence of callables
-        Each is called without arguments where its data are needed, and returns (inputs, targets) or (inputs, targets,
-        tasks), as `lora_np.fit` takes them. For workers in other processes it must be picklable: a module's function, or
-        ``functools.partial(function, "file")``.
+        Each takes no arguments, is called by the worker that needs the data, and returns (inputs, targets) or (inputs,
+        targets, tasks) in the form that `lora_np.fit` takes. For workers in other processes it must be picklable: a
+        module-level function, or ``functools.partial(function, "file")``.
     loss : Loss
-        A mean over rows, to which penalties of the weights are added.
+        A mean over rows, to which weight penalties are added.
     optimizer : Optimizer
-        Its state goes on from earlier calls.
+        It keeps its state from earlier calls.
     epochs : int
         At least 1.
     batch_size : int, optional
-        How many samples of each shard a step takes; all of them if left out. Where a shard has no more of them in an
-        epoch, the others go on without it.
+        Samples per shard and step; all of them by default. A shard that has none left sits out the rest of the epoch.
     replica : path or callable, optional
-        Where a worker gets the model from, once for each process: a file of `lora_np.save_layer`, or a picklable function
-        without arguments. It must give the same structure and the same frozen arrays; the parameters that train do not
-        matter. If left out, the model travels with every task: right for threads, and for small models.
+        Where each worker process gets the model from, once: a file of `lora_np.save_layer`, or a picklable function
+        without arguments. Structure and frozen arrays must equal those of `model`; trainable parameters may differ. By
+        default, the model is sent with every task, which is right for threads, and for small models.
     executor : concurrent.futures.Executor, optional
-        Where the tasks run; in this process, one after the other, if left out. See `dask_executor`.
+        Where the tasks run; by default in this process, one after the other. See `dask_executor`.
     shuffle : bool, default True
-        Whether to draw the order of each shard's samples anew for each epoch.
+        Whether to draw a new order of the samples of each shard in each epoch.
     rng : seed or numpy.random.Generator, optional
-        For the orders of the samples and the ranks.
+        For sample orders and ranks.
     rank_schedule : callable, default `lora_np.training.shared_rank`
-        Gives the rank of each step, for all shards; `lora_np.training.rank_per_row`
-        gives the rows of each shard ranks of their own.
+        Chooses the rank of each step, the same for all shards. With `lora_np.training.rank_per_row`, each sample has a
+        separate rank.
     callbacks : callables
-        Each is called with a `lora_np.training.Progress` after each step; an exception from one ends the training.
+        Each is called with a `lora_np.training.Progress` after each step; an exception ends the training.
     retries : int, default 2
-        How often to repeat a task that failed, at least 0.
+        How often to retry a failed task, at least 0.
     keep_shards : bool, default True
-        Whether worker processes keep the shards that they have read. Otherwise each step reads them.
+        Whether worker processes keep the shards that they have read; if not, each step reads them again.
     checkpoint : path, optional
-        The file in which to save the state of the training.
+        The file in which to save the state of the run.
     checkpoint_every : int, default 100
-        After how many steps; the last step is saved in any case.
+        The number of steps between checkpoints; the state after the last step is always saved.
     resume : bool, default False
-        Whether to go on from the checkpoint where that file exists. The training ends with the bits with which it would
-        have ended without the interruption; `model`, `optimizer` and `rng` are brought to where they were.
+        Whether to resume from the checkpoint, if the file exists. `model`, `optimizer` and `rng` are restored, and the run
+        ends with the same bits as without the interruption.
 
     Returns
     -------
     History
-        As from `lora_np.fit`, with the steps before the checkpoint.
+        As from `lora_np.fit`; it includes the steps before the checkpoint.
 
     Raises
     ------
     ArgumentError
-        Bad input, data that do not fit (the message names the shard), a replica of another model, or a checkpoint of
-        another training.
+        If an argument is invalid, a shard does not fit the model or the loss (the message names the shard), `replica`
+        provides a different model, or the checkpoint is damaged or belongs to a different run.
     InvalidOperationError
-        Nothing in the model trains; or a task failed too often: the message names step and shard, and the parameters are
-        those before that step.
+        If the model has no trainable parameters, or if a task still fails after the last retry. In that case the message
+        names the step and the shard, and the parameters are those before that step.
     NonFiniteError
-        The loss is infinite or NaN. The parameters are those with which it was last finite.
+        If the loss becomes infinite or NaN. The parameters are those of the last finite loss.
 
     Notes
     -----
-    With n_k rows of shard k in a step, n = Σ n_k and g_k the gradient of the mean loss over them, the step's gradient is
-    ``g = Σ (n_k / n) g_k``: that of the mean over all n rows. With one shard it is `lora_np.fit` to the bit.
+    Let a step take n_k rows of shard k, n = Σ n_k in total, and let g_k be the gradient of the mean loss over the n_k rows.
+    Its gradient is ``g = Σ (n_k / n) g_k``, the gradient of the mean loss over all n rows. With a single shard, the result
+    equals that of `lora_np.fit` bit for bit.
 
     Examples
     --------
@@ -137,46 +137,24 @@ def fit_shards(
     check_parts(model, loss, optimizer, callbacks)
     epochs, every = positive_int("epochs", epochs), positive_int("checkpoint_every", checkpoint_every)
     batch_size = None if batch_size is None else positive_int("batch_size", batch_size)
-    loaders = _checked_loaders(shards)
-    if executor is not None and not isinstance(executor, Executor):
-        raise ArgumentError(f"executor must be a concurrent.futures.Executor, got {executor!r}")
-    if integer("retries", retries) < 0:
-        raise ArgumentOutOfRangeError(f"retries must be at least 0, got {retries}")
     if resume:
         not_none("checkpoint", checkpoint)
     source: Source = Given(model) if replica is None else replica
     job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards))
-    place = InProcessExecutor() if executor is None else executor
-    workers = _Workers(place, job, [Shard(*pair) for pair in enumerate(loaders)], retries)
+    workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)
     with closing(workers), model.training_mode(True):
-        sizes = workers.measure(model)
-        batches = Batches(sizes, max(size.samples for size in sizes) if batch_size is None else batch_size)
+        batches = Batches(workers.measure(model), batch_size)
         state, descent = State(generator(rng)), Descent(model, loss, optimizer)
         training = _Training(descent, workers, batches, state, bool(shuffle), rank_schedule)
-        plan = {
-            "model": job.fingerprint,
-            "shards": [list(size) for size in sizes],
-            "batch_size": batches.size,
-            "shuffle": training.shuffles,
-            "loss": type(loss).__name__,
-            "optimizer": plan_of(optimizer),
-            "rng": type(state.random.bit_generator).__name__,
-        }
         if resume and checkpoint is not None and os.path.exists(checkpoint):
-            read(checkpoint, plan, state, descent)
-            training.repeat_orders()
-        for step in range(state.steps, epochs * batches.steps):
-            progress = training.step(step, epochs)
-            for callback in callbacks:
-                callback(progress)
-            if checkpoint is not None and (progress.step == progress.steps or progress.step % every == 0):
-                write(checkpoint, plan, state, descent)
-        return state.history
+            training.resume(checkpoint)
+        return training.run(epochs, callbacks, checkpoint, every)
 
 
+@final
 @dataclass
 class _Training:
-    """What a step needs."""
+    """A training run: its steps and its checkpoints."""
 
     descent: Descent
     workers: _Workers
@@ -185,12 +163,50 @@ class _Training:
     shuffles: bool
     rank_schedule: RankSchedule
 
-    def step(self, step: int, epochs: int) -> Progress:
-        """One step, counted from 0 over all epochs."""
+    def run(
+        self,
+        epochs: int,
+        callbacks: Sequence[Callable[[Progress], None]],
+        checkpoint: str | os.PathLike[str] | None,
+        every: int,
+    ) -> History:
+        """Take all remaining steps, with a checkpoint after each `every` steps and after the last one."""
+        plan = self._plan()
+        for step in range(self.state.steps, epochs * self.batches.steps):
+            progress = self._step(step, epochs)
+            for callback in callbacks:
+                callback(progress)
+            if checkpoint is not None and (progress.step == progress.steps or progress.step % every == 0):
+                write(checkpoint, plan, self.state, self.descent)
+        return self.state.history
+
+    def resume(self, checkpoint: str | os.PathLike[str]) -> None:
+        """Return to the step at which a checkpoint was written."""
+        read(checkpoint, self._plan(), self.state, self.descent)
+        bits = self.state.random.bit_generator
+        current, bits.state = bits.state, self.state.epoch_random
+        self._draw_orders()  # those of the current epoch again
+        bits.state = current
+
+    def _plan(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to fit."""
+        return {
+            "model": self.workers.job.fingerprint,
+            "shards": [list(size) for size in self.batches.sizes],
+            "batch_size": self.batches.batch_size,
+            "shuffle": self.shuffles,
+            "loss": type(self.descent.loss).__name__,
+            "optimizer": plan_of(self.descent.optimizer),
+            "rng": type(self.state.random.bit_generator).__name__,
+        }
+
+    def _step(self, step: int, epochs: int) -> Progress:
+        """One step; steps count from 0 over all epochs."""
         model, state, batches = self.descent.layer, self.state, self.batches
         epoch, number = divmod(step, batches.steps)
         if number == 0:
-            self._begin_epoch()
+            state.epoch_random, state.epoch_total = state.random.bit_generator.state, 0.0
+            self._draw_orders()
         pieces, rows = batches.at(number)
         ranks = self._draw_ranks(pieces)
         try:
@@ -204,63 +220,58 @@ class _Training:
             state.history.epoch_losses.append(state.epoch_total / batches.rows)
         return Progress(model, epoch + 1, epochs, step + 1, epochs * batches.steps, value)
 
-    def _begin_epoch(self) -> None:
-        self.state.epoch_random, self.state.epoch_total = self.state.random.bit_generator.state, 0.0
+    def _draw_orders(self) -> None:
         if self.shuffles:
             self.batches.shuffle(self.state.random)
-
-    def repeat_orders(self) -> None:
-        """Draw the orders of the present epoch once more."""
-        bits = self.state.random.bit_generator
-        present, bits.state = bits.state, self.state.epoch_random
-        if self.shuffles:
-            self.batches.shuffle(self.state.random)
-        bits.state = present
 
     def _draw_ranks(self, pieces: Sequence[Piece]) -> list[Ranks]:
-        """The rank of each adapter, for each piece: one draw for all, spread over the rows of each shard's own pass."""
-        adapters = dylora(self.descent.layer)
-        if not adapters:
-            self.rank_schedule(adapters, self.state.random, 0)
+        """The ranks of each piece: one draw for the whole step, which gives each piece as many ranks as it has samples."""
+        layers = ranked(self.descent.layer)
+        if not layers:
+            self.rank_schedule(layers, self.state.random, 0)
             return [()] * len(pieces)
         bits, before = self.state.random.bit_generator, self.state.random.bit_generator.state
         ranks: list[Ranks] = []
         for piece in pieces:
-            bits.state = before  # every shard of a step has the same draw
-            rank = self.rank_schedule(adapters, self.state.random, piece.size)
+            bits.state = before  # all shards of a step share one draw
+            rank = self.rank_schedule(layers, self.state.random, piece.size)
             if rank is None:
-                raise ArgumentError("rank_schedule must return a rank, or every shard would draw its own")
-            ranks.append([rank(adapter) if callable(rank) else rank for adapter in adapters])
+                raise ArgumentError("rank_schedule must return a rank, got None: every shard would draw a different one")
+            ranks.append([rank(layer) if callable(rank) else rank for layer in layers])
         return ranks
 
 
 @final
 class _Workers:
-    """The executor, with what all of its tasks have in common."""
+    """The executor, and what all of its tasks have in common."""
 
-    def __init__(self, executor: Executor, job: Job, shards: Sequence[Shard], retries: int) -> None:
+    def __init__(self, executor: Executor, job: Job, shards: Iterable[Loader], retries: int) -> None:
+        if not isinstance(executor, Executor):
+            raise ArgumentError(f"executor must be a concurrent.futures.Executor, got {executor!r}")
+        if integer("retries", retries) < 0:
+            raise ArgumentOutOfRangeError(f"retries must be at least 0, got {retries}")
+        self.job = job
         self._executor = executor
-        self._job = job
-        self._shards = shards
+        self._shards = [Shard(*pair) for pair in enumerate(_checked_loaders(shards))]
         self._retries = retries
 
     def close(self) -> None:
-        """Drop what this process has kept for the tasks that ran in it."""
-        forget(self._job)
+        """Drop what this process keeps for the tasks that ran in it."""
+        forget(self.job)
 
     def measure(self, model: Layer) -> list[Size]:
-        """The sizes of the shards, which are read and checked."""
+        """The sizes of the shards, which are read, and checked against the model and the loss."""
         moment = Moment.of(model)
-        calls = [Call(str(shard), measure, (self._job, shard, moment)) for shard in self._shards]
+        calls = [Call(str(shard), measure, (self.job, shard, moment)) for shard in self._shards]
         return list(results(self._executor, calls, self._retries))
 
     def differentiate(
         self, model: Layer, pieces: Sequence[Piece], ranks: Sequence[Ranks], step: int
     ) -> Iterator[tuple[float, ShardGradient]]:
-        """The weights and gradients of the pieces of a step, in their order."""
+        """The weight and the gradient of each piece of a step, in order."""
         moment = Moment.of(model)
         tasks = [(self._shards[piece.shard], piece.samples, own) for piece, own in zip(pieces, ranks, strict=True)]
-        calls = [Call(str(shard), differentiate, (self._job, shard, moment, *rest)) for shard, *rest in tasks]
+        calls = [Call(str(shard), differentiate, (self.job, shard, moment, *rest)) for shard, *rest in tasks]
         try:
             for piece, gradient in zip(pieces, results(self._executor, calls, self._retries), strict=True):
                 yield piece.weight, gradient
@@ -269,7 +280,7 @@ class _Workers:
 
 
 def _descend(descent: Descent, shares: Iterable[tuple[float, ShardGradient]]) -> float:
-    """One step on the weighted sum of the shards' losses, added from the first to the last; returns the objective."""
+    """One step on the weighted sum of the losses, added from the first shard to the last; returns the objective."""
     value, gradients, parts = 0.0, dict[str, Array](), dict[str, Part]()
     with np.errstate(over="ignore", invalid="ignore"):
         for weight, share in shares:
@@ -289,7 +300,7 @@ def _checked_loaders(shards: Iterable[Loader]) -> tuple[Loader, ...]:
     loaders = tuple(shards)
     for loader in loaders:
         if not callable(loader):
-            raise ArgumentError(f"shards must be functions that read data, not the data, got {loader!r}")
+            raise ArgumentError(f"shards must be functions that read data, not the data themselves, got {loader!r}")
     if not loaders:
-        raise ArgumentError("shards must hold at least one loader, got none")
+        raise ArgumentError("shards must hold at least one function, got none")
     return loaders

@@ -1,4 +1,4 @@
-"""What runs in a worker: reading a shard, and differentiating the loss on some of its rows."""
+"""What workers run: reading a shard, and differentiating the loss on some of its rows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from .._typing import Array, Gradients, Parts
-from ..adapters import DyLoRAAdapter
+from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.losses import Loss
-from ..layers import Layer
+from ..run import Ranked
 from ..training.fit import Samples, checked_samples
 from . import replicas
 from ._cache import Recent
@@ -21,22 +21,21 @@ from .replicas import Moment, Source
 Loader: TypeAlias = Callable[[], Any]
 """Reads a shard: a picklable function without arguments that returns (inputs, targets) or (inputs, targets, tasks)."""
 
-
 Ranks: TypeAlias = Sequence[int | Array]
-"""The rank of each DyLoRA adapter in one pass, or one for each row of it."""
+"""For each layer with ranks, in the order of `ranked`: its rank in one pass, or one rank for each sample."""
 
 
-def dylora(model: Layer) -> list[DyLoRAAdapter]:
-    """The DyLoRA adapters of a model, in the order of `Layer.walk`."""
-    return [layer for layer in model.walk().values() if isinstance(layer, DyLoRAAdapter)]
+def ranked(model: Layer) -> list[Ranked]:
+    """The layers of a model that have ranks to choose from, in an order that every replica shares."""
+    return [layer for layer in model.listeners() if layer.listens_to == "rank"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all tasks of one training have in common."""
+    """What all tasks of one training run have in common."""
 
     run: str
-    """A name that no other training has."""
+    """A unique identifier."""
     source: Source
     fingerprint: str
     loss: Loss
@@ -44,7 +43,7 @@ class Job:
 
 
 class Shard(NamedTuple):
-    """A part of the data: not the arrays, but how to get them."""
+    """A part of the data, represented by the function that reads it."""
 
     number: int
     loader: Loader
@@ -63,31 +62,31 @@ class Size(NamedTuple):
 
 
 class ShardGradient(NamedTuple):
-    """The loss on rows of one shard, its gradients, and the trained parts of arrays; no gradients of an infinite loss."""
+    """The loss on some rows of a shard and, if it is finite, its gradients and the trained parts of arrays."""
 
     loss: float
     gradients: Gradients
     parts: Parts
 
 
-# The shards by training. Two: one that ends, and one that begins.
+# The shards by training run. Two runs, so that one can start before the last one has ended.
 _shards: Recent[Recent[Samples]] = Recent(2)
 
 
 def measure(job: Job, shard: Shard, moment: Moment) -> Size:
-    """Read a shard, check that it fits the model and the loss, and give its size."""
+    """The size of a shard, which is read, and checked against the model and the loss."""
     inputs = _samples(job, shard, moment).inputs
     return Size(len(inputs), int(np.prod(inputs.shape[1:-1])))
 
 
 def differentiate(job: Job, shard: Shard, moment: Moment, rows: Any, ranks: Ranks) -> ShardGradient:
-    """The mean loss on rows of a shard, and its gradients; `ranks` are those of the DyLoRA adapters, in their order."""
+    """The mean loss on some rows of a shard, with its gradients; `ranks` is empty if no layer has ranks."""
     samples = _samples(job, shard, moment)
     with (
         replicas.of(job.source, job.fingerprint).at(moment) as model,
         np.errstate(over="ignore", invalid="ignore", divide="ignore"),
     ):
-        rank = dict(zip(dylora(model), ranks, strict=True)).__getitem__ if ranks else None
+        rank = dict(zip(ranked(model), ranks, strict=True)).__getitem__ if ranks else None
         value, dy = job.loss.value_and_gradient(samples.forward(model, rows, rank)(), samples.targets[rows])
         if np.isfinite(value):
             model.backward(dy)
@@ -95,7 +94,7 @@ def differentiate(job: Job, shard: Shard, moment: Moment, rows: Any, ranks: Rank
 
 
 def forget(job: Job) -> None:
-    """Drop what this process has kept for a training that has ended."""
+    """Drop what this process keeps for a training run that has ended."""
     _shards.drop(job.run)
     replicas.forget(job.fingerprint)
 
@@ -114,5 +113,5 @@ def _load(job: Job, shard: Shard, moment: Moment) -> Samples:
         raise ArgumentError(f"a loader must return (inputs, targets) or (inputs, targets, tasks), got {data!r}") from None
     with replicas.of(job.source, job.fingerprint).at(moment) as model:
         samples = checked_samples(model, job.loss, (inputs, targets), tasks)
-    # In one layout, so that sums run in one order whatever the loader's memory order.
+    # In C order, because the order of summation depends on the memory layout, and the bits on the order.
     return Samples(np.ascontiguousarray(samples.inputs), np.ascontiguousarray(samples.targets), samples.tasks)
