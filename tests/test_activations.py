@@ -1,4 +1,4 @@
-"""Activations: values against mpmath, derivatives by complex step, and what numbers at the edges give."""
+"""Activations: values against mpmath, derivatives against the complex step, and edge cases."""
 
 import copy
 import math
@@ -86,15 +86,15 @@ def numerical_jacobian(function, z):
 # ---------------------------------------------------------------- values
 
 
-def test_there_is_an_exact_value_for_every_activation():
+def test_every_activation_has_an_exact_value():
     assert [*EXACT, "softmax"] == [activation.name for activation in ACTIVATIONS]
 
 
 @each_elementwise
-def test_values_agree_with_forty_digits(activation):
+def test_values_agree_with_forty_digit_arithmetic(activation):
     z = np.concatenate([np.linspace(-40, 40, 161), np.geomspace(1e-300, 1, 20), -np.geomspace(1e-300, 1, 20), [0.0]])
     expected = np.array([float(EXACT[activation.name](mpf(value))) for value in z])
-    # Tails that are a difference of numbers near one have that one's rounding error, times z.
+    # A tail computed as a difference of numbers near 1 has the rounding error of 1, times z.
     np.testing.assert_allclose(activation(z), expected, rtol=4e-15, atol=1e-15)
 
 
@@ -110,7 +110,7 @@ def test_small_values_keep_their_relative_precision(name):
     np.testing.assert_allclose(SHIPPED[name](z), expected, rtol=4e-15)
 
 
-def test_erf_is_off_by_less_than_1e_15_everywhere():
+def test_the_error_of_erf_is_below_1e_15_everywhere():
     z = np.concatenate([np.linspace(-7, 7, 2801), 0.5 + np.linspace(-1e-9, 1e-9, 21), 6 + np.linspace(-1e-9, 1e-9, 21)])
     exact = [mp.erf(mpf(value)) for value in z]
     assert max(abs(mpf(found) - value) for found, value in zip(erf(z), exact, strict=True)) < 1e-15
@@ -122,7 +122,7 @@ def test_erf_keeps_relative_precision_near_zero():
     np.testing.assert_allclose(erf(z), expected, rtol=1e-15)
 
 
-def test_erf_of_the_far_tails_is_one():
+def test_erf_is_one_in_the_far_tails():
     np.testing.assert_array_equal(erf(np.array([-np.inf, -1e300, -7.0, 0.0, 7.0, 1e300, np.inf])), [-1, -1, -1, 0, 1, 1, 1])
 
 
@@ -138,7 +138,7 @@ def test_erf_is_odd(z):
 @given(z=rows, data=st.data())
 def test_vjp_is_the_complex_step_derivative(activation, z, data):
     dy = data.draw(hnp.arrays(float, z.shape, elements=st.floats(-2, 2)))
-    # Where a slope is the difference of two numbers near one, only that one's rounding error can be asked for.
+    # A slope computed as a difference of numbers near 1 has the rounding error of 1.
     np.testing.assert_allclose(activation.vjp(dy, z), dy * complex_step(activation.function, z), rtol=1e-10, atol=1e-14)
 
 
@@ -162,7 +162,7 @@ def test_vjp_is_linear_in_the_output_gradient(activation, z, factor):
 
 
 @given(z=hnp.arrays(float, st.integers(1, 5), elements=st.floats(-30, 30)))
-def test_softmax_vjp_multiplies_by_the_whole_jacobian(z):
+def test_softmax_vjp_multiplies_by_the_full_jacobian(z):
     jacobian = numerical_jacobian(softmax.function, z)
     found = np.stack([softmax.vjp(row, z) for row in np.eye(z.size)])  # row i: the gradient of output i
     np.testing.assert_allclose(found, jacobian, rtol=1e-10, atol=1e-14)
@@ -190,12 +190,12 @@ def test_softmax_rows_sum_to_one(z):
 
 
 @given(z=rows, shift=st.floats(-1e3, 1e3))
-def test_softmax_does_not_see_a_shift(z, shift):
+def test_softmax_is_invariant_to_a_shift(z, shift):
     np.testing.assert_allclose(softmax(z + shift), softmax(z), rtol=1e-11)
 
 
 @given(z=hnp.arrays(float, (3, 4), elements=st.floats(-30, 30)))
-def test_softmax_treats_each_row_by_itself(z):
+def test_softmax_treats_each_row_separately(z):
     np.testing.assert_array_equal(softmax(z), np.stack([softmax(row) for row in z]))
 
 
@@ -205,7 +205,7 @@ def test_softmax_treats_each_row_by_itself(z):
 @each
 @each_dtype
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_large_magnitudes_give_finite_numbers_and_no_warning(activation, dtype, sign):
+def test_large_magnitudes_give_finite_values_and_no_warning(activation, dtype, sign):
     z = np.array([[1e4, 1.0, 0.0], [1e4, 1e4, 1e4]], dtype) * dtype(sign)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         y, dz = activation(z), activation.vjp(np.ones_like(z), z)
@@ -231,7 +231,7 @@ def test_limits(name, left, right):
 
 
 @each_elementwise
-def test_nan_stays_nan_and_touches_no_other_element(activation):
+def test_nan_stays_nan_and_affects_no_other_element(activation):
     z = np.array([1.5, np.nan, -1.5])
     y = activation(z)
     np.testing.assert_array_equal(np.isnan(y), [False, True, False])
@@ -259,14 +259,14 @@ def test_float32_agrees_with_float64(activation):
 
 @each
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (3,)])
-def test_shapes_are_kept_with_no_rows_too(activation, shape):
+def test_shapes_are_kept_even_without_rows(activation, shape):
     z = np.ones(shape)
     assert activation(z).shape == shape
     assert activation.vjp(np.ones(shape), z).shape == shape
 
 
 @each
-def test_arguments_are_not_written_to(activation):
+def test_arguments_are_not_modified(activation):
     z, dy = np.array([[-1.0, 0.0, 2.0]]), np.array([[3.0, -1.0, 1.0]])
     z.flags.writeable = dy.flags.writeable = False
     activation(z)
@@ -284,17 +284,17 @@ def test_integers_are_accepted(activation):
 
 
 @each
-def test_apart_is_the_value(activation):
+def test_apart_returns_the_value(activation):
     z = np.linspace(-3, 3, 12).reshape(4, 3)
     np.testing.assert_array_equal(activation.apart(z), activation(z))
 
 
 @pytest.mark.parametrize("function", [lambda z: z, lambda z: z[:]], ids=["itself", "a view"])
-def test_apart_shares_nothing_with_what_a_vjp_needs(function):
+def test_apart_shares_no_memory_with_what_a_vjp_needs(function):
     z = np.ones(3)
     custom = Activation("straight_through", function, lambda dy, z: dy * (np.abs(z) <= 1))
     assert not np.may_share_memory(custom.apart(z), z)
-    assert activations.identity.apart(z) is z  # whose vjp does not look at z
+    assert activations.identity.apart(z) is z  # its vjp ignores z
 
 
 # ---------------------------------------------------------------- the object
@@ -307,18 +307,18 @@ copies = pytest.mark.parametrize(
 
 @each
 @copies
-def test_a_copy_of_ours_is_itself(activation, copied):
+def test_a_copy_of_a_built_in_activation_is_the_same_object(activation, copied):
     assert copied(activation) is activation
 
 
 @copies
-def test_a_copy_of_your_own_is_equal(copied):
+def test_a_copy_of_a_custom_activation_is_equal(copied):
     custom = Activation("relu", np.negative, np.multiply, 3)
     assert copied(custom) == custom != activations.relu
 
 
 @each
-def test_config_names_it(activation):
+def test_config_holds_the_name(activation):
     assert activation.config() == {"name": activation.name}
     assert Activation.from_config(activation.config()) is activation
 
@@ -331,9 +331,9 @@ def test_it_is_exported_under_its_name(activation):
 
 
 @pytest.mark.parametrize("name", ["cube", "relu"])
-def test_a_custom_activation_cannot_be_named_by_a_file(name):
+def test_a_custom_activation_cannot_be_saved(name):
     custom = Activation(name, lambda z: z**3, lambda dy, z: 3 * z * z * dy)
-    with pytest.raises(NotSupportedError, match=name):
+    with pytest.raises(NotSupportedError, match=f"activation '{name}' cannot be saved: it is not defined by lora_np"):
         custom.config()
 
 
@@ -343,13 +343,13 @@ def test_an_unknown_name_is_refused(config):
         Activation.from_config(config)
 
 
-def test_an_activation_cannot_be_changed():
+def test_an_activation_is_immutable():
     with pytest.raises(AttributeError):
         activations.relu.name = "other"
 
 
 @each
-def test_only_the_identity_keeps_nothing_to_derive_from(activation):
+def test_only_the_identity_caches_no_pre_activation(activation):
     layer = DenseLayer(3, 2, activation).clone()
     _, (_, kept) = layer.apply(np.ones((4, 3)), Run())
     assert (kept is None) == (activation.name == "identity")

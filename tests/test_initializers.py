@@ -1,4 +1,4 @@
-"""Initial values: their distribution, dtype and dependence on the seed."""
+"""Initializers: the distribution, dtype and reproducibility of their values."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ def draw(initializer, seed=0, dtype=np.float64, shape=SHAPE):
 @each_random
 def test_mean_and_standard_deviation(initializer, std, limit):
     values = draw(initializer)
-    # Six standard errors of the mean, and of the standard deviation.
+    # Within six standard errors of the mean and of the standard deviation.
     assert abs(values.mean()) < 6 * std / values.size**0.5
     assert values.std() == pytest.approx(std, rel=6 / (2 * values.size) ** 0.5)
 
@@ -43,7 +43,7 @@ def test_limits(initializer, std, limit):
 
 
 @each_random
-def test_a_seed_gives_the_same_values_and_another_one_others(initializer, std, limit):
+def test_equal_seeds_give_equal_values_and_different_seeds_different_ones(initializer, std, limit):
     np.testing.assert_array_equal(draw(initializer, 1), draw(initializer, 1))
     assert (draw(initializer, 1) != draw(initializer, 2)).mean() > 0.99
 
@@ -68,13 +68,13 @@ def test_a_layer_takes_it(initializer):
     np.testing.assert_array_equal(layer.weight, draw(initializer, 3))
 
 
-def test_zeros_draw_no_random_number():
+def test_zeros_draws_no_random_numbers():
     random = np.random.default_rng(0)
     assert not zeros((2, 3), np.dtype(float), random).any()
     assert random.random() == np.random.default_rng(0).random()
 
 
-def test_glorot_counts_inputs_and_outputs_and_he_inputs_alone():
+def test_glorot_counts_inputs_and_outputs_and_he_only_inputs():
     tall, wide = ((300, 20), (20, 300))
     assert draw(glorot_uniform, shape=tall).std() == pytest.approx(draw(glorot_uniform, shape=wide).std(), rel=0.05)
     assert draw(he_uniform, shape=wide).std() == pytest.approx(15**0.5 * draw(he_uniform, shape=tall).std(), rel=0.05)

@@ -1,4 +1,4 @@
-"""Losses: worked values, and the value as the antiderivative of the gradient."""
+"""Losses: worked examples, and gradients against numerical derivatives of the value."""
 
 import numpy as np
 import pytest
@@ -26,23 +26,23 @@ each = pytest.mark.parametrize("loss", ANALYTIC, ids=repr)
 
 
 def drawn(loss, shape, seed=0, scale=2.0):
-    """Predictions and targets that suit a loss."""
+    """Predictions, and targets that are valid for the loss."""
     random = np.random.default_rng(seed)
     predictions = scale * random.standard_normal(shape)
     if isinstance(loss, BinaryCrossEntropy):
         return predictions, random.uniform(size=shape)
     if isinstance(loss, SoftmaxCrossEntropy):
         return predictions, random.integers(0, 4, shape).astype(float)
-    # Differences of odd sixteenths: away from every corner, where a central difference is a mean of two slopes.
+    # Differences are odd multiples of 1/16, away from every kink, where a central difference averages two slopes.
     return predictions, predictions + (2 * random.integers(-16, 16, shape) + 1) / 16
 
 
-# ---------------------------------------------------------------- the gradient is that of the value
+# ---------------------------------------------------------------- the gradient matches the value
 
 
 @each
 @given(seed=st.integers(0, 2**32 - 1), shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple))
-def test_compute_gives_the_gradient_of_its_value(loss, seed, shape):
+def test_compute_returns_the_gradient_of_its_value(loss, seed, shape):
     predictions, targets = drawn(loss, shape, seed)
     expected = numerical_gradient(lambda p: loss.compute(p, targets)[0], predictions)
     np.testing.assert_allclose(loss.compute(predictions, targets)[1], expected, rtol=1e-10, atol=1e-15)
@@ -50,7 +50,7 @@ def test_compute_gives_the_gradient_of_its_value(loss, seed, shape):
 
 @each
 @given(seed=st.integers(0, 2**32 - 1))
-def test_the_public_gradient_is_that_of_the_public_value(loss, seed):
+def test_value_and_gradient_agree_with_the_value_alone(loss, seed):
     predictions, targets = drawn(loss, (3, 4), seed)
     value, gradient = loss.value_and_gradient(predictions, targets)
     expected = numerical_gradient(lambda p: loss(p, targets), predictions, method="central")
@@ -59,7 +59,7 @@ def test_the_public_gradient_is_that_of_the_public_value(loss, seed):
 
 
 @each
-def test_the_value_falls_along_the_negative_gradient(loss):
+def test_the_value_decreases_along_the_negative_gradient(loss):
     predictions, targets = drawn(loss, (5, 4))
     value, gradient = loss.value_and_gradient(predictions, targets)
     assert loss(predictions - 1e-3 * gradient, targets) < value
@@ -88,7 +88,7 @@ def test_worked_example(loss, predictions, targets, value, gradient):
 
 
 @pytest.mark.parametrize("loss", REGRESSION, ids=repr)
-def test_a_perfect_prediction_costs_nothing(loss):
+def test_the_loss_of_a_perfect_prediction_is_zero(loss):
     value, gradient = loss.value_and_gradient([[1.0, -2.0]], [[1.0, -2.0]])
     assert value == 0
     np.testing.assert_array_equal(gradient, [[0, 0]])
@@ -123,7 +123,7 @@ def test_huber_is_continuous_where_its_parts_meet():
     assert above == pytest.approx(2, rel=1e-11)
 
 
-def test_huber_does_not_square_what_is_far_away():
+def test_huber_does_not_square_large_errors():
     with np.errstate(over="raise"):
         value, gradient = Huber().value_and_gradient([1e200], [0.0])
     assert value == 1e200
@@ -131,7 +131,7 @@ def test_huber_does_not_square_what_is_far_away():
 
 
 @pytest.mark.parametrize("delta", [0, -1.0, np.nan, np.inf, None, "1"])
-def test_huber_refuses_a_bad_delta(delta):
+def test_huber_refuses_an_invalid_delta(delta):
     with pytest.raises(ArgumentError, match="delta"):
         Huber(delta)
 
@@ -140,7 +140,7 @@ def test_huber_refuses_a_bad_delta(delta):
 
 
 @given(seed=st.integers(0, 2**32 - 1), shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple))
-def test_labels_and_one_hot_rows_are_the_same(seed, shape):
+def test_labels_and_one_hot_rows_are_equivalent(seed, shape):
     random = np.random.default_rng(seed)
     logits = random.standard_normal(shape)
     labels = random.integers(0, shape[-1], shape[:-1])
@@ -152,23 +152,23 @@ def test_labels_and_one_hot_rows_are_the_same(seed, shape):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
-def test_labels_may_be_of_any_integer_type(dtype):
+def test_labels_may_have_any_integer_dtype(dtype):
     assert SoftmaxCrossEntropy()([[0.0, 0.0]], np.array([1], dtype)) == pytest.approx(np.log(2))
 
 
 @given(shift=st.floats(-1e3, 1e3))
-def test_softmax_cross_entropy_does_not_see_a_shift(shift):
+def test_softmax_cross_entropy_is_invariant_to_a_shift(shift):
     logits = np.array([[1.0, -2.0, 0.5]])
     assert SoftmaxCrossEntropy()(logits + shift, [2]) == pytest.approx(SoftmaxCrossEntropy()(logits, [2]), rel=1e-10)
 
 
-def test_labels_of_another_shape_are_refused_with_both_shapes_that_fit():
+def test_labels_of_the_wrong_shape_are_refused_naming_both_valid_shapes():
     with pytest.raises(ArgumentError, match=r"labels of shape \(2, 3\) or one-hot rows of shape \(2, 3, 4\), got \(3,\)"):
         SoftmaxCrossEntropy()(np.zeros((2, 3, 4)), np.zeros(3, int))
 
 
 @pytest.mark.parametrize("labels", [[3], [-1], [0, 3], [-1, 2]], ids=str)
-def test_labels_out_of_range_are_named(labels):
+def test_labels_out_of_range_are_refused(labels):
     with pytest.raises(ArgumentOutOfRangeError, match=rf"labels in 0\.\.2, got {min(labels)}\.\.{max(labels)}"):
         SoftmaxCrossEntropy()(np.zeros((len(labels), 3)), labels)
 
@@ -190,7 +190,7 @@ def test_softmax_cross_entropy_needs_an_axis_of_classes():
 
 
 @pytest.mark.parametrize("target", [-0.1, 1.1, np.nan])
-def test_binary_targets_lie_between_zero_and_one(target):
+def test_binary_targets_must_lie_between_zero_and_one(target):
     with pytest.raises(ArgumentOutOfRangeError, match=rf"\[0, 1\], got .*{target}"):
         BinaryCrossEntropy()([[0.0, 0.0]], [[0.5, target]])
 
@@ -204,7 +204,7 @@ def test_binary_targets_lie_between_zero_and_one(target):
     ],
     ids=["softmax", "binary"],
 )
-def test_large_logits_give_finite_numbers(loss, value, gradient, dtype):
+def test_large_logits_give_finite_values(loss, value, gradient, dtype):
     logits = np.array([[1e4, -1e4], [-1e4, 1e4]], dtype)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         found, slope = loss.value_and_gradient(logits, np.array([[0, 1], [0, 1]], dtype))
@@ -226,13 +226,13 @@ def test_nothing_is_broadcast(loss, shape):
 
 @each
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3)], ids=str)
-def test_a_batch_without_rows_costs_nothing(loss, shape):
+def test_the_loss_of_an_empty_batch_is_zero(loss, shape):
     value, gradient = loss.value_and_gradient(np.zeros(shape), np.zeros(shape))
     assert value == 0
     assert gradient.shape == shape
 
 
-def test_a_batch_without_labels_costs_nothing():
+def test_the_loss_of_an_empty_batch_of_labels_is_zero():
     assert SoftmaxCrossEntropy()(np.zeros((0, 3)), np.zeros(0, int)) == 0
 
 
@@ -247,7 +247,7 @@ def test_the_gradient_has_the_dtype_of_the_predictions(loss, dtype):
 
 
 @each
-def test_integer_predictions_are_taken_as_floats(loss):
+def test_integer_predictions_are_converted_to_floats(loss):
     value, gradient = loss.value_and_gradient([[2, -1]], [[0, 1]])
     expected, slope = loss.value_and_gradient([[2.0, -1.0]], [[0.0, 1.0]])
     assert value == expected
@@ -255,7 +255,7 @@ def test_integer_predictions_are_taken_as_floats(loss):
 
 
 @each
-def test_check_refuses_what_does_not_fit_and_gives_what_compute_takes(loss):
+def test_check_refuses_mismatched_shapes_and_returns_what_compute_expects(loss):
     predictions, targets = loss.check([[2, -1]], [[0, 1]])
     assert predictions.dtype == targets.dtype == np.float64
     assert loss.compute(predictions, targets)[0] == loss([[2, -1]], [[0, 1]])
@@ -264,7 +264,7 @@ def test_check_refuses_what_does_not_fit_and_gives_what_compute_takes(loss):
 
 
 @each
-def test_arguments_are_not_written_to(loss):
+def test_arguments_are_not_modified(loss):
     predictions, targets = drawn(loss, (3, 4))
     predictions.flags.writeable = targets.flags.writeable = False
     loss.value_and_gradient(predictions, targets)
@@ -285,7 +285,7 @@ def test_predictions_that_are_not_real_numbers_are_refused(loss, value):
         loss(value, [[0.0, 0.0]])
 
 
-def test_a_loss_without_compute_cannot_be_built():
+def test_a_loss_without_compute_cannot_be_instantiated():
     with pytest.raises(TypeError, match="compute"):
         Loss()
 
@@ -310,13 +310,13 @@ def test_a_wrapped_loss_agrees_with_the_loss(loss, seed):
     np.testing.assert_allclose(gradient, slope, rtol=1e-7, atol=1e-7)
 
 
-def test_a_function_may_return_an_array_without_axes():
+def test_a_function_may_return_a_zero_dimensional_array():
     value, gradient = FunctionLoss(lambda p, t: np.asarray((p * t).sum())).value_and_gradient([1.0, 2.0], [3.0, 5.0])
     assert value == 13
     np.testing.assert_allclose(gradient, [3, 5], rtol=1e-9)
 
 
-def test_what_targets_fit_is_the_functions_business():
+def test_the_function_defines_which_targets_are_valid():
     assert FunctionLoss(lambda p, t: p.sum() * t[0])([1.0, 2.0], [5]) == 15
 
 
@@ -329,13 +329,13 @@ def test_a_function_loss_keeps_float32():
 @pytest.mark.parametrize(
     "result", [np.ones(2), np.ones((1, 1)), 1j, None, "1"], ids=["vector", "matrix", "complex", "none", "text"]
 )
-def test_a_function_that_gives_no_real_scalar_is_refused(result):
+def test_a_function_that_does_not_return_a_real_scalar_is_refused(result):
     with pytest.raises(ArgumentError, match="function's result"):
         FunctionLoss(lambda p, t: result)([1.0], [1.0])
 
 
 @pytest.mark.parametrize("function", [None, 3, "mse"])
-def test_what_cannot_be_called_is_refused(function):
+def test_a_function_that_is_not_callable_is_refused(function):
     with pytest.raises(ArgumentError, match="function must be callable"):
         FunctionLoss(function)
 

@@ -1,4 +1,4 @@
-"""Numerical gradients against gradients known by formula."""
+"""Numerical gradients against analytic ones."""
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -31,7 +31,7 @@ def test_known_gradients(method, function, gradient, point):
 
 
 @each
-def test_each_element_has_its_own_slope(method):
+def test_each_element_has_a_separate_slope(method):
     coefficients = np.arange(6.0).reshape(2, 3)
     found = numerical_gradient(lambda x: (coefficients * x).sum(), np.ones((2, 3)), method=method)
     np.testing.assert_allclose(found, coefficients, rtol=1e-9, atol=1e-9)
@@ -50,24 +50,24 @@ def test_an_empty_point_has_an_empty_gradient(method):
 
 
 @each
-def test_integers_and_lists_are_points_too(method):
+def test_a_point_may_be_integers_or_a_list(method):
     np.testing.assert_allclose(numerical_gradient(lambda x: (x**2).sum(), [1, 2], method=method), [2, 4], rtol=1e-9)
 
 
 @each
-def test_the_result_is_float64_at_a_float32_point_too(method):
+def test_the_result_is_float64_even_at_a_float32_point(method):
     found = numerical_gradient(lambda x: (x**2).sum(), np.ones(2, np.float32), method=method)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, [2, 2], rtol=1e-9)
 
 
 def test_the_complex_step_subtracts_nothing():
-    # A difference of two values near 1e16 would have no digit left.
+    # The difference of two values near 1e16 would have no correct digit.
     found = numerical_gradient(lambda x: 1e16 + x**2, np.array(3.0))
     assert found == 6
 
 
-def test_central_differences_take_functions_that_are_not_analytic():
+def test_central_differences_handle_functions_that_are_not_analytic():
     found = numerical_gradient(lambda x: np.abs(x).sum(), np.array([-2.0, 3.0]), method="central")
     np.testing.assert_allclose(found, [-1, 1], rtol=1e-9)
 

@@ -1,4 +1,4 @@
-"""Penalties of a weight matrix."""
+"""Penalties on a weight matrix."""
 
 import copy
 import pickle
@@ -34,13 +34,13 @@ def test_worked_penalty(kind, penalty):
     ("kind", "gradient"),
     [("none", [0, 0, 0]), ("l1", [0.5, 0, -0.5]), ("l2", [6, 0, -2]), ("elastic net", [6.5, 0, -2.5])],
 )
-def test_worked_gradient_with_the_middle_of_the_subgradient_at_zero(kind, gradient):
+def test_worked_gradient_with_the_midpoint_of_the_subgradient_at_zero(kind, gradient):
     np.testing.assert_array_equal(KINDS[kind].gradient(np.array([3.0, 0.0, -1.0])), gradient)
 
 
 @each
 @given(weight=weights)
-def test_the_gradient_is_that_of_the_penalty(regularization, weight):
+def test_the_gradient_matches_the_penalty(regularization, weight):
     weight[weight == 0] = 1.0
     expected = numerical_gradient(regularization.penalty, weight)
     np.testing.assert_allclose(regularization.gradient(weight), expected, rtol=1e-12, atol=1e-280)
@@ -62,7 +62,7 @@ def test_float32_is_kept(regularization):
 
 @pytest.mark.parametrize("name", ["l1", "l2"])
 @pytest.mark.parametrize("value", [-1e-9, np.nan, np.inf, None, "1", [1.0]])
-def test_a_bad_strength_is_refused(name, value):
+def test_an_invalid_strength_is_refused(name, value):
     with pytest.raises(ArgumentError, match=name):
         Regularization(**{name: value})
 
@@ -77,7 +77,7 @@ def test_copies_are_equal(regularization, copied):
     assert copied(regularization) == regularization
 
 
-def test_none_is_the_default():
+def test_the_default_is_no_penalty():
     assert Regularization() == NO_REGULARIZATION
     assert Regularization(l1=1e-9) != NO_REGULARIZATION
 
@@ -88,6 +88,6 @@ def test_config_holds_plain_floats():
     assert {type(value) for value in config.values()} == {float}
 
 
-def test_a_penalty_cannot_be_changed():
+def test_a_penalty_is_immutable():
     with pytest.raises(AttributeError):
         Regularization().l1 = 1.0

@@ -1,8 +1,8 @@
 """Activation functions: each a named pair of a function and its vector-Jacobian product.
 
-Every function takes the pre-activation z, of any shape, and every vjp takes the gradient dy of the output *and the
-pre-activation*: ``dz = Jᵀ dy`` with J the Jacobian at z. All of them act element by element except softmax, which acts
-along the last axis. Branches are decided on the real part, so that complex-step derivatives pass through.
+Every function takes the pre-activation z, of any shape. Every vjp takes the gradient dy of the output *and the
+pre-activation*, and returns ``dz = Jᵀ dy``, J being the Jacobian at z. Softmax acts along the last axis; all others act
+elementwise, so that ``dz = f'(z) dy``. Conditions test the real part, so that complex-step derivatives pass through.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Activation:
     Parameters
     ----------
     name : str
-        How it is called, in `repr`, in diagnostics and in saved files.
+        The name shown in `repr` and in diagnostics, and written to saved files.
     function : callable
-        ``y = function(z)``, of the same shape.
+        ``y = function(z)``, with the shape of z.
     vjp : callable
-        ``dz = vjp(dy, z)``: the gradient at the pre-activation z.
-    operations : int
-        Roughly how many floating-point operations one element costs, for `Layer.estimate_flops`.
+        ``dz = vjp(dy, z)``, the gradient with respect to the pre-activation z.
+    operations : int, default 1
+        Approximate number of floating-point operations per element, for `Layer.estimate_flops`.
 
     Examples
     --------
@@ -49,19 +49,19 @@ class Activation:
     operations: int = 1
 
     def __call__(self, z: Array) -> Array:
-        """Apply the function to an array or to anything that becomes one."""
+        """Apply the function to an array or array-like."""
         return self.function(np.asarray(z))
 
     def apart(self, z: Array) -> Array:
-        """The function's value in an array that may be written to without harm to a later `vjp`.
+        """Like calling the function, but the caller may overwrite the result without affecting a later `vjp`.
 
-        Only the identity, whose `vjp` does not look at z, may give z itself.
+        Only the identity, whose `vjp` ignores z, may return z itself.
         """
         y = self.function(z)
         return y if self is identity or not np.may_share_memory(y, z) else y.copy()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copies and pickles of an activation of this module are that activation.
+        # Copying or unpickling an activation of this module returns that same object.
         if SHIPPED.get(self.name) is self:
             return Activation.from_config, ({"name": self.name},)
         return Activation, (self.name, self.function, self.vjp, self.operations)
@@ -70,14 +70,26 @@ class Activation:
         return f"<activation {self.name}>"
 
     def config(self) -> dict[str, Any]:
-        """What a file says of it: the name. Only the activations of this module can be saved."""
+        """The name, as written to files.
+
+        Raises
+        ------
+        NotSupportedError
+            If the activation is not defined in this module.
+        """
         if SHIPPED.get(self.name) != self:
-            raise NotSupportedError(f"activation {self.name!r} is not one of lora_np, so a file cannot name it")
+            raise NotSupportedError(f"activation {self.name!r} cannot be saved: it is not defined by lora_np")
         return {"name": self.name}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Activation:
-        """The activation that a file names."""
+        """The activation with the name read from a file.
+
+        Raises
+        ------
+        FormatError
+            If no activation of this module has that name.
+        """
         name = config.get("name")
         if name not in SHIPPED:
             raise FormatError(f"activation must be one of {', '.join(SHIPPED)}, got {name!r}")
@@ -96,12 +108,23 @@ def _identity_vjp(dy: Array, z: Array) -> Array:
     return dy
 
 
+identity = Activation("identity", _identity, _identity_vjp, 0)
+"""Identity: ``f(z) = z``, ``f'(z) = 1``."""
+
+
 def _relu(z: Array) -> Array:
-    return np.where(z.real <= 0, 0, z)  # this way round a NaN stays a NaN
+    return np.where(z.real <= 0, 0, z)  # not z > 0, so that NaN stays NaN
 
 
 def _relu_vjp(dy: Array, z: Array) -> Array:
     return np.where(_positive(z), dy, 0)
+
+
+relu = Activation("relu", _relu, _relu_vjp)
+"""Rectified linear unit (Nair and Hinton 2010).
+
+``f(z) = max(z, 0)``; ``f'(z) = 1`` if z > 0, else 0: the derivative at 0 is 0 by convention.
+"""
 
 
 LEAKY_SLOPE = 0.01
@@ -115,8 +138,15 @@ def _leaky_relu_vjp(dy: Array, z: Array) -> Array:
     return np.where(_positive(z), dy, LEAKY_SLOPE * dy)
 
 
+leaky_relu = Activation("leaky_relu", _leaky_relu, _leaky_relu_vjp, 2)
+"""Leaky rectified linear unit (Maas, Hannun and Ng 2013).
+
+``f(z) = z`` if z > 0, else ``0.01 z``; ``f'(z) = 1`` if z > 0, else 0.01.
+"""
+
+
 def _expm1_of_negative(z: Array) -> Array:
-    """exp(z) - 1 where z <= 0, and 0 elsewhere: no overflow on the side that is not used."""
+    """exp(z) - 1 where z <= 0, else 0: the exponential of a large z, which could overflow, is never computed."""
     return np.expm1(np.where(_positive(z), 0, z))
 
 
@@ -126,6 +156,13 @@ def _elu(z: Array) -> Array:
 
 def _elu_vjp(dy: Array, z: Array) -> Array:
     return dy * (1 + _expm1_of_negative(z))
+
+
+elu = Activation("elu", _elu, _elu_vjp, 3)
+"""Exponential linear unit with α = 1 (Clevert, Unterthiner and Hochreiter 2016, eq. 15).
+
+``f(z) = z`` if z > 0, else ``exp(z) - 1``; ``f'(z) = 1`` if z > 0, else ``exp(z)``.
+"""
 
 
 SELU_ALPHA = 1.6732632423543772
@@ -141,23 +178,46 @@ def _selu_vjp(dy: Array, z: Array) -> Array:
     return SELU_SCALE * dy * slope
 
 
+selu = Activation("selu", _selu, _selu_vjp, 4)
+"""Scaled exponential linear unit, which drives activations towards mean 0 and variance 1 (Klambauer et al. 2017, eq. 2).
+
+``f(z) = λ z`` if z > 0, else ``λ α (exp(z) - 1)``; ``f'(z) = λ`` if z > 0, else ``λ α exp(z)``, with λ = 1.0507 and
+α = 1.6733.
+"""
+
+
 def _magnitude(z: Array) -> Array:
     return np.where(_positive(z), z, -z)
 
 
 def _sigmoid(z: Array) -> Array:
-    # exp(-|z|) never overflows, and either side keeps its relative precision.
+    # exp(-|z|) never overflows, and both tails keep their relative precision.
     e = np.exp(-_magnitude(z))
     return np.where(_positive(z), 1, e) / (1 + e)
 
 
 def _sigmoid_vjp(dy: Array, z: Array) -> Array:
+    # The derivative is even, so exp(-|z|) can replace exp(-z) here too.
     e = np.exp(-_magnitude(z))
     return dy * e / (1 + e) ** 2
 
 
+sigmoid = Activation("sigmoid", _sigmoid, _sigmoid_vjp, 4)
+"""Logistic sigmoid (Rumelhart, Hinton and Williams 1986, eq. 2).
+
+``f(z) = σ(z) = 1 / (1 + exp(-z))``; ``f'(z) = σ(z) (1 - σ(z))``.
+"""
+
+
 def _tanh_vjp(dy: Array, z: Array) -> Array:
     return dy * (1 - np.tanh(z) ** 2)
+
+
+tanh = Activation("tanh", np.tanh, _tanh_vjp)
+"""Hyperbolic tangent, a sigmoid that is symmetric about 0 (LeCun et al. 1998, *Efficient BackProp*, sec. 4.4).
+
+``f(z) = tanh(z) = 2 σ(2z) - 1``; ``f'(z) = 1 - tanh²(z)``.
+"""
 
 
 def _softplus(z: Array) -> Array:
@@ -169,12 +229,26 @@ def _softplus_vjp(dy: Array, z: Array) -> Array:
     return dy * _sigmoid(z)
 
 
+softplus = Activation("softplus", _softplus, _softplus_vjp, 4)
+"""Softplus, a smooth form of relu (Dugas et al. 2001).
+
+``f(z) = log(1 + exp(z))``; ``f'(z) = σ(z)``.
+"""
+
+
 def _softsign(z: Array) -> Array:
     return z / (1 + _magnitude(z))
 
 
 def _softsign_vjp(dy: Array, z: Array) -> Array:
     return dy / (1 + _magnitude(z)) ** 2
+
+
+softsign = Activation("softsign", _softsign, _softsign_vjp, 3)
+"""Softsign (Elliott 1993).
+
+``f(z) = z / (1 + |z|)``; ``f'(z) = 1 / (1 + |z|)²``.
+"""
 
 
 def _swish(z: Array) -> Array:
@@ -186,8 +260,14 @@ def _swish_vjp(dy: Array, z: Array) -> Array:
     return dy * (y + z * y * (1 - y))
 
 
-# The tanh form: 0.5 z (1 + tanh(c (z + d z³))), with c = sqrt(2/π) and d = 0.044715 (Hendrycks and Gimpel 2016, sec. 2).
-GELU_C = 0.7978845608028654
+swish = Activation("swish", _swish, _swish_vjp, 5)
+"""Swish with β = 1, also called SiLU (Ramachandran, Zoph and Le 2017).
+
+``f(z) = z σ(z)``; ``f'(z) = σ(z) + z σ(z) (1 - σ(z))``.
+"""
+
+
+GELU_C = 0.7978845608028654  # √(2/π)
 GELU_D = 0.044715
 
 
@@ -198,6 +278,14 @@ def _gelu(z: Array) -> Array:
 def _gelu_vjp(dy: Array, z: Array) -> Array:
     t = np.tanh(GELU_C * (z + GELU_D * z * z * z))
     return dy * (0.5 * (1 + t) + 0.5 * z * (1 - t * t) * GELU_C * (1 + 3 * GELU_D * z * z))
+
+
+gelu = Activation("gelu", _gelu, _gelu_vjp, 9)
+"""Gaussian error linear unit, tanh approximation (Hendrycks and Gimpel 2016, sec. 2).
+
+``f(z) = z/2 (1 + t)`` with ``t = tanh(c (z + d z³))``, c = √(2/π), d = 0.044715;
+``f'(z) = (1 + t)/2 + z/2 (1 - t²) c (1 + 3 d z²)``.
+"""
 
 
 # Coefficients of W. J. Cody, "Rational Chebyshev approximations for the error function", Math. Comp. 23 (1969), p. 631,
@@ -221,7 +309,7 @@ def _horner(coefficients: tuple[float, ...], z: Array) -> Array:
 
 
 def erf(z: Array) -> Array:
-    """The error function, erf(z) = 2/√π ∫₀ᶻ exp(-t²) dt, which NumPy lacks.
+    """The error function, ``erf(z) = 2/√π ∫₀ᶻ exp(-t²) dt``, which NumPy lacks.
 
     Parameters
     ----------
@@ -229,11 +317,12 @@ def erf(z: Array) -> Array:
 
     Returns
     -------
-    array, the shape of z, with an absolute error below 1e-15 in float64.
+    array, the shape of z
+        With an absolute error below 1e-15 in float64.
 
     Notes
     -----
-    Rational approximations of Cody (1969): one for magnitudes up to 0.5, one for the complement above.
+    Rational approximations by Cody (1969): of erf for magnitudes up to 0.5, of 1 - erf above.
     """
     magnitude = _magnitude(z)
     small = np.where(magnitude.real <= 0.5, z, 0)
@@ -257,6 +346,13 @@ def _gelu_exact_vjp(dy: Array, z: Array) -> Array:
     return dy * (cumulative + z * density)
 
 
+gelu_exact = Activation("gelu_exact", _gelu_exact, _gelu_exact_vjp, 40)
+"""Gaussian error linear unit (Hendrycks and Gimpel 2016, sec. 2).
+
+``f(z) = z Φ(z)``; ``f'(z) = Φ(z) + z φ(z)``, with Φ and φ the distribution function and density of N(0, 1).
+"""
+
+
 def _softmax(z: Array) -> Array:
     shifted = z - z.real.max(axis=-1, keepdims=True)
     powers = np.exp(shifted)
@@ -264,24 +360,16 @@ def _softmax(z: Array) -> Array:
 
 
 def _softmax_vjp(dy: Array, z: Array) -> Array:
-    # The full Jacobian product: J = diag(y) - y yᵀ.
     y = _softmax(z)
     return y * (dy - (dy * y).sum(axis=-1, keepdims=True))
 
 
-identity = Activation("identity", _identity, _identity_vjp, 0)
-relu = Activation("relu", _relu, _relu_vjp)
-leaky_relu = Activation("leaky_relu", _leaky_relu, _leaky_relu_vjp, 2)
-elu = Activation("elu", _elu, _elu_vjp, 3)
-selu = Activation("selu", _selu, _selu_vjp, 4)
-sigmoid = Activation("sigmoid", _sigmoid, _sigmoid_vjp, 4)
-tanh = Activation("tanh", np.tanh, _tanh_vjp)
-softplus = Activation("softplus", _softplus, _softplus_vjp, 4)
-softsign = Activation("softsign", _softsign, _softsign_vjp, 3)
-swish = Activation("swish", _swish, _swish_vjp, 5)
-gelu = Activation("gelu", _gelu, _gelu_vjp, 9)
-gelu_exact = Activation("gelu_exact", _gelu_exact, _gelu_exact_vjp, 40)
 softmax = Activation("softmax", _softmax, _softmax_vjp, 5)
+"""Softmax along the last axis (Bridle 1990).
+
+``y_i = exp(z_i) / Σ_k exp(z_k)``; the Jacobian ``J_ij = y_i ([i = j] - y_j)`` gives ``dz = y (dy - Σ_k y_k dy_k)``.
+"""
+
 
 ACTIVATIONS = (
     identity,
@@ -298,6 +386,7 @@ ACTIVATIONS = (
     gelu_exact,
     softmax,
 )
-"""Every activation of the package, in the order of its definition."""
+"""All activations of the package, in the order of their definition."""
 
 SHIPPED = {activation.name: activation for activation in ACTIVATIONS}
+"""The same by name."""

@@ -1,4 +1,4 @@
-"""Initial values of weights: functions ``(shape, dtype, rng) -> array``, the shape being (inputs, outputs)."""
+"""Weight initializers: functions ``(shape, dtype, rng) -> array``, with shape (inputs, outputs)."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ import numpy as np
 from .._typing import Array, Generator
 
 Initializer: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any], Generator], Array]
-"""What a layer's ``initializer=`` takes."""
+"""The type of a layer's ``initializer=``."""
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> Array:
-    """All zero; draws no random number."""
+    """Zeros; no random numbers are drawn."""
     return np.zeros(shape, dtype)
 
 
 def normal(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator, *, std: float) -> Array:
-    """Independent N(0, std²)."""
+    """Independent samples from N(0, std²)."""
     return (std * rng.standard_normal(shape)).astype(dtype, copy=False)
 
 
 def uniform(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator, *, limit: float) -> Array:
-    """Independent U(-limit, limit)."""
+    """Independent samples from U(-limit, limit)."""
     return rng.uniform(-limit, limit, shape).astype(dtype, copy=False)
 
 
 def glorot_uniform(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> Array:
-    """U(-l, l) with l = √(6 / (inputs + outputs)): Glorot and Bengio 2010, eq. 16. For tanh-like activations."""
+    """U(-l, l) with l = √(6 / (inputs + outputs)), for tanh-like activations (Glorot and Bengio 2010, eq. 16)."""
     return uniform(shape, dtype, rng, limit=float(np.sqrt(6 / sum(shape))))
 
 
 def glorot_normal(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> Array:
-    """N(0, 2 / (inputs + outputs)): Glorot and Bengio 2010, eq. 12."""
+    """N(0, 2 / (inputs + outputs)), for tanh-like activations (Glorot and Bengio 2010, eq. 12)."""
     return normal(shape, dtype, rng, std=float(np.sqrt(2 / sum(shape))))
 
 
 def he_uniform(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> Array:
-    """U(-l, l) with l = √(6 / inputs): He et al. 2015, eq. 10, as a uniform distribution. For relu-like activations."""
+    """U(-l, l) with l = √(6 / inputs), for relu-like activations: the variance of `he_normal` (He et al. 2015, eq. 10)."""
     return uniform(shape, dtype, rng, limit=float(np.sqrt(6 / shape[0])))
 
 
 def he_normal(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> Array:
-    """N(0, 2 / inputs): He et al. 2015, eq. 10. For relu-like activations."""
+    """N(0, 2 / inputs), for relu-like activations (He et al. 2015, eq. 10)."""
     return normal(shape, dtype, rng, std=float(np.sqrt(2 / shape[0])))

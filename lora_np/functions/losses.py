@@ -1,7 +1,6 @@
-"""Losses: what training minimises. One method gives the value and the gradient, so that the two cannot disagree.
+"""Loss functions. One method computes both the value and the gradient, so that the two cannot disagree.
 
-Values are means: over every element for the regression losses and binary cross-entropy, over rows for softmax
-cross-entropy. A batch without rows has the value 0.
+Values are means: over rows for softmax cross-entropy, over elements for all others. The loss of an empty batch is 0.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .numerical import numerical_gradient
 class Loss(ABC):
     """A scalar function of predictions and targets, with its gradient.
 
-    A new loss writes one method, `compute`; checks are done before it.
+    Subclasses implement `compute`, which receives arguments that have already been checked.
     """
 
     @final
@@ -32,30 +31,36 @@ class Loss(ABC):
         Parameters
         ----------
         predictions : array, shape (..., outputs)
-        targets : array
-            The shape of `predictions`; nothing is broadcast.
+        targets : array, shape (..., outputs)
+            Nothing is broadcast. `SoftmaxCrossEntropy` also accepts class labels.
 
         Returns
         -------
         value : float
-        gradient : array, the shape and dtype of `predictions`.
+        gradient : array, the shape and dtype of `predictions`
 
         Raises
         ------
         ArgumentError
-            Another shape, or not real numbers.
+            If an argument is not an array of real numbers, the shapes do not match, or a target is out of range.
         """
         value, gradient = self.compute(*self.check(predictions, targets))
         return float(value), gradient
 
     @final
     def __call__(self, predictions: Any, targets: Any) -> float:
-        """The value alone."""
+        """The value, without the gradient."""
         return self.value_and_gradient(predictions, targets)[0]
 
     @final
     def check(self, predictions: Any, targets: Any) -> tuple[Array, Array]:
-        """Predictions and targets in the form that `compute` takes; an ArgumentError where they do not fit."""
+        """Check predictions and targets, and convert them to the form that `compute` expects.
+
+        Raises
+        ------
+        ArgumentError
+            If `value_and_gradient` would raise it.
+        """
         predictions = real_array("predictions", predictions)
         if predictions.dtype.kind != "f":
             predictions = predictions.astype(float)
@@ -65,26 +70,32 @@ class Loss(ABC):
         return f"{type(self).__name__}()"
 
     def checked_targets(self, predictions: Array, targets: Array) -> Array:
-        """The targets in the form that `compute` takes; here: of the predictions' shape and dtype."""
+        """The targets in the form that `compute` expects: by default, with the shape and dtype of the predictions."""
         same_shape("targets", targets, predictions.shape)
         return targets.astype(predictions.dtype, copy=False)
 
     @abstractmethod
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
-        """Value and gradient of checked arrays; analytic, so that the gradient can be checked by complex step."""
+        """The value and the gradient for checked arrays.
+
+        The value is written analytically, so that a complex step can check the gradient.
+        """
 
 
 def _count(array: Array) -> int:
-    """The number to divide a sum by: never zero, so that the mean over nothing is zero."""
+    """The number of elements, but at least 1, so that the mean over no elements is 0."""
     return max(array.size, 1)
 
 
 @final
 class MeanSquaredError(Loss):
-    """``L = Σ (p - t)² / n``, with n the number of elements; ``dL/dp = 2 (p - t) / n``."""
+    """Mean squared error, minimised by the conditional mean (Hastie, Tibshirani and Friedman 2009, sec. 2.4).
+
+    ``L = Σ (p - t)² / n``, with n the number of elements; ``dL/dp = 2 (p - t) / n``.
+    """
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
-        """Value and gradient."""
+        """The value and the gradient."""
         difference = predictions - targets
         n = _count(difference)
         return (difference * difference).sum() / n, difference * (2 / n)
@@ -92,10 +103,13 @@ class MeanSquaredError(Loss):
 
 @final
 class MeanAbsoluteError(Loss):
-    """``L = Σ |p - t| / n``; ``dL/dp = sign(p - t) / n``, and 0 where p = t."""
+    """Mean absolute error, minimised by the conditional median (Hastie, Tibshirani and Friedman 2009, sec. 2.4).
+
+    ``L = Σ |p - t| / n``, with n the number of elements; ``dL/dp = sign(p - t) / n``, which is 0 where p = t.
+    """
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
-        """Value and gradient."""
+        """The value and the gradient."""
         difference = predictions - targets
         n = _count(difference)
         magnitude = np.where(difference.real < 0, -difference, difference)
@@ -104,15 +118,15 @@ class MeanAbsoluteError(Loss):
 
 @final
 class Huber(Loss):
-    """Quadratic near the target, linear beyond δ (Huber 1964).
+    """Huber loss: quadratic for errors up to δ, linear beyond (Huber 1964).
 
-    ``L = Σ h(p - t) / n`` with ``h(e) = e²/2`` where abs(e) <= δ and ``δ (abs(e) - δ/2)`` elsewhere;
+    ``L = Σ h(p - t) / n``, with ``h(e) = e²/2`` if ``|e| <= δ``, else ``δ (|e| - δ/2)``, and n the number of elements;
     ``dL/dp = clip(p - t, -δ, δ) / n``.
 
     Parameters
     ----------
     delta : float, default 1
-        Where the two parts meet, in the unit of the targets; greater than 0.
+        δ, the error at which the two parts meet, in the units of the targets; greater than 0.
     """
 
     def __init__(self, delta: float = 1.0) -> None:
@@ -124,12 +138,12 @@ class Huber(Loss):
         return f"Huber(delta={self.delta:g})"
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
-        """Value and gradient."""
+        """The value and the gradient."""
         difference = predictions - targets
         n = _count(difference)
         magnitude = np.where(difference.real < 0, -difference, difference)
         near = magnitude.real <= self.delta
-        # The far side's square is never computed: it could overflow.
+        # Large errors are never squared: that could overflow.
         small = np.where(near, difference, 0)
         value = np.where(near, 0.5 * small * small, self.delta * (magnitude - 0.5 * self.delta))
         return value.sum() / n, np.clip(difference.real, -self.delta, self.delta) * (1 / n)
@@ -137,17 +151,17 @@ class Huber(Loss):
 
 @final
 class SoftmaxCrossEntropy(Loss):
-    """The negative log-likelihood of softmax probabilities, from logits.
+    """Negative log-likelihood of softmax probabilities, computed from logits (Bishop 2006, eq. 4.108 and 4.109).
 
     ``L = -Σ t log softmax(z) / rows``; ``dL/dz = (softmax(z) Σ t - t) / rows``, which is the familiar
-    ``(softmax(z) - t) / rows`` where the targets of a row sum to one.
+    ``(softmax(z) - t) / rows`` if the targets of each row sum to 1.
 
-    Targets are either integer class labels, of the shape of the logits without their last axis, or one-hot rows (or
-    any weights that are not negative), of the shape of the logits.
+    Targets are either integer class labels, with the shape of the logits without the last axis, or one-hot rows (or any
+    non-negative weights), with the shape of the logits.
     """
 
     def checked_targets(self, predictions: Array, targets: Array) -> Array:
-        """One-hot targets; labels are checked against the number of classes."""
+        """One-hot rows or weights as they are; labels are checked against the number of classes and made one-hot."""
         if predictions.ndim == 0:
             raise ArgumentError("predictions must have at least one axis, got a scalar")
         if targets.shape == predictions.shape:
@@ -169,7 +183,7 @@ class SoftmaxCrossEntropy(Loss):
         return np.eye(classes, dtype=predictions.dtype)[targets]
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
-        """Value and gradient."""
+        """The value and the gradient."""
         rows = _count(predictions[..., 0])
         shifted = predictions - predictions.real.max(axis=-1, keepdims=True)
         log_sum = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -181,20 +195,21 @@ class SoftmaxCrossEntropy(Loss):
 
 @final
 class BinaryCrossEntropy(Loss):
-    """The negative log-likelihood of independent yes-or-no probabilities, from logits.
+    """Negative log-likelihood of Bernoulli probabilities, computed from logits (Bishop 2006, eq. 4.90 and 4.91).
 
-    ``L = Σ (softplus(z) - t z) / n``; ``dL/dz = (sigmoid(z) - t) / n``. Targets lie in [0, 1].
+    ``L = -Σ (t log σ(z) + (1 - t) log(1 - σ(z))) / n = Σ (softplus(z) - t z) / n``, with n the number of elements;
+    ``dL/dz = (σ(z) - t) / n``. Targets lie in [0, 1].
     """
 
     def checked_targets(self, predictions: Array, targets: Array) -> Array:
-        """Targets of the predictions' shape, in [0, 1]."""
+        """Targets with the shape and dtype of the predictions, in [0, 1]."""
         targets = super().checked_targets(predictions, targets)
         if targets.size and not (targets.min() >= 0 and targets.max() <= 1):
             raise ArgumentOutOfRangeError(f"targets must lie in [0, 1], got {targets.min()}..{targets.max()}")
         return targets
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
-        """Value and gradient."""
+        """The value and the gradient."""
         n = _count(predictions)
         value = (softplus(predictions) - targets * predictions).sum() / n
         return value, (sigmoid(predictions) - targets) * (1 / n)
@@ -202,20 +217,20 @@ class BinaryCrossEntropy(Loss):
 
 @final
 class FunctionLoss(Loss):
-    """A plain scalar function of predictions and targets, differentiated numerically: simple, and slow.
+    """Any scalar function of predictions and targets, differentiated numerically: convenient but slow.
 
-    The gradient takes two evaluations for each element of the predictions, by central differences, so it has about 9
-    digits; a function with a corner gets a slope between those of its two sides there.
+    The gradient is computed by central differences, ``(f(p + h) - f(p - h)) / 2h``: two evaluations for each element of the
+    predictions, accurate to about 9 digits. At a kink, the result lies between the one-sided slopes.
 
     Parameters
     ----------
     function : callable
-        ``function(predictions, targets) -> float``, with arrays of any shapes that it understands.
+        ``function(predictions, targets) -> float``. It defines which shapes of targets are valid.
 
     Raises
     ------
     ArgumentError
-        It is not callable, or gives something else than a real scalar.
+        If `function` is not callable or, when the loss is computed, does not return a real scalar.
     """
 
     def __init__(self, function: Callable[[Array, Array], Any]) -> None:
@@ -227,11 +242,11 @@ class FunctionLoss(Loss):
         return f"FunctionLoss({self.function!r})"
 
     def checked_targets(self, predictions: Array, targets: Array) -> Array:
-        """The targets as they are: what fits is the function's business."""
+        """The targets unchanged: the function defines which are valid."""
         return targets
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
-        """Value and numerical gradient."""
+        """The value and the numerical gradient."""
         gradient = numerical_gradient(lambda moved: self._value(moved, targets), predictions, method="central")
         return self._value(predictions, targets), gradient.astype(predictions.dtype)
 

@@ -20,22 +20,27 @@ def numerical_gradient(
     *,
     method: Literal["complex", "central"] = "complex",
 ) -> Array:
-    """The gradient of a scalar function at a point, by finite steps.
+    """The gradient of a scalar function at a point, computed numerically.
 
     Parameters
     ----------
     function : callable
-        Takes an array of the shape of `point` and returns a scalar. For ``"complex"`` it must be analytic: no ``abs``,
+        Takes an array with the shape of `point` and returns a scalar. For ``"complex"`` it must be analytic: no ``abs``,
         no comparison of complex numbers, no conjugation.
     point : array, any shape
         Where to differentiate. It is not modified.
     method : {"complex", "central"}
-        ``"complex"``: Im f(x + ih) / h with h = 1e-30, exact to rounding because nothing is subtracted (Squire and Trapp
-        1998). ``"central"``: (f(x + h) - f(x - h)) / 2h, good to about 9 digits in float64, for any smooth function.
+        ``"complex"``: Im f(x + ih) / h with h = 1e-30, exact up to rounding because nothing is subtracted (Squire and
+        Trapp 1998). ``"central"``: (f(x + h) - f(x - h)) / 2h, for any smooth function, accurate to about 9 digits.
 
     Returns
     -------
-    array, float64, the shape of `point`.
+    array, float64, the shape of `point`
+
+    Raises
+    ------
+    ArgumentError
+        If `method` is neither of the two.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A penalty on a weight matrix: l1, l2, or both."""
+"""Penalties on a weight matrix: l1, l2, or both."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Regularization:
     Parameters
     ----------
     l1 : float, default 0
-        Strength of the absolute values; alone it is lasso.
+        Strength of the penalty on absolute values; lasso if `l2` is 0.
     l2 : float, default 0
-        Strength of the squares; alone it is ridge.
+        Strength of the penalty on squares; ridge if `l1` is 0.
 
     Raises
     ------
     ArgumentError
-        A strength is negative, infinite or not a number.
+        If a strength is negative, infinite or not a number.
 
     Examples
     --------
@@ -40,25 +40,25 @@ class Regularization:
     l2: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("l1", "l2"):  # as Python floats, which leave float32 arrays float32
+        for name in ("l1", "l2"):  # Python floats, so that float32 arrays stay float32
             object.__setattr__(self, name, non_negative_float(name, getattr(self, name)))
 
     def penalty(self, weight: Array) -> Any:
-        """The value of the penalty: a scalar of the weight's dtype."""
+        """The value of the penalty, a scalar of the weight's dtype."""
         magnitude = np.where(weight.real < 0, -weight, weight)
         return self.l1 * magnitude.sum() + 0.5 * self.l2 * (weight * weight).sum()
 
     def gradient(self, weight: Array) -> Array:
-        """Its derivative; at zero, the middle of the l1 subgradient: 0."""
+        """The gradient, ``l1 sign(W) + l2 W``; at zero, the l1 term takes the midpoint of its subgradient, 0."""
         return self.l1 * np.sign(weight) + self.l2 * weight
 
     def config(self) -> dict[str, float]:
-        """What a file says of it."""
+        """The strengths, as written to files."""
         return {"l1": self.l1, "l2": self.l2}
 
     @classmethod
     def from_config(cls, config: dict[str, float]) -> Regularization:
-        """The penalty that a file describes."""
+        """The penalty with strengths read from a file."""
         return cls(**config)
 
 
