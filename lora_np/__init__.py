@@ -98,6 +98,14 @@ if TYPE_CHECKING:
     from . import terminal as terminal
     from . import testing as testing
     from . import training as training
+else:  # a type checker that saw __getattr__ would accept any attribute
+
+    def __getattr__(name):
+        """Import a submodule on first use (PEP 562)."""
+        if name in _SUBMODULES:
+            return _import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 
@@ -198,12 +206,3 @@ _SUBMODULES = (
 
 def __dir__() -> list[str]:
     return sorted([*__all__, *_SUBMODULES])
-
-
-if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every attribute
-
-    def __getattr__(name):
-        """Import a submodule on first use (PEP 562)."""
-        if name in _SUBMODULES:
-            return _import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from .mlx import load_mlx
     from .peft import apply_peft, load_peft, save_peft
     from .safetensors import SafetensorsFile, save_safetensors
+else:  # a type checker that saw __getattr__ would accept any attribute
+
+    def __getattr__(name):
+        """Import a submodule, or the module of a name, on first use (PEP 562)."""
+        if name in _SUBMODULES:
+            return _import_module(f"{__name__}.{name}")
+        if name in _HOMES:
+            return getattr(_import_module(f"{__name__}.{_HOMES[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "SafetensorsFile",
@@ -49,14 +59,3 @@ _HOMES = {
 
 def __dir__() -> list[str]:
     return sorted([*__all__, *_SUBMODULES])
-
-
-if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every attribute
-
-    def __getattr__(name):
-        """Import a submodule, or the module of a name, on first use (PEP 562)."""
-        if name in _SUBMODULES:
-            return _import_module(f"{__name__}.{name}")
-        if name in _HOMES:
-            return getattr(_import_module(f"{__name__}.{_HOMES[name]}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
