@@ -1,4 +1,4 @@
-"""Computation graphs: recorded from every kind of layer, evaluated, rewritten and drawn."""
+"""Computation graphs: recording from every kind of layer, evaluation, rewriting and drawing."""
 
 import copy
 import itertools
@@ -51,7 +51,7 @@ def parameters(graph):
     return {node.name: node for node in graph.nodes() if node.operation == "parameter"}
 
 
-# ---------------------------------------------------------------- what every layer promises
+# ---------------------------------------------------------------- guarantees of every layer
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -79,7 +79,7 @@ def test_nodes_know_their_shapes_and_dtypes(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_there_is_one_input_node_that_all_branches_share(name):
+def test_all_branches_share_one_input_node(name):
     inputs = []
     graph = build(name).export_computation_graph(inputs)
     assert graph.inputs() == tuple(inputs)
@@ -87,7 +87,7 @@ def test_there_is_one_input_node_that_all_branches_share(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_parameters_have_their_names_and_are_copies(name):
+def test_parameters_keep_their_names_and_are_copies(name):
     layer = build(name)
     graph, x = export(layer), batch(3, layer.input_size)
     expected, arrays = layer.predict(x), layer.named_parameters(frozen=True)
@@ -101,7 +101,7 @@ def test_parameters_have_their_names_and_are_copies(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_parameters_can_be_given_other_values(name):
+def test_parameter_values_can_be_replaced(name):
     layer, other = build(name), build(name, seed=7)
     graph, x = export(layer), batch(3, layer.input_size)
     names = parameters(graph)
@@ -110,7 +110,7 @@ def test_parameters_can_be_given_other_values(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_exporting_leaves_the_layer_as_it_is(name):
+def test_exporting_does_not_change_the_layer(name):
     layer = build(name)
     x = batch(3, layer.input_size)
     layer.forward(x)
@@ -118,7 +118,7 @@ def test_exporting_leaves_the_layer_as_it_is(name):
     export(layer)
     assert layer.supports_jit_compilation
     assert snapshot(layer) == before
-    layer.backward(np.ones((3, layer.output_size)))  # the pass is still there
+    layer.backward(np.ones((3, layer.output_size)))  # the cached pass is kept
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -146,7 +146,7 @@ def test_a_low_rank_branch_reads_like_its_equation():
     ]
 
 
-def test_the_current_task_alone_is_in_the_graph():
+def test_only_the_current_task_is_in_the_graph():
     layer = build("multilora-on-fully-connected")
     names = parameters(export(layer))
     assert {name for name in names if name.startswith("tasks.")} == {
@@ -155,7 +155,7 @@ def test_the_current_task_alone_is_in_the_graph():
     assert "v1 = input @ base.weight.T" in str(export(layer))
 
 
-def test_the_scaling_is_a_number_with_a_name():
+def test_the_scaling_is_a_named_number():
     layer = build("standard-rslora-on-dense")
     scaling = parameters(export(layer))["lora.scaling"]
     assert scaling.value == layer.lora_layer.scaling
@@ -164,7 +164,7 @@ def test_the_scaling_is_a_number_with_a_name():
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
-def test_an_activation_is_one_operation_of_its_name(activation):
+def test_an_activation_is_one_operation_with_its_name(activation):
     graph = export(ActivationLayer(4, activation))
     assert operations(graph) == ([] if activation == identity else [activation.name])
 
@@ -201,7 +201,7 @@ INPUT = ComputationNode("input", (..., 4), np.dtype(float), name="input")
 # ---------------------------------------------------------------- arguments
 
 
-def test_a_graph_goes_on_from_another_one():
+def test_a_graph_continues_from_another_graph():
     first, second = build("dense-tanh"), randomised(DenseLayer(3, 2, relu), seed=3)
     inputs = []
     middle = [first.export_computation_graph(inputs)]
@@ -217,7 +217,7 @@ def test_a_graph_goes_on_from_another_one():
     [
         ((), "must be a list of ComputationNode, got ()"),
         (["input"], "must be a list of ComputationNode, got ['input']"),
-        ([INPUT, INPUT], "must hold one node at most, for a layer has one input; got 2"),
+        ([INPUT, INPUT], "must hold at most one node because a layer has one input, got 2"),
         ([INPUT], "must hold a node (..., 5) of float64, got (..., 4) of float64"),
         (
             [ComputationNode("input", (..., 5), np.dtype(np.float32), name="input")],
@@ -231,15 +231,17 @@ def test_input_nodes_are_checked(nodes, message):
 
 
 def test_input_nodes_must_be_given():
-    with pytest.raises(ArgumentNullError, match="input_nodes must not be None"):
+    with pytest.raises(
+        ArgumentNullError, match="input_nodes must not be None; pass an empty list to receive the input node"
+    ):
         build("dense").export_computation_graph(None)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "values must hold every input of the graph, and there is none for 'input'"),
-        ({"input": np.ones(5), "base.bias": 0}, "values must be of inputs and parameters of the graph, got 'base.bias'"),
+        ({}, "values must include every input of the graph, got none for 'input'"),
+        ({"input": np.ones(5), "base.bias": 0}, "values must name inputs or parameters of the graph, got 'base.bias'"),
         ({"input": np.ones(4)}, "input must have shape (..., 5), got (4,)"),
         ({"input": 1j * np.ones(5)}, "input must be an array of real numbers"),
         ({"input": np.ones(5), "matrix_a": np.ones(2)}, "matrix_a must have shape (5, 2), got (2,)"),
@@ -256,11 +258,11 @@ def test_the_value_is_a_new_array():
     assert not np.shares_memory(graph.evaluate({"input": x}), x)
 
 
-# ---------------------------------------------------------------- layers of one's own
+# ---------------------------------------------------------------- custom layers
 
 
 class Own(Layer):
-    """A layer of somebody else: `compute(x, weight)`, with a weight of (3, 3)."""
+    """A custom layer: `compute(x, weight)`, with a weight of shape (3, 3)."""
 
     parameter_names = ("weight",)
 
@@ -280,7 +282,7 @@ class Own(Layer):
 
 
 class OwnActivation(Own):
-    """It calls its activation, and reads its other attributes."""
+    """A layer that calls its activation and reads its other attributes."""
 
     activation = None
 
@@ -319,7 +321,7 @@ RECORDABLE = {
 
 
 @pytest.mark.parametrize("name", RECORDABLE)
-def test_what_a_layer_of_ones_own_may_do(name):
+def test_operations_that_can_be_recorded(name):
     layer, x = Own(RECORDABLE[name]), batch(4, 3)
     graph = export(layer)
     assert_array_equal(graph.evaluate({"input": x}), layer.predict(x))
@@ -376,37 +378,40 @@ def writes_into_an_array(x, W):
 
 
 UNRECORDABLE = {
-    "array": (lambda x, W: np.asarray(x), "makes an array of a value that is not known yet"),
+    "array": (lambda x, W: np.asarray(x), "it converts a value that is not known yet to an array"),
     "bool": (lambda x, W: x if (x > 0).all() else -x, "no attribute 'all'"),
-    "condition": (lambda x, W: x if x.sum() > 0 else -x, "sum does not keep the rows of the input"),
-    "decision": (lambda x, W: x if W[0, 0] > 0 else -x, "decides by a value that is not known yet"),
-    "length": (lambda x, W: x / len(x), "asks for the length"),
+    "condition": (lambda x, W: x if x.sum() > 0 else -x, "sum does not preserve the rows of the input"),
+    "decision": (lambda x, W: x if W[0, 0] > 0 else -x, "it branches on a value that is not known yet"),
+    "length": (lambda x, W: x / len(x), "it takes the length of a value that is not known yet"),
     "iteration": (lambda x, W: sum(row for row in x), "not iterable"),
-    "rows": (lambda x, W: x - x.sum(axis=0, keepdims=True), "sum does not keep the rows of the input"),
-    "transposition": (lambda x, W: (W @ x.T).T, "transpose does not keep the rows of the input"),
-    "fancy index": (lambda x, W: x[..., [2, 1, 0]], "an index other than integers and slices cannot be recorded"),
-    "reduce": (lambda x, W: x + np.add.reduce(W), "numpy.add.reduce with {} cannot be recorded"),
-    "ufunc option": (lambda x, W: np.add(x, 1, dtype=np.float64), "numpy.add.__call__ with {'dtype'"),
-    "two results": (lambda x, W: np.modf(x)[0], "numpy.modf.__call__ with {} cannot be recorded"),
-    "no array": (lambda x, W: x + np.linalg.svd(W)[1], "svd does not give one array"),
-    "options": (lambda x, W: np.clip(x, a_min=W[0], a_max=1), "clip with arrays among its options cannot be recorded"),
-    "sequence": (lambda x, W: np.concatenate([x, x]), "makes an array of a value that is not known yet"),
-    "complex": (lambda x, W: x + 1j, "computes with 1j, which is no array of real numbers"),
-    "constant": (lambda x, W: np.ones((4, 3)), "its output does not depend on its input: ndarray"),
-    "parameter": (lambda x, W: W, "its output has the shape (3, 3)"),
-    "writing into the input": (writes_into_the_input, "writes into an array that is not a fresh result"),
-    "writing into a part": (writes_into_a_view, "writes into an array that is not a fresh result"),
-    "writing through a view": (writes_through_a_view, "writes into an array that is not a fresh result"),
-    "writing under a view": (writes_while_a_view_looks, "writes into an array that is not a fresh result"),
-    "writing through a whole view": (writes_through_a_whole_view, "writes into an array that is not a fresh result"),
-    "writing under a whole view": (writes_while_a_whole_view_looks, "writes into an array that is not a fresh result"),
-    "writing more": (writes_more_than_there_is, "writes into an array that is not a fresh result"),
-    "writing elsewhere": (writes_into_an_array, "writes into an array that is not a fresh result"),
+    "rows": (lambda x, W: x - x.sum(axis=0, keepdims=True), "sum does not preserve the rows of the input"),
+    "transposition": (lambda x, W: (W @ x.T).T, "transpose does not preserve the rows of the input"),
+    "fancy index": (
+        lambda x, W: x[..., [2, 1, 0]],
+        "only integer and slice indices can be recorded, got (Ellipsis, [2, 1, 0])",
+    ),
+    "reduce": (lambda x, W: x + np.add.reduce(W), "numpy.add.reduce with options {} cannot be recorded"),
+    "ufunc option": (lambda x, W: np.add(x, 1, dtype=np.float64), "numpy.add.__call__ with options {'dtype'"),
+    "two results": (lambda x, W: np.modf(x)[0], "numpy.modf.__call__ with options {} cannot be recorded"),
+    "no array": (lambda x, W: x + np.linalg.svd(W)[1], "svd does not return a single array"),
+    "options": (lambda x, W: np.clip(x, a_min=W[0], a_max=1), "clip with arrays as keyword arguments cannot be recorded"),
+    "sequence": (lambda x, W: np.concatenate([x, x]), "it converts a value that is not known yet to an array"),
+    "complex": (lambda x, W: x + 1j, "it computes with 1j, which is not an array of real numbers"),
+    "constant": (lambda x, W: np.ones((4, 3)), "its output does not depend on its input, got ndarray"),
+    "parameter": (lambda x, W: W, "its output has shape (3, 3), not (..., 3)"),
+    "writing into the input": (writes_into_the_input, "it writes to an array that is not a fresh result"),
+    "writing into a part": (writes_into_a_view, "it writes to an array that is not a fresh result"),
+    "writing through a view": (writes_through_a_view, "it writes to an array that is not a fresh result"),
+    "writing under a view": (writes_while_a_view_looks, "it writes to an array that is not a fresh result"),
+    "writing through a whole view": (writes_through_a_whole_view, "it writes to an array that is not a fresh result"),
+    "writing under a whole view": (writes_while_a_whole_view_looks, "it writes to an array that is not a fresh result"),
+    "writing more": (writes_more_than_there_is, "it writes to an array that is not a fresh result"),
+    "writing elsewhere": (writes_into_an_array, "it writes to an array that is not a fresh result"),
 }
 
 
 @pytest.mark.parametrize("name", UNRECORDABLE)
-def test_what_cannot_be_recorded_is_refused_with_a_reason(name):
+def test_an_operation_that_cannot_be_recorded_is_refused_with_a_reason(name):
     compute, reason = UNRECORDABLE[name]
     layer = Own(compute)
     inputs, before = [], bits(layer.named_parameters())
@@ -425,13 +430,13 @@ def test_the_message_names_the_layer_inside():
         export(model)
 
 
-def test_an_activation_of_ones_own_is_evaluated_whatever_it_does():
+def test_a_custom_activation_is_evaluated_whatever_it_does():
     strange = Activation("strange", lambda z: np.array([[abs(v) for v in row] for row in z]).reshape(z.shape), None)
     layer, x = randomised(DenseLayer(4, 3, strange)), batch(5, 4)
     assert_allclose(export(layer).evaluate({"input": x}), layer.predict(x))
 
 
-def test_an_activation_may_be_called_and_looked_at():
+def test_an_activation_may_be_called_and_its_attributes_read():
     layer = OwnActivation(None)
     layer.activation = leaky_relu
     graph, x = export(layer), batch(4, 3)
@@ -439,7 +444,7 @@ def test_an_activation_may_be_called_and_looked_at():
     assert_array_equal(graph.evaluate({"input": x}), layer.predict(x))
 
 
-def test_an_activation_kept_elsewhere_is_recorded_in_its_parts():
+def test_an_activation_stored_elsewhere_is_recorded_in_its_parts():
     activation = tanh
     graph = export(Own(lambda x, W: activation.apart(x @ W)))
     assert operations(graph) == ["matmul", "tanh"]
@@ -460,29 +465,29 @@ def test_an_adapter_is_merged_into_a_linear_base(kind, base):
     assert matmul.parents[1].name.startswith("folded(")
 
 
-def test_a_branch_beside_an_activation_stays_apart():
+def test_a_branch_beside_an_activation_is_not_merged():
     adapter = randomised(StandardLoRAAdapter(DenseLayer(40, 30, tanh), 2, 3.0, rng=0))
     assert operations(optimise(export(adapter))) == ["matmul", "add", "tanh", "matmul", "multiply", "matmul", "add"]
 
 
-def test_thin_factors_alone_are_not_multiplied_out():
+def test_thin_factors_alone_are_not_multiplied():
     assert operations(optimise(export(randomised(LoRALayer(40, 30, 2, 3.0))))) == ["matmul", "multiply", "matmul"]
 
 
-def test_each_layer_of_a_model_is_merged_by_itself():
+def test_each_layer_of_a_model_is_merged_separately():
     model = Sequential(
         [dylora(DenseLayer(30, 20), 2, rng=0), ActivationLayer(20, tanh), dylora(DenseLayer(20, 10), 2, rng=0)]
     )
     assert operations(optimise(export(randomised(model)))) == ["matmul", "add", "tanh", "matmul", "add"]
 
 
-def test_a_value_that_is_used_twice_is_computed_once():
-    # (x W1) feeds the base and the branch of the second layer: neither is pushed through W1.
+def test_a_value_used_twice_is_computed_once():
+    # x W1 feeds both the base and the branch of the second layer, so neither is merged with W1.
     model = randomised(Sequential([DenseLayer(30, 4), StandardLoRAAdapter(DenseLayer(4, 30), 1, 2.0, rng=0)]))
     assert operations(optimise(export(model))) == ["matmul", "add", "matmul", "add"]
 
 
-def test_what_is_kept_can_be_given_later():
+def test_kept_parameters_can_be_replaced_later():
     adapter, x = build("standard-on-fully-connected"), batch(4, 5)
     names = {"lora.matrix_a", "lora.matrix_b", "lora.scaling"}
     graph = optimise(export(adapter), keep=names)
@@ -493,7 +498,7 @@ def test_what_is_kept_can_be_given_later():
     assert_allclose(graph.evaluate(values), expected)
 
 
-def test_what_is_kept_must_be_there():
+def test_kept_names_must_be_parameters():
     with pytest.raises(ArgumentError, match=r"keep must name parameters of the graph, got 'lora\.weight'"):
         optimise(export(build("standard-on-dense")), keep=["lora.matrix_a", "lora.weight"])
 
@@ -547,7 +552,7 @@ def test_rewriting(name):
 
 @st.composite
 def models(draw, depth=2, size=None):
-    """Layers, adapters and sequences of them, one inside the other."""
+    """Nested layers, adapters and sequences."""
     input_size = size or draw(st.integers(1, 5))
     output_size = draw(st.integers(1, 5))
     kind = draw(st.sampled_from(["base", "activation", "adapter", "sequential"] if depth else ["base", "activation"]))
@@ -578,7 +583,7 @@ def test_random_compositions(model, seed, leading, data):
     assert len(operations(smaller)) <= len(operations(graph))
 
 
-def test_a_deep_model_is_no_problem():
+def test_a_deep_model_can_be_exported():
     model = Sequential([ActivationLayer(2, tanh) for _ in range(1500)])
     graph = optimise(export(model))
     assert len(graph.nodes()) == 1501
@@ -587,7 +592,7 @@ def test_a_deep_model_is_no_problem():
     assert len(str(graph).splitlines()) == 1500
 
 
-def test_the_deployment_rank_is_that_at_export():
+def test_the_deployment_rank_is_fixed_at_export():
     adapter = randomised(DyLoRAAdapter(DenseLayer(4, 3), 3, [1, 2, 3], rng=0))
     adapter.current_deployment_rank = 2
     graph, x = export(adapter), batch(2, 4)
@@ -596,7 +601,7 @@ def test_the_deployment_rank_is_that_at_export():
     assert_allclose(graph.evaluate({"input": x}), expected)
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- drawings
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -610,7 +615,7 @@ def boxes(svg):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_picture_shows_every_node_and_no_two_overlap(name):
+def test_the_drawing_shows_every_node_without_overlap(name):
     graph = export(build(name))
     svg = to_svg(graph)
     found = list(boxes(svg))
@@ -638,7 +643,7 @@ def test_edges_run_down_from_node_to_node(name):
 
 
 def test_rows_are_ordered_so_that_no_edges_cross():
-    # In the order of recording there would be six crossings.
+    # In recording order there would be six crossings.
     svg = to_svg(export(build("sequential-of-adapters")))
     paths = [path.get("d") for path in ElementTree.fromstring(svg).findall(f"{SVG}path")]
     ends = [tuple(map(float, re.findall(r"-?[\d.]+", path))) for path in paths]
@@ -660,7 +665,7 @@ def test_names_are_escaped():
     assert 'label="tasks.<&\\".matrix_a\\n(5, 1)", shape=box' in to_dot(graph)
 
 
-def test_dot_has_a_line_for_each_node_and_edge():
+def test_dot_has_one_line_per_node_and_edge():
     graph = export(build("dense-tanh"))
     assert to_dot(graph).splitlines() == [
         "digraph {",

@@ -1,4 +1,4 @@
-"""The computation graph of a layer: `Layer.export_computation_graph` makes it, the functions here work on it."""
+"""Computation graphs: `Layer.export_computation_graph` records them; the functions here rewrite and draw them."""
 
 from .drawing import to_dot as to_dot
 from .drawing import to_svg as to_svg

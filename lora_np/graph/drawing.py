@@ -1,4 +1,4 @@
-"""Pictures of a graph: Graphviz's DOT text, and SVG with a layout of its own."""
+"""Drawing a graph: as DOT text for Graphviz, and as SVG with a built-in layout."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ FILLS = {"input": "#cfe8cf", "parameter": "#d7e3f7", "constant": "#eeeeee"}
 COMPUTED = "#ffffff"
 
 ROW, GAP, HEIGHT = 62, 22, 34
-LETTER = 7.3  # the width of a letter of the font below
+LETTER = 7.3  # width of a character in the font below
 SWEEPS = 8
 FONT = 'font-family="monospace" font-size="12"'
 
 
 def to_dot(graph: ComputationNode) -> str:
-    """The graph in the DOT language of Graphviz: inputs, parameters and constants as boxes, operations as ellipses.
+    """The graph in the Graphviz DOT language: inputs, parameters and constants as boxes, operations as ellipses.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def to_dot(graph: ComputationNode) -> str:
 
 
 def to_svg(graph: ComputationNode) -> str:
-    """The graph as an SVG picture, from the inputs at the top to the output at the bottom.
+    """The graph as an SVG image, with the inputs at the top and the output at the bottom.
 
     Parameters
     ----------
@@ -54,8 +54,9 @@ def to_svg(graph: ComputationNode) -> str:
 
     Notes
     -----
-    A layered drawing (Sugiyama, Tagawa and Toda 1981): each node stands below its parents; a long edge goes through a bend
-    in each row; and rows are ordered by the mean place of their neighbours, down and up a few times.
+    A layered drawing (Sugiyama, Tagawa and Toda 1981). Each node is placed below its parents; an edge that spans several
+    rows has a bend in each of them. To reduce crossings, rows are sorted by the mean position of their neighbours, in
+    repeated sweeps down and up.
     """
     rows, edges = _rows(graph)
     _order(rows, edges)
@@ -70,7 +71,7 @@ def to_svg(graph: ComputationNode) -> str:
 
 
 class _Bend:
-    """A place in a row through which a long edge goes."""
+    """A point at which an edge that spans several rows crosses one of them."""
 
 
 _Item: TypeAlias = ComputationNode | _Bend
@@ -78,7 +79,7 @@ _Edges: TypeAlias = list[tuple[_Item, _Item]]
 
 
 def _rows(graph: ComputationNode) -> tuple[list[list[_Item]], _Edges]:
-    """The rows from the top, and the edges between neighbouring rows."""
+    """The rows from top to bottom, and the edges between adjacent rows."""
     depths = _depths(graph)
     rows: list[list[_Item]] = [[] for _ in range(max(depths.values()) + 1)]
     edges: _Edges = []
@@ -93,7 +94,7 @@ def _rows(graph: ComputationNode) -> tuple[list[list[_Item]], _Edges]:
 
 
 def _depths(graph: ComputationNode) -> dict[ComputationNode, int]:
-    """The row of each node: below its parents, and what does not depend on the input just above where it is used."""
+    """The row of each node: below its parents, and directly above its first use if it does not depend on the input."""
     nodes = graph.nodes()
     depths: dict[ComputationNode, int] = {}
     for node in nodes:
@@ -108,7 +109,7 @@ def _depths(graph: ComputationNode) -> dict[ComputationNode, int]:
 
 
 def _order(rows: list[list[_Item]], edges: _Edges) -> None:
-    """Few crossings: each row by the mean place of its neighbours in the row before, then in the row after."""
+    """Reduce crossings: sort each row by the mean position of its neighbours in the row above, then in the row below."""
     above: dict[_Item, list[_Item]] = {item: [] for row in rows for item in row}
     below: dict[_Item, list[_Item]] = {item: [] for row in rows for item in row}
     for upper, lower in edges:
@@ -130,7 +131,7 @@ def _mean_place(
 
 
 def _places(rows: list[list[_Item]]) -> dict[_Item, tuple[float, float]]:
-    """The centre of each item: every row in the middle of the picture."""
+    """The centre of each item, with every row centred in the image."""
     widths = [sum(_width(item) + GAP for item in row) + GAP for row in rows]
     places: dict[_Item, tuple[float, float]] = {}
     for number, row in enumerate(rows):

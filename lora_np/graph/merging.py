@@ -1,7 +1,7 @@
-"""Sums of products with one x as one product: how an adapter is merged into its base, as a rewriting of the graph.
+"""Rewriting sums of products with the same x as one product, which merges an adapter into its base.
 
-A piece is a part of the graph that is affine in one of its nodes, ``x M + c``. Its M is what the piece gives for the unit
-vectors when constant terms are left out, and its c what it gives for zero: both are computed by running it.
+A piece is a part of the graph that is affine in one of its nodes, ``x M + c``. Running the piece computes both: M is its
+value at the unit vectors with constant terms omitted, c its value at zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .node import ComputationNode, depends_on_input, folded, is_constant, ordere
 
 
 class _Piece(NamedTuple):
-    """A node seen as ``x M + c``: the node x, and what it costs as it stands."""
+    """A node as ``x M + c``: its source x, and the cost of computing it unmerged."""
 
     source: ComputationNode
     multiplications: int = 0
@@ -29,17 +29,17 @@ class _Piece(NamedTuple):
         return _Piece(self.source, self.multiplications + matrix.value.size, self.products + 1)
 
     def plus(self, others: list[_Piece]) -> _Piece:
-        """The sum of pieces of the same x."""
+        """The sum of this piece and others with the same source."""
         terms = [self, *others]
         return _Piece(self.source, sum(t.multiplications for t in terms), sum(t.products for t in terms))
 
 
 def merged(graph: ComputationNode, keep: Collection[str]) -> ComputationNode:
-    """The graph with each piece as one product, where that takes fewer multiplications."""
+    """The graph with each piece replaced by one product, if that takes no more multiplications."""
     pieces = _pieces(graph, keep)
     sources: dict[ComputationNode, ComputationNode | None] = {}
     waiting = [graph]
-    while waiting:  # from the output up, so that the largest pieces are tried first
+    while waiting:  # from the output up, to try the largest pieces first
         node = waiting.pop()
         if node not in sources:
             piece = pieces[node]
@@ -56,12 +56,12 @@ def merged(graph: ComputationNode, keep: Collection[str]) -> ComputationNode:
 
 
 def _saves(node: ComputationNode, piece: _Piece) -> bool:
-    """Whether one product is cheaper than several."""
+    """Whether one product is no more expensive than the several it replaces."""
     return piece.products > 1 and piece.source.size * node.size <= piece.multiplications
 
 
 def _pieces(graph: ComputationNode, keep: Collection[str]) -> dict[ComputationNode, _Piece]:
-    """Each node as an affine function of an earlier one, or of itself; a value that is used twice is computed once."""
+    """Each node as an affine function of an earlier node or of itself. Pieces end at values that are used more than once."""
     nodes = graph.nodes()
     uses = Counter(parent for node in nodes for parent in node.parents)
     inner: dict[ComputationNode, _Piece] = {}
@@ -92,7 +92,7 @@ def _piece(node: ComputationNode, inner: dict[ComputationNode, _Piece], keep: Co
 
 
 def _one_product(node: ComputationNode, source: ComputationNode, new_source: ComputationNode) -> ComputationNode:
-    """``x M + c`` in the place of a piece."""
+    """The product ``x M + c`` that replaces a piece."""
     piece = ordered(node, stop=[source])
     constants = [inner for inner in piece if inner.function is None]
     sums = [inner for inner in piece if inner.operation in ("add", "subtract")]
@@ -108,7 +108,7 @@ def _one_product(node: ComputationNode, source: ComputationNode, new_source: Com
 
 
 def _run(piece: Sequence[ComputationNode], source: ComputationNode, x: Array | None) -> Array:
-    """The value of a piece at one x; or, without x, its matrix: the values at all unit vectors, constant terms left out."""
+    """The value of a piece at x. If x is None, its matrix: the values at all unit vectors, with constant terms omitted."""
     values: dict[ComputationNode, Any] = {source: np.eye(source.size, dtype=source.dtype) if x is None else x}
     for node in piece:
         if node.function is None:
@@ -116,9 +116,9 @@ def _run(piece: Sequence[ComputationNode], source: ComputationNode, x: Array | N
         elif x is None and node.operation == "matmul" and node.parents[0] is source:
             values[node] = node.parents[1].value
         else:
-            left_out = x is None and node.operation in ("add", "subtract")
+            omitted = x is None and node.operation in ("add", "subtract")
             operands = [
-                0 if left_out and parent.function is None and parent is not source else values[parent]
+                0 if omitted and parent.function is None and parent is not source else values[parent]
                 for parent in node.parents
             ]
             values[node] = node.function(*operands)

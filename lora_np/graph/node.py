@@ -1,4 +1,4 @@
-"""`ComputationNode`: one value of a computation, and how it comes from others."""
+"""`ComputationNode`: one value of a computation, and how it is computed from others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._validation import finite_float, last_axis, real_array, same_shape
 from ..errors import ArgumentError
 
 Shape: TypeAlias = tuple[int | EllipsisType, ...]
-"""Sizes of axes; what depends on the input begins with ``...``, its leading axes."""
+"""The sizes of the axes; shapes that depend on the input begin with ``...``, its leading axes."""
 
 INFIX = {
     "matmul": "@",
@@ -34,28 +34,28 @@ INFIX = {
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class ComputationNode:
-    """One value of a computation: an input, a constant, or what a function makes of other nodes.
+    """One value of a computation: an input, a parameter, a constant, or the result of a function of other nodes.
 
-    A graph is the node of its output: its parents, their parents and so on are all of it. Nodes never change, so graphs may
-    share them. ``str(node)`` is the graph as a program, a line for each operation.
+    A graph is represented by its output node; the other nodes are its ancestors. Nodes are immutable, so graphs may share
+    them. ``str(node)`` is the graph as a program with one line per operation.
 
     Parameters
     ----------
     operation : str
-        ``"input"``, ``"parameter"``, ``"constant"``, or the function's own name: ``"matmul"``, ``"add"``, ``"tanh"``.
+        ``"input"``, ``"parameter"``, ``"constant"``, or the name of the function, such as ``"matmul"`` or ``"tanh"``.
     shape : tuple
-        The sizes of the axes. What depends on the input begins with ``...``: any number of leading axes, or none.
+        The sizes of the axes. Shapes that depend on the input begin with ``...``: any number of leading axes, or none.
     dtype : numpy.dtype
     parents : tuple of ComputationNode
         The operands, in order.
     name : str
-        Of an input or a parameter; parameters have those of ``named_parameters(frozen=True)``.
+        The name of an input or parameter. Parameters are named as in ``named_parameters(frozen=True)``.
     value : array or number, optional
-        Of a parameter or constant. The array cannot be written to.
+        The value of a parameter or constant. An array is read-only.
     function : callable, optional
-        What computes the value: ``function(*operands, **options)``.
+        Computes the value: ``function(*operands, **options)``.
     options : mapping
-        Further arguments of the function, such as an axis.
+        Keyword arguments of the function, such as an axis.
 
     Examples
     --------
@@ -86,7 +86,7 @@ class ComputationNode:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def nodes(self) -> tuple[ComputationNode, ...]:
-        """All nodes of the graph, each once, parents before their children and this one last."""
+        """All nodes of the graph without duplicates, parents before their children, this node last."""
         return ordered(self)
 
     @property
@@ -97,34 +97,34 @@ class ComputationNode:
         return size
 
     def inputs(self) -> tuple[ComputationNode, ...]:
-        """The nodes whose value must be given."""
+        """The input nodes, whose values `evaluate` requires."""
         return tuple(node for node in self.nodes() if node.operation == "input")
 
     def evaluate(self, values: Mapping[str, Any]) -> Array:
-        """The value of this node, computed by NumPy.
+        """Compute the value of this node with NumPy.
 
         Parameters
         ----------
-        values : arrays by name
-            One for every input, with any leading axes; and one of the same shape for any parameter that is to have another
-            value than at export.
+        values : mapping of str to array
+            A value for every input, with any leading axes, and optionally for parameters, to replace the value recorded at
+            export.
 
         Returns
         -------
         array
-            A new one.
+            A new array.
 
         Raises
         ------
         ArgumentError
-            An input is missing or has another last axis, a name is not in the graph, or a value is not real or has another
-            shape.
+            If an input is missing, a name is not in the graph, or a value is not real or does not have the shape of its
+            node.
         """
         nodes = self.nodes()
         named = {node.name for node in nodes if node.name}
         for name in values:
             if name not in named:
-                raise ArgumentError(f"values must be of inputs and parameters of the graph, got {name!r}")
+                raise ArgumentError(f"values must name inputs or parameters of the graph, got {name!r}")
         results: dict[ComputationNode, Any] = {}
         for node in nodes:
             if node.function is None:
@@ -153,7 +153,7 @@ class ComputationNode:
 
 
 VIEWS = ("getitem", "transpose")
-"""Operations that compute nothing."""
+"""Operations that only rearrange their operand."""
 
 
 def getitem(array: Array, index: Any) -> Array:
@@ -162,7 +162,7 @@ def getitem(array: Array, index: Any) -> Array:
 
 
 def ordered(node: ComputationNode, stop: Collection[ComputationNode] = ()) -> tuple[ComputationNode, ...]:
-    """The nodes of a graph, parents before their children; those of `stop` are left out with all that is beyond."""
+    """The nodes of a graph, parents before their children. The traversal does not enter the nodes in `stop`."""
     found: dict[ComputationNode, None] = {}
     waiting = [(node, False)]
     while waiting:
@@ -176,26 +176,26 @@ def ordered(node: ComputationNode, stop: Collection[ComputationNode] = ()) -> tu
 
 
 def depends_on_input(node: ComputationNode) -> bool:
-    """Whether the value differs from pass to pass."""
+    """Whether the value depends on the input, rather than on parameters and constants alone."""
     return node.shape[:1] == (...,)
 
 
 def frozen_copy(array: Array) -> Array:
-    """A copy that cannot be written to."""
+    """A read-only copy."""
     copied = np.array(array, order="C")
     copied.setflags(write=False)
     return copied
 
 
 def constant_node(value: Array, parameters: tuple[str, ...] = ()) -> ComputationNode:
-    """A node of a known value, which is copied; `parameters` are the names of those that it was computed from."""
+    """A node with a known value, which is copied. `parameters` names the parameters it was computed from."""
     name = f"folded({', '.join(parameters)})" if parameters else ""
     options = {"parameters": parameters} if parameters else {}
     return ComputationNode("constant", value.shape, value.dtype, name=name, value=frozen_copy(value), options=options)
 
 
 def label(node: ComputationNode) -> str:
-    """How a node is called where it is drawn: a leaf by its name or value, any other by its operation."""
+    """The label of a node in a drawing: the name or value of a leaf, the operation of any other node."""
     if node.function is not None:
         return _index_text(node) if node.operation == "getitem" else INFIX.get(node.operation, node.operation)
     if node.name or node.operation == "input":
@@ -204,7 +204,7 @@ def label(node: ComputationNode) -> str:
 
 
 def shape_text(shape: Shape) -> str:
-    """A shape as it is written in mathematics: ``(..., 3)``."""
+    """A shape in mathematical notation: ``(..., 3)``."""
     sizes = ["..." if size is ... else str(size) for size in shape]
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
@@ -238,7 +238,7 @@ def _entry_text(entry: Any) -> str:
 def _leaf_value(node: ComputationNode, values: Mapping[str, Any]) -> Any:
     if node.name not in values:
         if node.operation == "input":
-            raise ArgumentError(f"values must hold every input of the graph, and there is none for {node.name!r}")
+            raise ArgumentError(f"values must include every input of the graph, got none for {node.name!r}")
         return node.value
     if isinstance(node.value, float):
         return finite_float(node.name, values[node.name])
@@ -251,12 +251,12 @@ def _leaf_value(node: ComputationNode, values: Mapping[str, Any]) -> Any:
 
 
 def is_constant(node: ComputationNode, keep: Collection[str] = ()) -> bool:
-    """Whether the value is known, and is none of those to keep."""
+    """Whether the value is known, and is not a parameter to keep."""
     return node.operation == "constant" or (node.operation == "parameter" and node.name not in keep)
 
 
 def folded(value: Any, constants: Iterable[ComputationNode]) -> ComputationNode:
-    """A constant, called after the parameters that it was computed from."""
+    """A constant, named after the parameters it was computed from."""
     names = {name for node in constants for name in _parameters(node)}
     return constant_node(np.asarray(value), tuple(sorted(names)))
 

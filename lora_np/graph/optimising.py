@@ -1,4 +1,4 @@
-"""Rewriting a graph into a smaller one of the same value: constants folded, identities dropped, equal nodes shared."""
+"""Simplifying a graph: folding constants, removing identities, sharing equal nodes, merging products."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ COMMUTATIVE = ("multiply", "add")
 
 
 def optimise(graph: ComputationNode, *, keep: Collection[str] = ()) -> ComputationNode:
-    """A graph of the same value, up to rounding, with fewer operations.
+    """Rewrite a graph with fewer operations; its value stays the same up to rounding.
 
     Parameters
     ----------
     graph : ComputationNode
-    keep : names of parameters
-        What depends on these is not computed beforehand, so `ComputationNode.evaluate` can still give them other values.
+    keep : collection of str
+        Names of parameters that must not be folded, so that `ComputationNode.evaluate` can still replace their values.
 
     Returns
     -------
     ComputationNode
-        In the new graph, what depends on constants alone is a constant; equal subexpressions are one node; ``x * 1`` and
-        ``x + 0`` are gone; and where sums of products with one x need fewer
-        multiplications as one product, they are: ``x W + b + s (x A) B`` becomes ``x (W + s A B) + b``. So an adapter is
-        merged into a linear base, and stays apart where an activation is in between.
+        The rewritten graph. Values that depend only on constants are folded, equal subexpressions are shared, and
+        operations such as ``x * 1`` and ``x + 0`` are removed. Sums of products with the same x become one product if that
+        takes no more multiplications: ``x W + b + s (x A) B`` becomes ``x (W + s A B) + b``. Adapters are thereby merged
+        into linear bases, but not into bases with an activation.
 
     Raises
     ------
     ArgumentError
-        The graph has no parameter of a name in `keep`.
+        If a name in `keep` is not that of a parameter of the graph.
 
     Notes
     -----
-    A constant that was computed is called after the parameters in it: ``folded(base.weight, lora.matrix_a)``.
+    A folded constant is named after its parameters: ``folded(base.weight, lora.matrix_a)``.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def optimise(graph: ComputationNode, *, keep: Collection[str] = ()) -> Computati
 
 
 def simplified(graph: ComputationNode, keep: Collection[str] = ()) -> ComputationNode:
-    """What `optimise` does, without merging."""
+    """`optimise` without merging."""
     shared: dict[Any, ComputationNode] = {}
     new: dict[ComputationNode, ComputationNode] = {}
     for node in graph.nodes():
@@ -86,7 +86,7 @@ def _simpler(node: ComputationNode, keep: Collection[str]) -> ComputationNode:
 
 
 def _without_identity(node: ComputationNode, keep: Collection[str]) -> ComputationNode:
-    """The operand, where the operation leaves it as it is."""
+    """The operand, if the operation returns it unchanged; otherwise the node itself."""
     for operand, other in _operands(node):
         same = (operand.shape, operand.dtype) == (node.shape, node.dtype)
         if same and is_constant(other, keep) and np.all(other.value == NEUTRAL[node.operation]):
@@ -96,7 +96,7 @@ def _without_identity(node: ComputationNode, keep: Collection[str]) -> Computati
 
 
 def _operands(node: ComputationNode) -> list[tuple[ComputationNode, ComputationNode]]:
-    """The pairs (operand, other) of an operation for which `other` may be neutral."""
+    """The pairs (operand, other) in which `other` may be a neutral element of the operation."""
     if node.operation not in NEUTRAL:
         return []
     first, second = node.parents
@@ -104,7 +104,7 @@ def _operands(node: ComputationNode) -> list[tuple[ComputationNode, ComputationN
 
 
 def _key(node: ComputationNode) -> Any:
-    """Equal for nodes of equal value."""
+    """A key that is equal only for nodes of equal value."""
     if node.function is not None:
         return node.function, node.parents, repr(node.options)
     if isinstance(node.value, int | float):

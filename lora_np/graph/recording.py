@@ -1,8 +1,8 @@
-"""Recording a graph: a layer's own pure `apply` runs on symbols, which write down what is done with them.
+"""Recording a graph: the pure `apply` of a layer runs on symbols, which record the operations applied to them.
 
-No formula is written a second time. A twin of the layer has a symbol in the place of each array; NumPy hands every function
-that meets a symbol over to it, by the protocols ``__array_ufunc__`` and ``__array_function__``. Shapes and dtypes come from
-NumPy as well: each symbol carries a sample, an array of no rows where it depends on the input.
+No formula is written twice. In a copy of the layer, a symbol replaces each array. NumPy passes every function that is
+called with a symbol to that symbol, through the protocols ``__array_ufunc__`` and ``__array_function__``. Shapes and dtypes
+also come from NumPy: each symbol carries a sample array, which has no rows if it depends on the input.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .node import (
 
 
 class Recordable(Protocol):
-    """What a layer must have to be recorded."""
+    """The interface that a layer must have to be recorded."""
 
     input_size: int
     output_size: int
@@ -45,13 +45,13 @@ class Recordable(Protocol):
 
 
 def record(layer: Recordable, input_nodes: list[ComputationNode]) -> ComputationNode:
-    """The graph of a layer's inference; see `lora_np.Layer.export_computation_graph`."""
+    """The computation graph of a layer in inference; see `lora_np.Layer.export_computation_graph`."""
     if input_nodes is None:
-        raise ArgumentNullError("input_nodes must not be None; a new list takes the input node")
+        raise ArgumentNullError("input_nodes must not be None; pass an empty list to receive the input node")
     if not isinstance(input_nodes, list) or not all(isinstance(node, ComputationNode) for node in input_nodes):
         raise ArgumentError(f"input_nodes must be a list of ComputationNode, got {input_nodes!r}")
     if len(input_nodes) > 1:
-        raise ArgumentError(f"input_nodes must hold one node at most, for a layer has one input; got {len(input_nodes)}")
+        raise ArgumentError(f"input_nodes must hold at most one node because a layer has one input, got {len(input_nodes)}")
     node = input_nodes[0] if input_nodes else _input_node(layer)
     if (node.shape, node.dtype) != ((..., layer.input_size), layer.dtype):
         expected = f"{shape_text((..., layer.input_size))} of {layer.dtype}"
@@ -63,7 +63,7 @@ def record(layer: Recordable, input_nodes: list[ComputationNode]) -> Computation
 
 
 def is_recordable(layer: Recordable) -> bool:
-    """Whether `record` succeeds; nothing is copied."""
+    """Whether `record` would succeed, determined without copying parameters."""
     try:
         _recorded(layer, _input_node(layer), np.asarray)
     except NotSupportedError:
@@ -72,7 +72,7 @@ def is_recordable(layer: Recordable) -> bool:
 
 
 def record_function(function: Callable[..., Any], parents: Sequence[ComputationNode]) -> ComputationNode:
-    """What a function of arrays does, as a graph on top of its operands' nodes."""
+    """The graph of a function of arrays, built on the nodes of its operands."""
     return _node(function(*map(_symbol, parents)))
 
 
@@ -85,17 +85,17 @@ def _recorded(layer: Recordable, node: ComputationNode, constant: Callable[[Arra
         apply: Callable[..., Any] = _twin(layer, constant).apply
         output = _node(apply(_symbol(node), INFERENCE)[0])
         if output.shape != (..., layer.output_size):
-            raise NotSupportedError(f"its output has the shape {shape_text(output.shape)}")
-    except Exception as error:  # an apply that was written for arrays may raise anything on a symbol
+            raise NotSupportedError(f"its output has shape {shape_text(output.shape)}, not (..., {layer.output_size})")
+    except Exception as error:  # an `apply` written for arrays may raise anything when given symbols
         for child in layer.children().values():
-            _recorded(child, _input_node(child), np.asarray)  # where the reason lies in a child, this names the child
+            _recorded(child, _input_node(child), np.asarray)  # if a child is the cause, the error names the child
         reason = f"{layer.layer_name} ({type(layer).__name__}) has no computation graph: {error}"
         raise NotSupportedError(reason) from error
     return output
 
 
 def _twin(layer: Recordable, constant: Callable[[Array], Array]) -> Recordable:
-    """A copy with symbols in the place of arrays, wherever they are kept, and with activations that record themselves."""
+    """A copy with symbols in place of all arrays, wherever they are stored, and with activations that record themselves."""
     arrays = layer.named_parameters(frozen=True)
     memo: dict[int, Any] = {}
     for name, array in arrays.items():
@@ -113,7 +113,7 @@ def _twin(layer: Recordable, constant: Callable[[Array], Array]) -> Recordable:
 
 
 class _NamedFloat(float):
-    """A number that has a name where it meets a symbol, and is any number elsewhere."""
+    """A number that symbols record as a named parameter; to all other code it is a plain float."""
 
     name: str
 
@@ -125,7 +125,7 @@ def _named_scaling(name: str, scaling_at: Callable[[int], float], rank: int) -> 
 
 
 class _RecordedActivation:
-    """An activation that is recorded as one operation of its name."""
+    """An activation that is recorded as a single operation with its name."""
 
     def __init__(self, activation: Activation) -> None:
         self._activation = activation
@@ -140,7 +140,7 @@ class _RecordedActivation:
 
 
 def _reduction(function: Callable[..., Any]) -> Callable[..., _Symbol]:
-    """The method of arrays that is this function."""
+    """The array method that corresponds to a NumPy reduction."""
 
     def method(self: _Symbol, axis: Any = None, **options: Any) -> _Symbol:
         return _apply(function, [self], {"axis": axis} | options)
@@ -149,16 +149,16 @@ def _reduction(function: Callable[..., Any]) -> Callable[..., _Symbol]:
 
 
 class _Symbol(np.lib.mixins.NDArrayOperatorsMixin):
-    """Stands for an array, and records what is done with it.
+    """A stand-in for an array that records the operations applied to it.
 
     Parameters
     ----------
     node : ComputationNode
-        What has been recorded.
+        The value recorded so far.
     sample : array
-        Of its shape and dtype, with a first axis of no rows where it depends on the input.
+        An array of the node's shape and dtype; if the node depends on the input, one axis of length 0 replaces the ``...``.
     fresh : bool
-        Whether it is the only way to its array, which may then be written to.
+        Whether this symbol is the only reference to its array, so that in-place operations on it can be recorded.
     """
 
     def __init__(self, node: ComputationNode, sample: Any, *, fresh: bool = False) -> None:
@@ -168,7 +168,7 @@ class _Symbol(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *operands: Any, out: Any = None, **options: Any) -> Any:
         if method != "__call__" or options or ufunc.nout > 1:
-            _refuse(f"numpy.{ufunc.__name__}.{method} with {options} cannot be recorded")
+            _refuse(f"numpy.{ufunc.__name__}.{method} with options {options} cannot be recorded")
         result = _apply(ufunc, operands)
         if out is None:
             return result
@@ -176,26 +176,26 @@ class _Symbol(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __array_function__(self, function: Any, types: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if function is np.may_share_memory:
-            return False  # nodes never change
+            return False  # nodes are immutable
         return _apply(function, arguments, options)
 
     def __getitem__(self, index: Any) -> _Symbol:
         entries = index if isinstance(index, tuple) else (index,)
         if not all(entry is None or entry is ... or isinstance(entry, int | slice) for entry in entries):
-            _refuse(f"an index other than integers and slices cannot be recorded, got {index!r}")
+            _refuse(f"only integer and slice indices can be recorded, got {index!r}")
         if not self._whole(entries):
             return _apply(getitem, [self], {"index": index})
         self.fresh = False
         return _Symbol(self.node, self.sample)
 
     def _whole(self, entries: tuple[Any, ...]) -> bool:
-        """Whether an index takes everything, however many leading axes there are."""
+        """Whether an index selects the whole array, whatever the number of leading axes."""
         plain = all(entry is ... or (isinstance(entry, slice) and entry.step in (None, 1)) for entry in entries)
         rows_alone = entries[0] is ... or not depends_on_input(self.node)
         return plain and rows_alone and self.sample[entries].shape == self.sample.shape
 
     def _becomes(self, result: _Symbol) -> _Symbol:
-        """An operation in place: on a fresh result it is the plain operation, under the same name."""
+        """Record an in-place operation: on a fresh result, the symbol simply takes on the new value."""
         if not self.fresh or result.node.shape != self.node.shape:
             _refuse_writing()
         self.node, self.sample = result.node, result.sample
@@ -223,13 +223,13 @@ class _Symbol(np.lib.mixins.NDArrayOperatorsMixin):
     sum, max, min, mean = _reduction(np.sum), _reduction(np.max), _reduction(np.min), _reduction(np.mean)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
-        _refuse("it makes an array of a value that is not known yet")
+        _refuse("it converts a value that is not known yet to an array")
 
     def __bool__(self) -> NoReturn:
-        _refuse("it decides by a value that is not known yet")
+        _refuse("it branches on a value that is not known yet")
 
     def __len__(self) -> NoReturn:
-        _refuse("it asks for the length of a value that is not known yet")
+        _refuse("it takes the length of a value that is not known yet")
 
     __iter__ = None
 
@@ -239,7 +239,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _refuse_writing() -> NoReturn:
-    _refuse("it writes into an array that is not a fresh result")
+    _refuse("it writes to an array that is not a fresh result")
 
 
 def _apply(
@@ -249,16 +249,16 @@ def _apply(
     name = name or function.__name__
     options = dict(options or {})
     if any(isinstance(value, _Symbol | np.ndarray) for value in options.values()):
-        _refuse(f"{name} with arrays among its options cannot be recorded")
+        _refuse(f"{name} with arrays as keyword arguments cannot be recorded")
     symbols = [_as_symbol(operand) for operand in operands]
     with np.errstate(all="ignore"):
         sample = function(*(symbol.sample for symbol in symbols), **options)
     if not isinstance(sample, np.ndarray | np.generic):
-        _refuse(f"{name} does not give one array")
+        _refuse(f"{name} does not return a single array")
     shape: Shape = sample.shape
     if any(depends_on_input(symbol.node) for symbol in symbols):
         if shape[:1] != (0,):
-            _refuse(f"{name} does not keep the rows of the input")
+            _refuse(f"{name} does not preserve the rows of the input")
         shape = (..., *shape[1:])
     parents = tuple(symbol.node for symbol in symbols)
     node = ComputationNode(name, shape, sample.dtype, parents, function=function, options=options)
@@ -268,7 +268,7 @@ def _apply(
 
 
 def _as_symbol(operand: Any) -> _Symbol:
-    """The operand itself, or a constant."""
+    """The operand if it is a symbol, else a symbol for a constant or a named parameter."""
     if isinstance(operand, _Symbol):
         return operand
     if isinstance(operand, _NamedFloat):
@@ -278,12 +278,12 @@ def _as_symbol(operand: Any) -> _Symbol:
         return _Symbol(ComputationNode("constant", (), np.dtype(type(operand)), value=operand), operand)
     array = np.asarray(operand)
     if array.dtype.kind not in "biuf":
-        _refuse(f"it computes with {operand!r}, which is no array of real numbers")
+        _refuse(f"it computes with {operand!r}, which is not an array of real numbers")
     return _Symbol(constant_node(array), array)
 
 
 def _symbol(node: ComputationNode) -> _Symbol:
-    """A symbol that stands for the value of a node."""
+    """A symbol for the value of a node."""
     if depends_on_input(node):
         return _Symbol(node, np.empty((0, *node.shape[1:]), node.dtype))
     return _Symbol(node, node.evaluate({}) if node.function is not None else node.value)
@@ -291,5 +291,5 @@ def _symbol(node: ComputationNode) -> _Symbol:
 
 def _node(symbol: Any) -> ComputationNode:
     if not isinstance(symbol, _Symbol):
-        _refuse(f"its output does not depend on its input: {type(symbol).__name__}")
+        _refuse(f"its output does not depend on its input, got {type(symbol).__name__}")
     return symbol.node
