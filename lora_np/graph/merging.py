@@ -61,7 +61,7 @@ def _saves(node: ComputationNode, piece: _Piece) -> bool:
 
 
 def _pieces(graph: ComputationNode, keep: Collection[str]) -> dict[ComputationNode, _Piece]:
-    """Each node as an affine function of an earlier node or of itself. Pieces end at values that are used more than once."""
+    """Each node as an affine function of an earlier node or of itself. A piece ends at values used more than once."""
     nodes = graph.nodes()
     uses = Counter(parent for node in nodes for parent in node.parents)
     inner: dict[ComputationNode, _Piece] = {}
