@@ -1,7 +1,7 @@
-"""A JSON header and named arrays in one ``.npz`` file: no pickle, and never half a file.
+"""A JSON header and named arrays in one ``.npz`` file, without pickle, and written atomically.
 
-The file is an ordinary uncompressed npz (numpy.load reads its arrays); the header is the entry ``lora_np.json``. What reads
-and writes it is imported when a file is read or written: programs that use none start faster.
+The file is an ordinary uncompressed npz file, whose arrays `numpy.load` can read; the header is the entry ``lora_np.json``.
+The modules json and zipfile are imported on first use, which makes ``import lora_np`` faster.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 HEADER = "lora_np.json"
 _numbers = itertools.count(1)
 
-EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time of day, so that equal contents give equal bytes
+EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed timestamp, so that equal contents produce identical bytes
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that appears under its name only when all of it is written.
+    """Context manager: write a file that appears under its name only once it is complete.
 
     Parameters
     ----------
     path : path
-        An existing file of this name is replaced at the end, or left as it is when an error occurs.
+        The name of the file. An existing file is replaced at the end, or left unchanged if the block raises.
     """
     temporary = f"{os.fspath(path)}.{os.getpid()}-{next(_numbers)}.tmp"
     try:
@@ -47,19 +47,19 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write(file: str | os.PathLike[str] | BinaryIO, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write a header and arrays; equal contents give equal bytes.
+    """Write a header and arrays. Equal contents produce identical bytes.
 
     Raises
     ------
     ArgumentError
-        A name that no file can hold: it has a zero byte, half a surrogate pair, or more than 65,000 bytes.
+        If a name cannot be stored because it contains a zero byte or a lone surrogate, or has 65,000 bytes or more.
     """
     import json
     import zipfile
 
     for name in arrays:
         if not _is_storable(name):
-            raise ArgumentError(f"a file cannot hold an array of this name: {name[:80]!r}")
+            raise ArgumentError(f"array name cannot be stored in a file: {name[:80]!r}")
     if isinstance(file, str | os.PathLike):
         with atomic_file(file) as stream:
             write(stream, header, arrays)
@@ -74,12 +74,12 @@ def write(file: str | os.PathLike[str] | BinaryIO, header: Mapping[str, Any], ar
 
 
 def read(file: str | os.PathLike[str] | BinaryIO) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Read what `write` wrote.
+    """Read the header and arrays of a file written by `write`.
 
     Raises
     ------
     FormatError
-        The file is damaged, or something else than such an archive.
+        If the file is damaged or not such an archive.
     """
     if isinstance(file, str | os.PathLike):
         with open(file, "rb") as stream:
@@ -95,10 +95,11 @@ def _read(file: BinaryIO, label: str) -> tuple[dict[str, Any], dict[str, Array]]
         with zipfile.ZipFile(file) as archive:
             header = json.loads(archive.read(HEADER))
             arrays = {name.removesuffix(".npy"): _array(archive, name) for name in archive.namelist() if name != HEADER}
-    except Exception as error:  # a damaged file makes zipfile, its decompressors and NumPy raise almost anything
+    except Exception as error:  # on damaged files, zipfile, its decompressors and NumPy raise almost anything
         raise FormatError(f"{label} is not a lora_np file: {error}") from error
-    if not isinstance(header, dict) or header.get("format") != "lora_np":
-        raise FormatError(f"{label} is not a lora_np file: its header does not say so")
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != "lora_np":
+        raise FormatError(f"{label} is not a lora_np file: the format in its header is {found!r}")
     if header.get("version") != 1:
         raise FormatError(f"{label} has format version {header.get('version')!r}; this lora_np reads version 1")
     return header, arrays

@@ -1,4 +1,4 @@
-"""The archive: a round trip to the bit, never half a file, and FormatError for everything that is damaged."""
+"""The archive: exact round trips, atomic writing, and FormatError for everything that is damaged."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def npy(array, **keywords):
 
 
 def zipped(entries, method=zipfile.ZIP_STORED):
-    """The bytes of a zip file with these entries; none of its checksums is wrong."""
+    """The bytes of a zip file with the given entries and valid checksums."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", method) as archive:
         for name, data in entries.items():
@@ -71,10 +71,10 @@ def assert_equal_arrays(found, expected):
         assert found[name].tobytes() == array.tobytes()
 
 
-def assert_same_or_refused(data):
-    """A file is refused with FormatError and nothing else, or what it holds is what was written.
+def assert_same_or_rejected(data):
+    """Assert that a file either raises FormatError, and no other error, or has the contents that were written.
 
-    A damaged directory may hide entries; `load_layer` notices that arrays are missing.
+    A damaged directory may hide entries; `load_layer` detects that arrays are missing.
     """
     try:
         header, found = read(data)
@@ -84,16 +84,16 @@ def assert_same_or_refused(data):
     assert_equal_arrays(found, {name: ARRAYS[name] for name in found})
 
 
-# ---------------------------------------------------------------- what is written is read
+# ---------------------------------------------------------------- round trips
 
 
 @given(extra=st.dictionaries(st.text().filter(lambda k: k not in HEADER), json_values, max_size=3))
-def test_headers_come_back(extra):
+def test_headers_round_trip(extra):
     assert read(content(HEADER | extra))[0] == HEADER | extra
 
 
 @given(values=st.dictionaries(names.filter(lambda n: not n.endswith(".npy")), arrays, max_size=4))
-def test_arrays_come_back_to_the_bit_and_in_order(values):
+def test_arrays_round_trip_exactly_and_in_order(values):
     assert_equal_arrays(read(content(values=values))[1], values)
 
 
@@ -102,7 +102,7 @@ def test_arrays_come_back_to_the_bit_and_in_order(values):
     ["x", "a.npy", "file", "lora_np.json", "a/b", "../a", "a\\b", " ", "", "ü", "n" * 60_000],
     ids=lambda name: name[:20],
 )
-def test_odd_names_come_back(name):
+def test_odd_names_round_trip(name):
     assert_equal_arrays(read(content(values={name: np.ones(2)}))[1], {name: np.ones(2)})
 
 
@@ -110,31 +110,31 @@ def test_odd_names_come_back(name):
     "name", ["a\0b", "\ud800", "n" * 70_000, "ü" * 33_000], ids=["zero", "half", "long", "long in UTF-8"]
 )
 @pytest.mark.parametrize("old", [None, b"older"], ids=["no file", "older file"])
-def test_a_name_that_no_file_can_hold_is_refused_before_anything_is_written(tmp_path, name, old):
+def test_a_name_that_cannot_be_stored_is_rejected_before_anything_is_written(tmp_path, name, old):
     path = tmp_path / "layer.npz"
     if old is not None:
         path.write_bytes(old)
-    with pytest.raises(ArgumentError, match="a file cannot hold an array of this name: '"):
+    with pytest.raises(ArgumentError, match="array name cannot be stored in a file: '"):
         _archive.write(path, HEADER, {"a": np.ones(2), name: np.ones(2)})
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
-def test_special_numbers_come_back():
+def test_special_numbers_round_trip():
     values = {"a": np.array([np.nan, -0.0, np.inf, 5e-324])}
     assert_equal_arrays(read(content(values=values))[1], values)
 
 
 @pytest.mark.parametrize("view", [np.arange(6.0).reshape(2, 3).T, np.arange(6.0)[::2], np.arange(6.0)[::-1]], ids=str)
-def test_views_are_written_as_what_they_show(view):
+def test_views_are_written_as_their_values(view):
     np.testing.assert_array_equal(read(content(values={"a": view}))[1]["a"], view)
 
 
-def test_equal_contents_give_equal_bytes():
+def test_equal_contents_produce_identical_bytes():
     copies = {name: np.asfortranarray(array.copy()) for name, array in ARRAYS.items()}
     assert content() == content(dict(HEADER), copies)
 
 
-def test_other_contents_give_other_bytes():
+def test_different_contents_produce_different_bytes():
     assert content() != content(values={"a": np.arange(3.0), "b.c": np.zeros((2, 1), np.float32)})
 
 
@@ -144,7 +144,7 @@ def test_numpy_reads_the_arrays():
 
 
 @pytest.mark.parametrize("convert", [str, lambda path: path], ids=["str", "Path"])
-def test_a_path_and_a_stream_hold_the_same(tmp_path, convert):
+def test_a_path_and_a_stream_get_the_same_bytes(tmp_path, convert):
     path = convert(tmp_path / "layer.npz")
     _archive.write(path, HEADER, ARRAYS)
     with open(path, "rb") as file:
@@ -160,11 +160,11 @@ def test_a_path_without_a_folder_is_in_the_working_directory(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["layer.npz"]
 
 
-# ---------------------------------------------------------------- never half a file
+# ---------------------------------------------------------------- atomic writing
 
 
 class Unreadable:
-    """Becomes an array only to fail, in the middle of a file."""
+    """Fails on conversion to an array, in the middle of a file."""
 
     def __array__(self, dtype=None, copy=None):
         raise OSError("the disk is gone")
@@ -173,7 +173,7 @@ class Unreadable:
 FAILURES = {
     "an array that fails": (HEADER, {"a": np.ones(3), "b": Unreadable()}, OSError),
     "an array of objects": (HEADER, {"a": np.ones(3), "b": np.array([object()])}, ValueError),
-    "a header that is no JSON": (HEADER | {"x": object()}, ARRAYS, TypeError),
+    "a header that is not JSON": (HEADER | {"x": object()}, ARRAYS, TypeError),
     "a header with NaN": (HEADER | {"x": float("nan")}, ARRAYS, ValueError),
 }
 
@@ -189,7 +189,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, header, values, er
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
-def test_the_old_file_is_there_until_the_new_one_is_complete(tmp_path):
+def test_the_old_file_remains_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with _archive.atomic_file(path) as file:
@@ -200,15 +200,15 @@ def test_the_old_file_is_there_until_the_new_one_is_complete(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
+def test_two_writers_of_one_file_do_not_interfere(tmp_path):
     path = tmp_path / "file"
     with _archive.atomic_file(path) as slow:
         slow.write(b"slow, ")
         with _archive.atomic_file(path) as quick:
             quick.write(b"quick")
         assert path.read_bytes() == b"quick"
-        slow.write(b"and whole")
-    assert path.read_bytes() == b"slow, and whole"
+        slow.write(b"and complete")
+    assert path.read_bytes() == b"slow, and complete"
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -241,7 +241,7 @@ def test_a_failing_replacement_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["layer.npz"]
 
 
-def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path):
+def test_a_missing_folder_is_an_error_of_the_system(tmp_path):
     path = tmp_path / "missing" / "layer.npz"
     with pytest.raises(FileNotFoundError):
         _archive.write(path, HEADER, ARRAYS)
@@ -252,7 +252,7 @@ def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path):
 # ---------------------------------------------------------------- damaged files
 
 
-def test_a_file_truncated_at_any_length_is_refused():
+def test_a_file_truncated_at_any_length_is_rejected():
     intact = content()
     for length in range(len(intact)):
         with pytest.raises(FormatError):
@@ -260,24 +260,24 @@ def test_a_file_truncated_at_any_length_is_refused():
 
 
 @pytest.mark.parametrize("mask", [1, 2, 4, 8, 12, 14, 16, 32, 64, 128, 255])
-def test_no_damaged_byte_gives_other_contents_or_another_error(mask):
+def test_a_damaged_byte_never_changes_the_contents_or_raises_another_error(mask):
     intact = content()
     for index in range(len(intact)):
         damaged = bytearray(intact)
         damaged[index] ^= mask
-        assert_same_or_refused(bytes(damaged))
+        assert_same_or_rejected(bytes(damaged))
 
 
 @given(changes=st.lists(st.tuples(st.integers(0, len(content()) - 1), st.integers(0, 255)), min_size=1, max_size=5))
-def test_several_damaged_bytes_give_no_other_error(changes):
+def test_several_damaged_bytes_raise_no_other_error(changes):
     damaged = bytearray(content())
     for index, value in changes:
         damaged[index] = value
-    assert_same_or_refused(bytes(damaged))
+    assert_same_or_rejected(bytes(damaged))
 
 
 @given(data=st.binary(max_size=200))
-def test_random_bytes_are_refused(data):
+def test_random_bytes_are_rejected(data):
     with pytest.raises(FormatError):
         read(data)
 
@@ -296,26 +296,26 @@ def test_random_bytes_are_refused(data):
         zipped({"lora_np.json": b"[]"}),
         zipped({"lora_np.json": b'"lora_np"'}),
     ],
-    ids=["empty", "text", "npy", "empty zip", "plain npz", "half JSON", "no UTF-8", "deep JSON", "a list", "a string"],
+    ids=["empty", "text", "npy", "empty zip", "plain npz", "half JSON", "not UTF-8", "deep JSON", "a list", "a string"],
 )
-def test_other_files_are_refused(data):
+def test_other_files_are_rejected(data):
     with pytest.raises(FormatError, match="the stream is not a lora_np file"):
         read(data)
 
 
 @pytest.mark.parametrize("value", [None, "other", 1, ["lora_np"]], ids=repr)
-def test_another_format_is_refused(value):
-    with pytest.raises(FormatError, match="its header does not say so"):
+def test_another_format_is_rejected(value):
+    with pytest.raises(FormatError, match=re.escape(f"is not a lora_np file: the format in its header is {value!r}")):
         read(content(HEADER | {"format": value}))
 
 
 @pytest.mark.parametrize("value", [2, 0, None, "1", [1]], ids=repr)
-def test_another_version_is_refused_by_name(value):
+def test_another_version_is_rejected_and_named(value):
     with pytest.raises(FormatError, match=re.escape(f"format version {value!r}; this lora_np reads version 1")):
         read(content(HEADER | {"version": value}))
 
 
-def test_a_message_names_the_file(tmp_path):
+def test_the_message_names_the_file(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_bytes(b"text")
     with pytest.raises(FormatError, match=re.escape(str(path))):
@@ -325,7 +325,7 @@ def test_a_message_names_the_file(tmp_path):
 def test_objects_are_not_unpickled():
     class Trap:
         def __reduce__(self):
-            return pytest.fail, ("a pickle was run",)
+            return pytest.fail, ("a pickle was executed",)
 
     with pytest.raises(FormatError, match="Object arrays"):
         read(with_array(npy(np.array([Trap()], dtype=object), allow_pickle=True)))
@@ -352,24 +352,24 @@ def test_objects_are_not_unpickled():
         "text",
         "truncated",
         "negative size",
-        "more than there is memory",
-        "more than there are integers",
+        "more than the memory",
+        "more than 64 bits",
         "bad dtype",
-        "a number for a key",
-        "a key too few",
+        "a number as a key",
+        "a missing key",
         "open brackets",
         "unhashable key",
         "deep",
     ],
 )
-def test_a_damaged_array_is_refused(payload):
+def test_a_damaged_array_is_rejected(payload):
     with pytest.raises(FormatError):
         read(with_array(payload))
 
 
-@pytest.mark.filterwarnings("ignore")  # numpy warns of headers that look like Python 2's
+@pytest.mark.filterwarnings("ignore")  # NumPy warns about headers that look like those of Python 2
 @pytest.mark.parametrize("mask", [1, 2, 4, 8, 16, 32, 64, 128, 255])
-def test_no_damaged_byte_of_an_array_gives_another_error(mask):
+def test_a_damaged_byte_of_an_array_raises_no_other_error(mask):
     intact = npy(np.arange(3.0))
     for index in range(len(intact)):
         damaged = bytearray(intact)
@@ -381,7 +381,7 @@ def test_no_damaged_byte_of_an_array_gives_another_error(mask):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA], ids=["zlib", "bz2", "lzma"])
-def test_no_damaged_byte_of_a_compressed_file_gives_another_error(method):
+def test_a_damaged_byte_of_a_compressed_file_raises_no_other_error(method):
     intact = zipped({"lora_np.json": json.dumps(HEADER), "a.npy": npy(ARRAYS["a"])}, method)
     for index in range(len(intact)):
-        assert_same_or_refused(intact[:index] + bytes([intact[index] ^ 255]) + intact[index + 1 :])
+        assert_same_or_rejected(intact[:index] + bytes([intact[index] ^ 255]) + intact[index + 1 :])

@@ -1,4 +1,4 @@
-"""Whole layers in files: every class comes back to the bit, and a damaged file is FormatError and nothing else."""
+"""Layers in npz files: exact round trips of every class, and FormatError, and no other error, for damaged files."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ ODD_NAMES = ["größe ☃ 数", "a.b", "a/b", "../up", "two words", "file", "typ
 
 
 class Scale(Layer):
-    """A layer of a user's own: one array, one array without axes, one setting."""
+    """A user-defined layer: an array, a zero-dimensional array, and a setting."""
 
     parameter_names = ("factor",)
     frozen_names = ("shift",)
@@ -101,7 +101,7 @@ KINDS = {
     "fully connected": lambda: FullyConnectedLayer(3, 2, tanh),
     "activation": lambda: ActivationLayer(3, softmax),
     "lora": lambda: LoRALayer(5, 4, 3, 2.0, scaling="rslora"),
-    "lora switched off": lambda: LoRALayer(5, 4, 3, 0.0),
+    "lora with alpha 0": lambda: LoRALayer(5, 4, 3, 0.0),
     "vera layer": lambda: VeRALayer(5, 4, 7, 3.0),
     "nested": nested,
     "standard": lambda: StandardLoRAAdapter(DenseLayer(6, 5, relu), 3, 2.5, scaling="rslora"),
@@ -124,7 +124,7 @@ each = pytest.mark.parametrize("build", KINDS.values(), ids=KINDS.keys())
 
 
 def filled(build, seed=0):
-    """A layer whose every array is random: nothing is zero that a file could lose."""
+    """A layer with random arrays, so that no zero hides a lost value."""
     layer, random = build(), np.random.default_rng(seed)
     for array in layer.named_parameters(frozen=True).values():
         array[...] = random.standard_normal(array.shape)
@@ -139,7 +139,7 @@ def saved(layer):
 
 
 def changed(layer, change):
-    """The file of a layer after a change of its header or arrays."""
+    """The file of a layer after a change to its header or arrays."""
     header, arrays = _archive.read(saved(layer))
     change(header, arrays)
     stream = io.BytesIO()
@@ -149,25 +149,25 @@ def changed(layer, change):
 
 
 def state(layer):
-    """All that must not change when a file is refused."""
+    """Everything that must not change when a file is rejected."""
     arrays = layer.named_parameters(frozen=True)
     settings = {(path, name): getattr(inner, name) for path, inner in layer.walk().items() for name in inner.settings}
     return {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}, settings
 
 
-def assert_refused(layer, file, match):
-    """Neither reading function takes the file, and the layer stays as it is, to the bit."""
+def assert_rejected(layer, file, match):
+    """Assert that deserializing the file raises FormatError and leaves the layer unchanged, bitwise."""
     before = state(layer)
     with pytest.raises(FormatError, match=match):
         layer.deserialize(file)
     assert state(layer) == before
 
 
-# ---------------------------------------------------------------- what is saved is loaded
+# ---------------------------------------------------------------- round trips
 
 
 @each
-def test_a_layer_comes_back_with_equal_arrays_settings_and_outputs(build):
+def test_a_loaded_layer_has_equal_arrays_settings_and_outputs(build):
     layer = filled(build)
     twin = load_layer(saved(layer))
     assert type(twin) is type(layer)
@@ -187,13 +187,13 @@ def test_a_loaded_layer_trains_the_same_parameters(build):
 
 
 @each
-def test_saving_a_loaded_layer_gives_equal_bytes(build):
+def test_saving_a_loaded_layer_produces_identical_bytes(build):
     file = saved(filled(build))
     assert saved(load_layer(file)).getvalue() == file.getvalue()
 
 
 @given(weights=st.lists(st.floats(1e-3, 1), min_size=3, max_size=3))
-def test_any_rank_distribution_comes_back(weights):
+def test_any_rank_distribution_round_trips(weights):
     adapter = DyLoRAAdapter(DenseLayer(6, 5, rng=0), 4, [1, 2, 4], rank_distribution=weights, rng=0)
     twin = load_layer(saved(adapter))
     assert twin.rank_distribution == adapter.rank_distribution
@@ -208,14 +208,14 @@ def test_deserialize_fills_a_layer_of_the_same_structure_in_place(build):
     assert all(array is arrays[name] for name, array in other.named_parameters(frozen=True).items())
 
 
-def test_deserialize_brings_settings_along():
+def test_deserialize_restores_settings():
     layer = dylora()
     layer.set_deployment_rank(4)
     layer.deserialize(saved(dylora()))
     assert layer.current_deployment_rank == 2
 
 
-def test_deserialize_drops_the_pending_pass():
+def test_deserialize_discards_the_pending_pass():
     layer = DenseLayer(3, 2, rng=0)
     layer.backward(layer.forward(np.ones(3)))
     layer.deserialize(saved(DenseLayer(3, 2, rng=1)))
@@ -228,7 +228,7 @@ def test_a_loaded_layer_is_in_training_mode(build):
 
 
 @each
-def test_a_path_holds_the_same_as_a_stream(build, tmp_path):
+def test_a_path_and_a_stream_get_the_same_bytes(build, tmp_path):
     path = tmp_path / "layer.npz"
     layer = filled(build)
     save_layer(layer, path)
@@ -250,7 +250,7 @@ def test_numpy_reads_the_arrays_by_name(build):
             np.testing.assert_array_equal(file[name], array)
 
 
-def test_tasks_come_back_in_order_with_their_ranks_and_alphas():
+def test_tasks_round_trip_in_order_with_their_ranks_and_alphas():
     layer = multilora(ODD_NAMES)
     twin = load_layer(saved(layer))
     assert twin.current_task == ODD_NAMES[-1]
@@ -259,22 +259,22 @@ def test_tasks_come_back_in_order_with_their_ranks_and_alphas():
     ]
 
 
-@pytest.mark.parametrize("name", ["a\0b", "\ud800", "n" * 70_000], ids=["zero byte", "half a character", "very long"])
-def test_a_task_name_that_no_file_can_hold_is_refused_in_time(name, tmp_path):
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "n" * 70_000], ids=["zero byte", "lone surrogate", "very long"])
+def test_a_task_name_that_cannot_be_stored_is_rejected_before_writing(name, tmp_path):
     with pytest.raises((ArgumentError, NotSupportedError)):
         save_layer(MultiLoRAAdapter(DenseLayer(3, 2), name, 1), tmp_path / "layer.npz")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("names", [("type", "config"), ("config", "type"), ("settings", "layer")], ids=str)
-def test_layers_may_be_called_like_the_keys_of_a_file(names):
+def test_layers_can_be_named_like_the_keys_of_a_file(names):
     layer = filled(lambda: Sequential({name: DenseLayer(3, 3) for name in names}))
     twin = load_layer(saved(layer))
     assert state(twin) == state(layer)
     assert list(twin.children()) == list(names)
 
 
-# ---------------------------------------------------------------- what cannot be saved
+# ---------------------------------------------------------------- layers that cannot be saved
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_layers_may_be_called_like_the_keys_of_a_file(names):
     ids=["no config", "no config inside", "own activation"],
 )
 @pytest.mark.parametrize("old", [None, b"older"], ids=["no file", "older file"])
-def test_what_cannot_be_rebuilt_is_not_saved(layer, old, tmp_path):
+def test_a_layer_that_cannot_be_rebuilt_is_not_saved(layer, old, tmp_path):
     path = tmp_path / "layer.npz"
     if old is not None:
         path.write_bytes(old)
@@ -292,11 +292,11 @@ def test_what_cannot_be_rebuilt_is_not_saved(layer, old, tmp_path):
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
-def test_a_layer_without_config_can_be_copied_all_the_same():
+def test_a_layer_without_config_can_still_be_copied():
     assert copy.deepcopy(Scale(3)).power == 1
 
 
-# ---------------------------------------------------------------- another structure
+# ---------------------------------------------------------------- different structures
 
 DENSE = DenseLayer(3, 2, relu)
 OTHERS = {
@@ -328,8 +328,8 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("theirs", "ours", "difference"), OTHERS.values(), ids=OTHERS.keys())
-def test_the_file_of_another_structure_is_refused_with_the_first_difference(theirs, ours, difference):
-    assert_refused(ours, saved(theirs), f"another layer than {ours.layer_name}: .*{difference}")
+def test_a_file_with_a_different_structure_is_rejected_with_the_first_difference(theirs, ours, difference):
+    assert_rejected(ours, saved(theirs), f"another layer than {ours.layer_name}: .*{difference}")
 
 
 # ---------------------------------------------------------------- damaged files
@@ -360,8 +360,8 @@ DAMAGED_SETTINGS = {
     "one more": {"": {"current_task": "a"}, "base": {}},
     "unknown task": {"": {"current_task": "z"}},
     "a number": {"": {"current_task": 3}},
-    "a list for a name": {"": {"current_task": ["a"]}},
-    "an object for a name": {"": {"current_task": {}}},
+    "a list as a name": {"": {"current_task": ["a"]}},
+    "an object as a name": {"": {"current_task": {}}},
     "a list": [],
     "a list inside": {"": ["current_task"]},
     "a list of lists inside": {"": [[1]]},
@@ -372,46 +372,46 @@ DAMAGED_SETTINGS = {
 
 
 @pytest.mark.parametrize(("change", "message"), DAMAGED_ARRAYS.values(), ids=DAMAGED_ARRAYS.keys())
-def test_arrays_that_do_not_fit_are_refused(change, message):
+def test_arrays_that_do_not_fit_are_rejected(change, message):
     file = changed(multilora(), change)
-    assert_refused(filled(multilora), file, message)
+    assert_rejected(filled(multilora), file, message)
     with pytest.raises(FormatError, match=message):
         load_layer(file)
 
 
 @pytest.mark.parametrize("settings", DAMAGED_SETTINGS.values(), ids=DAMAGED_SETTINGS.keys())
-def test_settings_that_do_not_fit_are_refused(settings):
+def test_settings_that_do_not_fit_are_rejected(settings):
     file = changed(multilora(), lambda header, arrays: header.update(settings=settings))
-    assert_refused(filled(multilora), file, "settings do not fit")
+    assert_rejected(filled(multilora), file, "settings do not fit")
     with pytest.raises(FormatError, match="settings do not fit"):
         load_layer(file)
 
 
 @pytest.mark.parametrize("rank", [3, 0, None, 2.0, "2", True, [2]], ids=repr)
-def test_a_deployment_rank_that_is_not_active_is_refused(rank):
+def test_a_deployment_rank_that_is_not_active_is_rejected(rank):
     file = changed(dylora(), lambda header, arrays: header["settings"][""].update(current_deployment_rank=rank))
-    assert_refused(filled(dylora), file, "settings do not fit")
+    assert_rejected(filled(dylora), file, "settings do not fit")
 
 
-def test_settings_go_back_where_arrays_do_not_fit():
+def test_settings_are_rolled_back_if_arrays_do_not_fit():
     file = changed(dylora(), remove("lora.matrix_a"))
     layer = dylora()
     layer.set_deployment_rank(4)
-    assert_refused(layer, file, "lora.matrix_a: no weight for it")
+    assert_rejected(layer, file, "lora.matrix_a: no weight for it")
 
 
-def test_settings_go_back_where_a_later_one_does_not_fit():
+def test_settings_are_rolled_back_if_a_later_one_does_not_fit():
     def two():
         return Sequential([dylora(), DyLoRAAdapter(DenseLayer(5, 5), 4, [1, 2, 4])])
 
     file = changed(two(), lambda header, arrays: header["settings"]["1"].update(current_deployment_rank=3))
     layer = two()
     layer[0].set_deployment_rank(4)
-    assert_refused(layer, file, "rank must be one of the active ranks")
+    assert_rejected(layer, file, "rank must be one of the active ranks")
 
 
 @pytest.mark.parametrize("kind", ["Unheard", "Layer", "list", "", None, 3, ["DenseLayer"]], ids=repr)
-def test_an_unknown_class_is_refused(kind):
+def test_an_unknown_class_is_rejected(kind):
     file = changed(DENSE, lambda header, arrays: header["layer"].update({TYPE: kind}))
     with pytest.raises(FormatError, match=r"unknown class|damaged"):
         load_layer(file)
@@ -454,7 +454,7 @@ def described(kind, config):
     ],
     ids=lambda value: json.dumps(value)[:70],
 )
-def test_a_damaged_description_is_refused(layer):
+def test_a_damaged_description_is_rejected(layer):
     file = changed(DENSE, lambda header, arrays: header.update(layer=layer))
     with pytest.raises(FormatError):
         load_layer(file)
@@ -495,7 +495,7 @@ json_values = st.recursive(
 
 @each
 @given(data=st.data())
-def test_a_damaged_header_gives_a_format_error_or_a_layer(build, data):
+def test_a_damaged_header_raises_a_format_error_or_loads_a_layer(build, data):
     header, arrays = _archive.read(saved(build()))
     path = data.draw(st.sampled_from(sorted(places(header), key=repr)))
     stream = io.BytesIO()
@@ -508,10 +508,10 @@ def test_a_damaged_header_gives_a_format_error_or_a_layer(build, data):
     assert isinstance(layer, Layer)
 
 
-def test_a_file_that_is_no_archive_is_refused(tmp_path):
+def test_a_file_that_is_not_an_archive_is_rejected(tmp_path):
     path = tmp_path / "layer.npz"
     path.write_bytes(b"text")
-    assert_refused(filled(multilora), path, "is not a lora_np file")
+    assert_rejected(filled(multilora), path, "is not a lora_np file")
 
 
 def test_arrays_are_cast_to_the_dtype_of_the_layer():

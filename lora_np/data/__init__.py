@@ -1,4 +1,4 @@
-"""Data that the demo trains on."""
+"""The data set of the demo."""
 
 from importlib.resources import files
 
@@ -8,19 +8,19 @@ from .._typing import Array
 
 
 def load_digits() -> tuple[Array, Array]:
-    """The handwritten digits of Alpaydin and Kaynak (1998), 8 x 8 pixels each.
+    """Load the handwritten digits of Alpaydin and Kaynak (1998), of 8 x 8 pixels each.
 
     Returns
     -------
     images : array of float64, shape (1797, 8, 8)
-        Brightness in [0, 1]: sixteenths, 0 for the background.
+        Brightness in [0, 1], in multiples of 1/16; 0 is the background.
     labels : array of int64, shape (1797,)
         The digit, 0 to 9.
 
     Notes
     -----
     The test set of "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, DOI 10.24432/C50P49, as
-    scikit-learn distributes it; licensed under CC BY 4.0. ``lora_np/data/README.md`` says more.
+    distributed by scikit-learn; licensed under CC BY 4.0. For details, see ``lora_np/data/README.md``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What the adapter formats share: tensors of one file, sorted by the layer that they belong to."""
+"""Code shared by the adapter formats: the tensors of a file, grouped by layer, and their validation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .safetensors import SafetensorsFile
 def factors_by_path(
     file: str | os.PathLike[str], pattern: re.Pattern[str], strict: bool
 ) -> tuple[dict[str, dict[str, Array]], dict[str, str]]:
-    """The tensors by path and kind, which are the two groups of the pattern, and the file's metadata.
+    """Read the tensors of a file, by layer path and kind (the two groups of `pattern`), and its metadata.
 
-    They are float64 where the file has it, and float32 otherwise. A key that does not match is an error where `strict`, and
-    left out otherwise.
+    Float64 tensors stay float64; all others become float32. If `strict`, raise for keys that do not match the pattern;
+    otherwise, ignore them.
     """
     label = os.fspath(file)
     parts: dict[str, dict[str, Array]] = {}
@@ -31,15 +31,15 @@ def factors_by_path(
                 dtype = np.float64 if tensor.dtype == np.float64 else np.float32
                 parts.setdefault(match[1], {})[match[2]] = np.array(tensor, dtype)
             elif strict:
-                raise FormatError(f"{label}: the key {key!r} is no LoRA factor; strict=False leaves such keys out")
+                raise FormatError(f"{label}: unexpected key {key!r}: not a LoRA factor; strict=False ignores such keys")
         metadata = tensors.metadata
     if not parts:
-        raise FormatError(f"{label}: it holds no LoRA factors")
+        raise FormatError(f"{label}: contains no LoRA factors")
     return parts, metadata
 
 
 def layer_of(A: Array, B: Array, alpha: object, where: str, *, scaling: str = "max") -> LoRALayer:
-    """A layer of factors in the layout of lora_np, with errors that name the place in the file."""
+    """A layer with the given factors, in the layout of lora_np; errors name the place in the file."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha >= 0:
         raise FormatError(f"{where}: alpha must be a number of at least 0, got {alpha!r}")
     try:
@@ -49,7 +49,7 @@ def layer_of(A: Array, B: Array, alpha: object, where: str, *, scaling: str = "m
 
 
 def matrix(factors: Mapping[str, Array], kind: str, where: str) -> Array:
-    """A factor, which must be there and be a matrix."""
+    """A factor, checked to be present and a matrix."""
     if kind not in factors:
         raise FormatError(f"{where}.{kind} is missing")
     if factors[kind].ndim != 2:
@@ -58,7 +58,7 @@ def matrix(factors: Mapping[str, Array], kind: str, where: str) -> Array:
 
 
 def magnitude(factors: Mapping[str, Array], kind: str, layer: LoRALayer, where: str) -> Array:
-    """A DoRA magnitude of a layer's size."""
+    """A DoRA magnitude, checked to fit the layer."""
     if factors[kind].shape != (layer.output_size,):
         raise FormatError(f"{where}.{kind} must have shape ({layer.output_size},), got {factors[kind].shape}")
     return factors[kind]

@@ -1,4 +1,4 @@
-"""LoRA files of kohya's sd-scripts: one safetensors file with lora_down, lora_up and alpha for each module."""
+"""LoRA files of kohya's sd-scripts: a safetensors file with lora_down, lora_up and alpha for each module."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ KEY = re.compile(r"(.+)\.(lora_down\.weight|lora_up\.weight|alpha)")
 
 
 def load_kohya(file: str | os.PathLike[str], *, strict: bool = True) -> AdapterWeights:
-    """The low-rank layers of a kohya file, by module name as it stands there (with underscores for dots).
+    """Load the low-rank layers of a kohya file, keyed by the module names of the file (underscores instead of dots).
 
     Parameters
     ----------
     file : path
-        ``<module>.lora_down.weight`` (r, in), ``<module>.lora_up.weight`` (out, r), and ``<module>.alpha``, a scalar, which
-        is the rank where it is missing.
+        A file with ``<module>.lora_down.weight`` (r, d_in), ``<module>.lora_up.weight`` (d_out, r) and, optionally,
+        ``<module>.alpha``, a scalar that defaults to the rank.
     strict : bool, default True
-        Whether a key of another form is an error; otherwise it is left out.
+        If True, raise for keys of any other form; if False, ignore them.
 
     Raises
     ------
     FormatError
-        A missing factor, a wrong shape, an unknown key; the message names the file and the key.
+        If a factor is missing, a shape is wrong, or a key is unknown. The message names the file and the key.
     NotSupportedError
-        A factor of a convolution.
+        If a factor belongs to a convolution.
     """
     parts, _ = factors_by_path(file, KEY, strict)
     layers = {}

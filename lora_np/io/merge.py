@@ -21,9 +21,9 @@ from .safetensors import SafetensorsFile, Stored, decoded, encoded, stream_safet
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-8, "F16": 2.0**-11}
-WINDOW = 1 << 21  # elements mapped, and written, at a time
-PIECE = 1 << 16  # elements computed at a time: few enough to stay in the cache from the first operation to the last
-SMALL_PRODUCT = 1_000_000  # multiplications below which a product is not worth a second thread of the BLAS
+WINDOW = 1 << 21  # elements mapped and written at a time
+PIECE = 1 << 16  # elements computed at a time: few enough to stay in the cache throughout
+SMALL_PRODUCT = 1_000_000  # multiplications below which a product is not worth a second BLAS thread
 
 Path = str | os.PathLike[str]
 
@@ -31,14 +31,14 @@ Path = str | os.PathLike[str]
 @final
 @dataclass(frozen=True)
 class MergedTensor:
-    """One tensor that a merge changes."""
+    """A tensor that a merge changes."""
 
     key: str
     file: str
-    """The name of the output file that holds it."""
+    """The name of the output file that contains it."""
     dtype: str
     error: float | None = None
-    """From `verify_checkpoint`: the largest difference from the sum in float64, relative to the largest element of the sum
+    """Set by `verify_checkpoint`: the largest deviation from the sum in float64, relative to the largest element of the sum
     or of the base."""
 
     @property
@@ -48,30 +48,30 @@ class MergedTensor:
 
 
 def checkpoint_files(base: Path) -> dict[str, str]:
-    """The safetensors files of a checkpoint, by their names in it.
+    """The safetensors files of a checkpoint: a mapping from file names to paths.
 
     Parameters
     ----------
     base : path
-        A safetensors file; an index file (``*.safetensors.index.json``); or a folder with model.safetensors.index.json or
-        model.safetensors in it.
+        A safetensors file, an index file (``*.safetensors.index.json``), or a folder that contains
+        model.safetensors.index.json or model.safetensors.
 
     Raises
     ------
     FormatError
-        There is no such file, or the index is damaged.
+        If a file does not exist, or the index is damaged.
     """
     path = os.fspath(base)
     if os.path.isdir(path):
         names = [name for name in (INDEX, SINGLE) if os.path.isfile(os.path.join(path, name))]
         if not names:
-            raise FormatError(f"{path}: there is neither {INDEX} nor {SINGLE} in it")
+            raise FormatError(f"{path}: neither {INDEX} nor {SINGLE} found")
         path = os.path.join(path, names[0])
     names = sorted(set(_index(path)["weight_map"].values())) if path.endswith(".json") else [os.path.basename(path)]
     files = {name: os.path.join(os.path.dirname(path), name) for name in names}
     for file in files.values():
         if not os.path.isfile(file):
-            raise FormatError(f"{path}: there is no file {file}")
+            raise FormatError(f"{path}: file {file} not found")
     return files
 
 
@@ -84,40 +84,40 @@ def merge_checkpoint(
     fan_in_fan_out: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[MergedTensor]:
-    """Write a checkpoint whose weights hold an adapter: ``W + s A B``, or for DoRA ``m V / ‖V‖``.
+    """Write a checkpoint with an adapter merged into its weights: ``W + s A B``, or for DoRA ``m V / ‖V‖``.
 
-    Every file is read and written a few megabytes at a time. The sum is taken in float32, or in float64 for float64
-    weights, and rounded to the dtype of the base, to the nearest.
+    Files are read and written a few megabytes at a time. The sum is computed in float32, or in float64 for float64 weights,
+    and rounded to the nearest value of the base's dtype.
 
     Parameters
     ----------
     base : path
-        As `checkpoint_files` takes it. The weight of a layer of the adapter is the tensor ``<path>.weight``.
+        As for `checkpoint_files`. The weight of the layer at ``path`` is the tensor ``<path>.weight``.
     adapter : AdapterWeights
     output : path
-        A safetensors file for a base of one file; otherwise a folder, for the files and their index. Files appear under
-        their names only when they are complete.
+        A safetensors file if the base is a single file; otherwise a folder for the files and their index. Files appear
+        under their names only once they are complete.
     subtract : bool, default False
-        Whether to take the adapter out again, ``W - s A B``: what a merge lost to rounding does not come back.
+        If True, undo a merge, ``W - s A B``. What the merge lost to rounding is not restored.
     fan_in_fan_out : bool, default False
-        Whether weights are stored as (in, out), as Conv1D of transformers does, instead of (out, in).
+        Whether weights are stored as (d_in, d_out), as in Conv1D of transformers, instead of (d_out, d_in).
     progress : callable, optional
-        Called with the name and the number of bytes of each piece that is written.
+        Called for each piece written, with the name of the tensor and the number of bytes.
 
     Returns
     -------
     list of MergedTensor
-        The tensors that were changed.
+        The changed tensors.
 
     Raises
     ------
     FormatError
-        A layer of the adapter has no weight in the base, or one of another shape or of no floating dtype; the message names
-        the file and the key. Nothing is written.
+        If the base lacks the weight of a layer of the adapter, or if that weight has a different shape or does not have a
+        floating-point dtype. The message names the file and the key. Nothing is written.
     ArgumentError
-        `output` is the base itself.
+        If `output` is the base itself, or a folder although the base is a single file.
     NotSupportedError
-        DoRA with weights stored as (in, out), or to be taken out.
+        If a DoRA adapter is to be subtracted, or merged into weights stored as (d_in, d_out).
     """
     merge = _Merge(adapter, subtract, fan_in_fan_out)
     files = checkpoint_files(base)
@@ -126,9 +126,9 @@ def merge_checkpoint(
     outputs = {name: os.path.join(target, name) if index else target for name in files}
     for name, file in files.items():
         if os.path.exists(outputs[name]) and os.path.samefile(file, outputs[name]):
-            raise ArgumentError(f"output must be another place than the base, got {target}")
+            raise ArgumentError(f"output must differ from the base, got {target}")
     if not index and os.path.isdir(target):
-        raise ArgumentError(f"output must be a file, as the base is one, got the folder {target}")
+        raise ArgumentError(f"output must be a file because the base is a file, got the folder {target}")
     merged = _matched(files, merge, os.fspath(base))
     if index:
         os.makedirs(target, exist_ok=True)
@@ -151,19 +151,20 @@ def verify_checkpoint(
     subtract: bool = False,
     fan_in_fan_out: bool = False,
 ) -> list[MergedTensor]:
-    """Compare what `merge_checkpoint` wrote with the sum taken in float64, and all other tensors with the base's bytes.
+    """Compare the output of `merge_checkpoint` with the sum in float64, and all unchanged tensors bitwise with the base.
 
     The parameters are those of `merge_checkpoint`.
 
     Returns
     -------
     list of MergedTensor
-        With the error of each tensor that was changed: about `precision` at most.
+        The changed tensors with their errors, which should be at most about `precision`.
 
     Raises
     ------
     FormatError
-        A tensor is missing in the output, has another dtype or shape, or is not the base's where it should be.
+        If a tensor is missing from the output, has a different dtype or shape, differs from the base although the adapter
+        does not change it, or does not exist in the base.
     """
     merge = _Merge(adapter, subtract, fan_in_fan_out)
     index = _index_path(base)
@@ -175,27 +176,14 @@ def verify_checkpoint(
     for name, merged in _by_file(_matched(files, merge, os.fspath(base)), files).items():
         if name not in written:
             raise FormatError(f"{os.fspath(output)}: the file {name} is missing")
-        changed = {tensor.key: tensor for tensor in merged}
         with SafetensorsFile(files[name]) as old, SafetensorsFile(written[name]) as new:
-            for key in old:
-                if key not in new or new.info(key) != old.info(key):
-                    raise FormatError(f"{written[name]}: {key} is missing, or has another dtype or shape than in the base")
-                if key in changed:
-                    verified.append(replace(changed[key], error=_error(merge, old, new, key)))
-                elif not all(
-                    np.array_equal(old.raw(key, start, stop), new.raw(key, start, stop))
-                    for start, stop in _windows(old.info(key).size, WINDOW)
-                ):
-                    raise FormatError(f"{written[name]}: {key} is not the base's, and the adapter does not change it")
-            for key in new:
-                if key not in old:
-                    raise FormatError(f"{written[name]}: {key} is not in the base")
+            verified += _verified(merge, merged, old, new)
     return verified
 
 
 @dataclass(frozen=True)
 class _Merge:
-    """How to compute rows of merged weights."""
+    """The computation of merged weights."""
 
     adapter: AdapterWeights
     subtract: bool
@@ -204,22 +192,22 @@ class _Merge:
     def __post_init__(self) -> None:
         if self.adapter.magnitudes and (self.subtract or self.fan_in_fan_out):
             raise NotSupportedError(
-                "a DoRA adapter cannot be taken out of a weight, nor merged into weights stored as (in, out)"
+                "a DoRA adapter can be neither subtracted from weights nor merged into weights stored as (in, out)"
             )
 
     def path(self, key: str) -> str | None:
-        """The path of the adapter's layer that changes a tensor."""
+        """The path of the layer that changes a tensor, or None."""
         path = key.removesuffix(".weight")
         return path if path != key and path in self.adapter.layers else None
 
     def shape(self, path: str) -> tuple[int, int]:
-        """The shape that the weight of a layer is stored in."""
+        """The shape in which the weight of a layer is stored."""
         layer = self.adapter.layers[path]
         shape = layer.output_size, layer.input_size
         return (shape[1], shape[0]) if self.fan_in_fan_out else shape
 
     def rows(self, path: str, dtype: Any) -> Callable[[Array, int], Array]:
-        """The function from old rows, and the number of the first, to new ones, computed in a dtype."""
+        """A function that computes merged rows, in the given dtype, from old rows and the index of the first."""
         layer = self.adapter.layers[path]
         A, B = layer.matrix_a.astype(dtype), layer.matrix_b.astype(dtype)
         left, right = (A, B) if self.fan_in_fan_out else (B.T, A.T)
@@ -273,6 +261,30 @@ def _changed(merge: _Merge, tensors: SafetensorsFile, key: str, path: str) -> It
         yield new
 
 
+def _verified(
+    merge: _Merge, merged: list[MergedTensor], old: SafetensorsFile, new: SafetensorsFile
+) -> Iterator[MergedTensor]:
+    """The merged tensors of a file with their errors; all other tensors must equal those of the base."""
+    changed = {tensor.key: tensor for tensor in merged}
+    for key in old:
+        if key not in new or new.info(key) != old.info(key):
+            raise FormatError(f"{new.path}: {key} is missing, or its dtype or shape differs from the base")
+        if key in changed:
+            yield replace(changed[key], error=_error(merge, old, new, key))
+        elif not _equal(old, new, key):
+            raise FormatError(f"{new.path}: {key} differs from the base, but the adapter does not change it")
+    for key in new:
+        if key not in old:
+            raise FormatError(f"{new.path}: {key} is not in the base")
+
+
+def _equal(old: SafetensorsFile, new: SafetensorsFile, key: str) -> bool:
+    return all(
+        np.array_equal(old.raw(key, start, stop), new.raw(key, start, stop))
+        for start, stop in _windows(old.info(key).size, WINDOW)
+    )
+
+
 def _error(merge: _Merge, old: SafetensorsFile, new: SafetensorsFile, key: str) -> float:
     path, info = merge.path(key), old.info(key)
     assert path is not None
@@ -283,7 +295,7 @@ def _error(merge: _Merge, old: SafetensorsFile, new: SafetensorsFile, key: str) 
         pieces = [decoded(file.raw(key, start * columns, stop * columns), info.dtype) for file in (old, new)]
         before, after = (piece.reshape(-1, columns).astype(np.float64) for piece in pieces)
         expected = merged(before, start)
-        for values in (before, expected):  # where they cancel, the rounding is that of what was added
+        for values in (before, expected):  # if the terms cancel, the rounding error is that of the terms
             largest = max(largest, float(np.abs(values[np.isfinite(values)]).max(initial=0)))
         wrong = ~((after == expected) | (np.isnan(after) & np.isnan(expected)))
         gaps = np.abs(after[wrong] - expected[wrong])
@@ -292,13 +304,13 @@ def _error(merge: _Merge, old: SafetensorsFile, new: SafetensorsFile, key: str) 
 
 
 def _windows(length: int, step: int) -> Iterator[tuple[int, int]]:
-    """Consecutive (start, stop) of at most `step`."""
+    """Consecutive ranges (start, stop), of at most `step` elements each."""
     for start in range(0, length, step):
         yield start, min(start + step, length)
 
 
 def _matched(files: Mapping[str, str], merge: _Merge, label: str) -> list[MergedTensor]:
-    """The tensors that the adapter changes, after every check."""
+    """The tensors that the adapter changes, after validation."""
     merged = []
     for name, file in files.items():
         with SafetensorsFile(file) as tensors:
@@ -311,12 +323,12 @@ def _matched(files: Mapping[str, str], merge: _Merge, label: str) -> list[Merged
                         f"{file}: {key} must have shape {merge.shape(path)} for the adapter, got {info.shape}"
                     )
                 if info.dtype not in PRECISIONS:
-                    raise FormatError(f"{file}: {key} must be one of {', '.join(PRECISIONS)}, got {info.dtype}")
+                    raise FormatError(f"{file}: dtype of {key} must be one of {', '.join(PRECISIONS)}, got {info.dtype}")
                 merged.append(MergedTensor(key, name, info.dtype))
     found = {merge.path(tensor.key) for tensor in merged}
     missing = [path for path in merge.adapter.layers if path not in found]
     if missing:
-        raise FormatError(f"{label}: it has no tensor '{missing[0]}.weight', which the adapter changes")
+        raise FormatError(f"{label}: missing tensor '{missing[0]}.weight', which the adapter changes")
     return merged
 
 
@@ -337,5 +349,5 @@ def _index(path: str) -> dict[str, Any]:
         if not all(isinstance(name, str) and re.fullmatch(r"[^/\\:\0]+\.safetensors", name) for name in names):
             raise ValueError("weight_map must name safetensors files in the same folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{path}: it is not an index of safetensors files: {error!r}") from error
+        raise FormatError(f"{path}: not an index of safetensors files: {error!r}") from error
     return dict(index)

@@ -16,28 +16,29 @@ KEY = re.compile(r"(.+)\.(lora_a|lora_b|m)")
 
 
 def load_mlx(folder: str | os.PathLike[str], *, strict: bool = True) -> AdapterWeights:
-    """The low-rank layers of an mlx-lm adapter.
+    """Load the low-rank layers of an mlx-lm adapter.
 
     Parameters
     ----------
     folder : path
-        With adapter_config.json, whose ``lora_parameters.scale`` is the factor s itself, and adapters.safetensors, which
-        holds ``<path>.lora_a`` (in, r) and ``<path>.lora_b`` (r, out), and for DoRA ``<path>.m`` (out,).
+        A folder with adapter_config.json, whose ``lora_parameters.scale`` is the factor s itself, and adapters.safetensors,
+        which contains ``<path>.lora_a`` (d_in, r) and ``<path>.lora_b`` (r, d_out), and for DoRA ``<path>.m`` (d_out,).
     strict : bool, default True
-        Whether a key of another form is an error; otherwise it is left out.
+        If True, raise for keys of any other form; if False, ignore them.
 
     Raises
     ------
     FormatError
-        A missing file, factor or scale, a wrong shape, an unknown key; the message names the file and the key.
+        If a file, a factor or the scale is missing, a shape is wrong, or a key is unknown. The message names the file and
+        the key.
     NotSupportedError
-        Factors of a mixture of experts.
+        If factors belong to a mixture of experts.
     """
     root = os.fspath(folder)
     scale = _scale(os.path.join(root, CONFIG))
     file = os.path.join(root, WEIGHTS)
     if not os.path.isfile(file):
-        raise FormatError(f"{root}: there is no {WEIGHTS} in it")
+        raise FormatError(f"{root}: {WEIGHTS} not found")
     parts, _ = factors_by_path(file, KEY, strict)
     layers, magnitudes = {}, {}
     for path, factors in parts.items():
@@ -54,4 +55,4 @@ def _scale(file: str) -> float:
         with open(file, encoding="utf-8") as text:
             return float(json.load(text)["lora_parameters"]["scale"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FormatError(f"{file}: it must be JSON that holds lora_parameters.scale: {error!r}") from error
+        raise FormatError(f"{file}: must be valid JSON with lora_parameters.scale: {error!r}") from error

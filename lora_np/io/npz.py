@@ -1,4 +1,4 @@
-"""Whole layers in one npz file."""
+"""Layers and models in npz files."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from ..functions.regularization import Regularization
 
 
 def save_layer(layer: Layer, file: str | os.PathLike[str] | BinaryIO) -> None:
-    """Save a layer, with everything inside it: the same as ``layer.serialize(file)``.
+    """Save a layer or model to an npz file; the same as ``layer.serialize(file)``.
 
     Parameters
     ----------
     layer : Layer
-        A model or a single layer; frozen arrays are saved too.
+        The layer, saved with all layers inside it; frozen arrays are included.
     file : path or binary stream
-        A path is replaced only when the new file is complete.
+        An existing file is replaced only once the new one is complete.
     """
     layer.serialize(file)
 
 
 def load_layer(file: str | os.PathLike[str] | BinaryIO) -> Layer:
-    """Build the layer that a file holds.
+    """Load a layer or model from an npz file.
 
     Parameters
     ----------
     file : path or binary stream
-        As `save_layer` wrote it. A class of your own must have been imported.
+        A file written by `save_layer`. User-defined layer classes must be imported before the call.
 
     Returns
     -------
     Layer
-        With equal arrays, structure and settings, in training mode; random generators are new.
+        A layer with equal arrays, structure and settings, in training mode, with new random generators.
 
     Raises
     ------
     FormatError
-        The file is damaged, or names a class that is not known here.
+        If the file is damaged or names an unknown class.
     """
     header, arrays = _archive.read(file)
     try:
         layer = _decode(header.get("layer"), _known_classes())
     except (ArgumentError, TypeError, KeyError, ValueError, AttributeError, RecursionError, StopIteration) as error:
-        raise FormatError(f"the file's description of the layer is damaged: {error}") from error
+        raise FormatError(f"the description of the layer in the file is damaged: {error}") from error
     if not isinstance(layer, Layer):
         raise FormatError("the file does not describe a layer")
     restore(layer, header, arrays)
@@ -57,11 +57,11 @@ def load_layer(file: str | os.PathLike[str] | BinaryIO) -> Layer:
 
 def _known_classes() -> dict[str, Any]:
     classes: dict[str, Any] = {"Activation": Activation, "Regularization": Regularization}
-    waiting = [Layer]
-    while waiting:
-        for subclass in waiting.pop().__subclasses__():
+    pending = [Layer]
+    while pending:
+        for subclass in pending.pop().__subclasses__():
             classes.setdefault(subclass.__name__, subclass)
-            waiting.append(subclass)
+            pending.append(subclass)
     return classes
 
 

@@ -1,4 +1,4 @@
-"""The network of tests/io/data, as lora_np builds it, and what the tests of the adapter formats share."""
+"""The network of tests/io/data in lora_np, and helpers shared by the tests of the adapter formats."""
 
 from pathlib import Path
 
@@ -22,19 +22,19 @@ from tests.kinds import randomised
 DATA = Path(__file__).parent / "data"
 BASE = DATA / "base.safetensors"
 CASES = ["lora", "rslora", "patterns", "dora", "bfloat16", "float16", "tasks/french", "tasks/german"]
-"""Every adapter that PEFT wrote."""
+"""All adapters written by PEFT."""
 
 GIVEN = load_safetensors(DATA / "pass.safetensors")
 X, DY = GIVEN["input"], GIVEN["output_gradient"]
 
 
 def expected(case):
-    """What PEFT computes with an adapter."""
+    """The results of PEFT for an adapter."""
     return load_safetensors(DATA / case / "expected.safetensors")
 
 
 def network(layer=FullyConnectedLayer, dtype=np.float64):
-    """The base network, with the weights of PEFT's."""
+    """The base network, with the same weights as in PEFT."""
     body = Sequential({"up": layer(6, 5, dtype=dtype), "tanh": ActivationLayer(5, tanh, dtype=dtype)})
     net = Sequential({"body": body, "head": layer(5, 4, dtype=dtype)})
     stored = load_safetensors(BASE)
@@ -69,7 +69,7 @@ FACTORIES = {
 
 
 def adapted(head, up=None, dtype=np.float64, seed=1):
-    """The network with adapters that do something: from a factory for each layer, or from one for both."""
+    """The network with adapters of random values, built by `head` and `up`, or by `head` alone."""
     model = apply_adapters(network(dtype=dtype), {"body.up": up or head, "head": head})
     for path in ("body.up", "head"):
         adapter = model.walk()[path]
@@ -78,12 +78,12 @@ def adapted(head, up=None, dtype=np.float64, seed=1):
         adapter.base_layer.load_weights(base.named_parameters())
         for name, array in adapter.named_parameters().items():
             if "matrix" in name:
-                array *= 0.3  # larger ones leave the tanh nothing but rounding errors to differentiate
+                array *= 0.3  # larger values saturate the tanh, whose gradient then is rounding error
     return model
 
 
 def assert_close(actual, wanted, tolerance=1e-6):
-    """Equal up to a share of the largest element."""
+    """Assert equality up to a fraction of the largest element."""
     actual, wanted = np.asarray(actual), np.asarray(wanted)
     assert actual.shape == wanted.shape
     assert np.abs(actual - wanted).max(initial=0) <= tolerance * np.abs(wanted).max(initial=0)

@@ -1,4 +1,4 @@
-"""Merging into checkpoints: the sum to the last place, everything else to the byte, and no half-written files."""
+"""Merging into checkpoints: sums exact to the last place, all other tensors bitwise equal, no partial files."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ UNTOUCHED = {
     "mask": (np.array([True, False]), "BOOL"),
     "tokens": (np.arange(12).reshape(3, 4), "I32"),
 }
-"""Tensors that it does not change, in every kind of dtype, some of them of a similar name."""
+"""Tensors that the adapter does not change, of all kinds of dtype, some with similar names."""
 
 METADATA = {"format": "pt", "note": "é"}
 DTYPES = list(merge.PRECISIONS)
@@ -38,7 +38,7 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def adapter(*paths, dora=False, rank=2):
-    """An adapter of the layers at these paths, or of all."""
+    """An adapter of the layers at the given paths, by default all."""
     layers, magnitudes = {}, {}
     for seed, path in enumerate(paths or SHAPES):
         out, inner = SHAPES[path]
@@ -49,7 +49,7 @@ def adapter(*paths, dora=False, rank=2):
 
 
 def contents(dtype="F32", fan_in_fan_out=False):
-    """The tensors of a checkpoint, and the dtype of each in the file."""
+    """The tensors of a checkpoint, and their dtypes in the file."""
     weights = {f"{path}.weight": batch(*shape, seed=len(path)) for path, shape in SHAPES.items()}
     if fan_in_fan_out:
         weights = {key: array.T for key, array in weights.items()}
@@ -64,12 +64,12 @@ def save(path, tensors, dtypes=None):
 
 
 def single(folder, **options):
-    """A checkpoint in one file."""
+    """A checkpoint in a single file."""
     return save(folder / "base" / SINGLE, *contents(**options))
 
 
 def sharded(folder, name=INDEX, dtype="F32"):
-    """A checkpoint in two files and their index."""
+    """A checkpoint of two files and their index."""
     tensors, dtypes = contents(dtype)
     shard = {key: SHARDS[position % 2] for position, key in enumerate(sorted(tensors))}
     for file in SHARDS:
@@ -80,16 +80,16 @@ def sharded(folder, name=INDEX, dtype="F32"):
 
 
 class Checkpoint(NamedTuple):
-    """A base and the place for its output."""
+    """A base and the path of its output."""
 
     base: Path
     output: Path
     index: str | None = None
-    """The name of the index, where there are shards."""
+    """The name of the index, if there are shards."""
 
     @property
     def written(self):
-        """The output as `checkpoint_files` takes it."""
+        """The output in the form that `checkpoint_files` accepts."""
         return self.output / self.index if self.index else self.output
 
     def merge(self, weights=None, **options):
@@ -113,7 +113,7 @@ CHECKPOINTS = {
 
 @pytest.fixture(params=CHECKPOINTS)
 def checkpoint(request, tmp_path):
-    """One of every form."""
+    """One checkpoint of each form."""
     return CHECKPOINTS[request.param](tmp_path)
 
 
@@ -124,13 +124,13 @@ def shards(tmp_path):
 
 @pytest.fixture
 def output(tmp_path):
-    """The place for the output of one file."""
+    """The path for the output of a single file."""
     return tmp_path / "merged.safetensors"
 
 
 @pytest.fixture
 def small_windows(monkeypatch):
-    """Windows and pieces of a few rows, so that every tensor takes many of them."""
+    """Windows and pieces of a few rows, so that every tensor needs several."""
     monkeypatch.setattr(merge, "WINDOW", 30)
     monkeypatch.setattr(merge, "PIECE", 11)
 
@@ -158,7 +158,7 @@ def values(checkpoint):
 
 
 def wanted(base, weights, path, fan_in_fan_out=False):
-    """The merged weight in float64, from the dense matrix."""
+    """The merged weight in float64, computed from the dense matrix."""
     old, delta = values(base)[f"{path}.weight"], weights.layers[path].merge_weights()
     V = old + (delta if fan_in_fan_out else delta.T)
     if path in weights.magnitudes:
@@ -167,26 +167,26 @@ def wanted(base, weights, path, fan_in_fan_out=False):
 
 
 def assert_last_place(checkpoint, key, exact, dtype, units=1):
-    """A tensor is equal to within one unit in the last place of its largest elements."""
+    """Assert that a tensor is exact to within `units` in the last place of its largest elements."""
     unit = 2 * merge.PRECISIONS[dtype] * 2 ** np.floor(np.log2(np.abs(exact).max()))
     assert np.abs(values(checkpoint)[key] - exact).max() <= units * unit
 
 
-# ---------------------------------------------------------------- what is written
+# ---------------------------------------------------------------- merging
 
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_sum_is_that_of_float64_rounded(tmp_path, output, dtype, dora):
+def test_the_result_is_the_float64_sum_rounded(tmp_path, output, dtype, dora):
     base, weights = single(tmp_path, dtype=dtype), adapter(dora=dora)
     merge_checkpoint(base, weights, output)
-    units = 4 if dora else 1  # the norm, the quotient and the product are rounded too
+    units = 4 if dora else 1  # the norm, the quotient and the product are rounded as well
     for path in SHAPES:
         assert_last_place(output, f"{path}.weight", wanted(base, weights, path), dtype, units)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_elements_of_short_dtypes_are_rounded_each_to_its_own_last_place(tmp_path, output, dtype):
+def test_each_element_of_a_short_dtype_is_exact_to_its_last_place(tmp_path, output, dtype):
     base, weights = single(tmp_path, dtype=dtype), adapter("b.d")
     merge_checkpoint(base, weights, output)
     exact = wanted(base, weights, "b.d")
@@ -195,7 +195,7 @@ def test_elements_of_short_dtypes_are_rounded_each_to_its_own_last_place(tmp_pat
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dtypes_and_shapes_stay(tmp_path, output, dtype):
+def test_dtypes_and_shapes_are_preserved(tmp_path, output, dtype):
     base = single(tmp_path, dtype=dtype)
     merge_checkpoint(base, adapter(), output)
     before, after = stored(base), stored(output)
@@ -209,7 +209,7 @@ def test_only_the_tensors_of_the_adapter_change(checkpoint):
     assert {key for key in before if before[key] != after[key]} == {"a.weight", "b.c.weight"}
 
 
-def test_metadata_stays(checkpoint):
+def test_metadata_is_preserved(checkpoint):
     checkpoint.merge()
     for file in checkpoint_files(checkpoint.written).values():
         with SafetensorsFile(file) as tensors:
@@ -237,7 +237,7 @@ def test_the_result_names_the_changed_tensors(checkpoint):
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_windows_do_not_change_the_bytes(tmp_path, output, dtype, dora, monkeypatch):
-    # Of rank 1, for a product that sums up may do so in another order where it has other sizes.
+    # Rank 1, because the order of summation within a product may depend on its sizes.
     base, weights = single(tmp_path, dtype=dtype), adapter(dora=dora, rank=1)
     merge_checkpoint(base, weights, output)
     whole = output.read_bytes()
@@ -250,7 +250,7 @@ def test_windows_do_not_change_the_bytes(tmp_path, output, dtype, dora, monkeypa
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.usefixtures("small_windows")
-def test_sums_in_small_windows_are_exact_too(tmp_path, output, dtype):
+def test_sums_in_small_windows_are_exact(tmp_path, output, dtype):
     base, weights = single(tmp_path, dtype=dtype), adapter(rank=4)
     merge_checkpoint(base, weights, output)
     for path in SHAPES:
@@ -279,7 +279,7 @@ def test_subtracting_undoes_a_merge_up_to_rounding(tmp_path, output, dtype, fan_
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_merge_is_what_peft_and_the_adapters_give(output, case):
+def test_a_merge_agrees_with_peft_and_with_merge_in_place(output, case):
     merge_checkpoint(BASE, load_peft(DATA / case), output)
     model, theirs = apply_peft(network(), DATA / case), expected(case)
     merge_in_place(model)
@@ -297,7 +297,7 @@ def test_a_row_of_zeros_stays_zero_under_dora(tmp_path, output):
     assert norms == pytest.approx([1, 1, 1, 1, 0], rel=1e-14)
 
 
-def test_equal_merges_give_equal_bytes(tmp_path):
+def test_equal_merges_produce_identical_bytes(tmp_path):
     base = single(tmp_path)
     for name in ("one", "two"):
         merge_checkpoint(base, adapter(), tmp_path / name)
@@ -311,7 +311,7 @@ def test_an_older_output_is_replaced(tmp_path, output):
 
 
 @pytest.mark.usefixtures("small_windows")
-def test_progress_sums_up_to_the_size_of_the_data(checkpoint):
+def test_progress_adds_up_to_the_size_of_the_data(checkpoint):
     calls = []
     checkpoint.merge(progress=lambda key, size: calls.append((key, size)))
     sizes = {key: info.nbytes for key, (info, _) in stored(checkpoint.base).items()}
@@ -319,7 +319,7 @@ def test_progress_sums_up_to_the_size_of_the_data(checkpoint):
     assert len(calls) > len(sizes)
 
 
-# ---------------------------------------------------------------- what is verified
+# ---------------------------------------------------------------- verification
 
 
 @pytest.mark.parametrize("options", [{}, {"subtract": True}, {"fan_in_fan_out": True}])
@@ -348,7 +348,7 @@ def test_every_form_of_checkpoint_is_verified(checkpoint):
 
 
 def tamper(checkpoint, key, change):
-    """Merge, then change an array and its dtype in the output; None takes it out."""
+    """Merge, then change an array and its dtype in the output; if `change` returns None, remove it."""
     checkpoint.merge()
     for file in checkpoint_files(checkpoint.written).values():
         arrays = load_safetensors(file)
@@ -383,14 +383,14 @@ def test_the_error_of_a_changed_tensor_is_reported(checkpoint, difference):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.usefixtures("small_windows")
-def test_numbers_that_are_not_finite_are_an_infinite_error(checkpoint, value):
+def test_non_finite_values_are_an_infinite_error(checkpoint, value):
     tamper(checkpoint, "a.weight", off_by(value))
     verified = checkpoint.verify()
     assert verified["a.weight"].error == np.inf
     assert verified["b.c.weight"].error < 1e-7
 
 
-def test_numbers_that_are_not_finite_in_the_base_are_no_error(tmp_path, output):
+def test_non_finite_values_of_the_base_are_not_an_error(tmp_path, output):
     weight = batch(5, 7)
     weight[0, :3] = np.nan, np.inf, -np.inf
     base = save(tmp_path / "base" / SINGLE, {"a.weight": weight}, {"a.weight": "BF16"})
@@ -408,35 +408,47 @@ def test_the_error_of_zeros_is_absolute(tmp_path):
 
 
 TAMPERED = {
-    "an untouched tensor is changed": ("norm.weight", off_by(1.0), r"norm\.weight is not the base's"),
-    "an untouched integer is changed": ("tokens", off_by(1), "tokens is not the base's"),
+    "an untouched tensor is changed": (
+        "norm.weight",
+        off_by(1.0),
+        r"norm\.weight differs from the base, but the adapter does not change it",
+    ),
+    "an untouched integer is changed": (
+        "tokens",
+        off_by(1),
+        "tokens differs from the base, but the adapter does not change it",
+    ),
     "a tensor is missing": ("tokens", lambda *_: None, "tokens is missing"),
     "a changed tensor is missing": ("a.weight", lambda *_: None, r"a\.weight is missing"),
-    "another dtype": ("a.weight", lambda array, _: (array, "F64"), r"a\.weight is missing, or has another dtype"),
-    "another shape": ("a.weight", lambda array, dtype: (array.T, dtype), r"a\.weight .* another dtype or shape"),
+    "another dtype": ("a.weight", lambda array, _: (array, "F64"), r"a\.weight is missing, or its dtype or shape differs"),
+    "another shape": (
+        "a.weight",
+        lambda array, dtype: (array.T, dtype),
+        r"a\.weight is missing, or its dtype or shape differs",
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", TAMPERED)
 @pytest.mark.usefixtures("small_windows")
-def test_a_damaged_output_is_refused(checkpoint, damage):
+def test_a_damaged_output_is_rejected(checkpoint, damage):
     key, change, message = TAMPERED[damage]
     tamper(checkpoint, key, change)
     with pytest.raises(FormatError, match=message):
         checkpoint.verify()
 
 
-def test_one_tensor_more_is_refused(tmp_path):
+def test_an_additional_tensor_is_rejected(tmp_path):
     base = save(tmp_path / "base" / SINGLE, {"mask": np.ones(1)})
     output = save(tmp_path / "out" / SINGLE, {"mask": np.ones(1), "more": np.ones(1)})
     with pytest.raises(FormatError, match="more is not in the base"):
         verify_checkpoint(base, AdapterWeights({}), output)
 
 
-def test_a_missing_shard_is_refused(shards):
+def test_a_missing_shard_is_rejected(shards):
     shards.merge()
     (shards.output / SHARDS[1]).unlink()
-    with pytest.raises(FormatError, match=f"there is no file .*{SHARDS[1]}"):
+    with pytest.raises(FormatError, match=f"file .*{SHARDS[1]} not found"):
         shards.verify()
 
 
@@ -447,11 +459,11 @@ def test_a_shard_that_the_index_does_not_name_is_missing(shards):
         shards.verify()
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- errors
 
 
 def with_weight(array):
-    """A base in which one weight is another array."""
+    """A base in which one weight is replaced."""
 
     def build(folder):
         tensors, dtypes = contents()
@@ -466,7 +478,7 @@ def without_weight(folder):
 
 
 def with_index(content):
-    """A sharded base with another index."""
+    """A sharded base with the given index."""
 
     def build(folder):
         base = sharded(folder)
@@ -477,7 +489,7 @@ def with_index(content):
 
 
 def naming(file):
-    """A sharded base whose index names this file."""
+    """A sharded base whose index names the given file."""
     return with_index({"weight_map": {"a.weight": file}})
 
 
@@ -487,32 +499,32 @@ def without_shard(folder):
     return base
 
 
-REFUSED = {
-    "no weight": (without_weight, r"it has no tensor 'b\.c\.weight', which the adapter changes"),
+REJECTED = {
+    "no weight": (without_weight, r"missing tensor 'b\.c\.weight', which the adapter changes"),
     "a transposed weight": (with_weight(np.ones((7, 5))), r"a\.weight must have shape \(5, 7\) .* got \(7, 5\)"),
-    "a weight of another kind": (with_weight(np.ones((5, 7, 1))), r"a\.weight must have shape \(5, 7\)"),
-    "an integer weight": (with_weight(np.ones((5, 7), np.int8)), r"a\.weight must be one of F64, .* got I8"),
-    "an empty folder": (lambda folder: folder, r"there is neither model\.safetensors\.index\.json nor model\.safetensors"),
-    "no file": (lambda folder: folder / "none.safetensors", r"there is no file .*none\.safetensors"),
-    "no index": (lambda folder: folder / "none.index.json", "it is not an index of safetensors files"),
-    "no shard": (without_shard, f"there is no file .*{SHARDS[0]}"),
-    "an index that is no JSON": (with_index("{"), "it is not an index"),
-    "an index that is a list": (with_index([]), "it is not an index"),
-    "an index without a map": (with_index({}), "it is not an index"),
-    "a map that is a list": (with_index({"weight_map": []}), "it is not an index"),
+    "a weight that is not a matrix": (with_weight(np.ones((5, 7, 1))), r"a\.weight must have shape \(5, 7\)"),
+    "an integer weight": (with_weight(np.ones((5, 7), np.int8)), r"dtype of a\.weight must be one of F64, .* got I8"),
+    "an empty folder": (lambda folder: folder, r"neither model\.safetensors\.index\.json nor model\.safetensors found"),
+    "no file": (lambda folder: folder / "none.safetensors", r"file .*none\.safetensors not found"),
+    "no index": (lambda folder: folder / "none.index.json", ": not an index of safetensors files"),
+    "no shard": (without_shard, f"file .*{SHARDS[0]} not found"),
+    "an index that is not JSON": (with_index("{"), ": not an index of safetensors files"),
+    "an index that is a list": (with_index([]), ": not an index of safetensors files"),
+    "an index without a map": (with_index({}), ": not an index of safetensors files"),
+    "a map that is a list": (with_index({"weight_map": []}), ": not an index of safetensors files"),
     "a number for a file": (naming(3), "files in the same folder"),
     "a file elsewhere": (naming("../x.safetensors"), "files in the same folder"),
     "a file at the root": (naming("/x.safetensors"), "files in the same folder"),
     "a file on another drive": (naming("c:x.safetensors"), "files in the same folder"),
-    "a file by backslash": (naming("..\\x.safetensors"), "files in the same folder"),
-    "a name that no file has": (naming("x\0.safetensors"), "files in the same folder"),
+    "a file with a backslash": (naming("..\\x.safetensors"), "files in the same folder"),
+    "a file name with a zero byte": (naming("x\0.safetensors"), "files in the same folder"),
     "a pickle": (naming("x.bin"), "files in the same folder"),
 }
 
 
-@pytest.mark.parametrize("reason", REFUSED)
-def test_a_base_that_does_not_fit_is_refused(tmp_path, reason):
-    build, message = REFUSED[reason]
+@pytest.mark.parametrize("reason", REJECTED)
+def test_an_invalid_base_is_rejected(tmp_path, reason):
+    build, message = REJECTED[reason]
     base = build(tmp_path)
     before = all_files(tmp_path)
     with pytest.raises(FormatError, match=message):
@@ -522,9 +534,11 @@ def test_a_base_that_does_not_fit_is_refused(tmp_path, reason):
 
 @pytest.mark.parametrize("options", [{"subtract": True}, {"fan_in_fan_out": True}])
 @pytest.mark.parametrize("act", [merge_checkpoint, verify_checkpoint])
-def test_dora_is_merged_in_one_way_only(tmp_path, output, act, options):
+def test_dora_can_be_neither_subtracted_nor_transposed(tmp_path, output, act, options):
     base = single(tmp_path)
-    with pytest.raises(NotSupportedError, match="a DoRA adapter cannot be taken out"):
+    with pytest.raises(
+        NotSupportedError, match="a DoRA adapter can be neither subtracted from weights nor merged into weights stored as"
+    ):
         act(base, adapter(dora=True), output, **options)
     assert not output.exists()
 
@@ -541,34 +555,34 @@ def test_the_base_is_never_overwritten(tmp_path, place):
     build, output = OWN[place]
     base = build(tmp_path)
     before = stored(base)
-    with pytest.raises(ArgumentError, match="output must be another place than the base"):
+    with pytest.raises(ArgumentError, match="output must differ from the base"):
         merge_checkpoint(base, adapter(), output(base))
     assert stored(base) == before
 
 
-def test_a_link_to_the_base_is_the_base(tmp_path, output):
+def test_a_link_to_the_base_counts_as_the_base(tmp_path, output):
     base = single(tmp_path)
     try:
         output.symlink_to(base)
     except OSError:
-        pytest.skip("this system makes no links")
-    with pytest.raises(ArgumentError, match="another place than the base"):
+        pytest.skip("this system does not support links")
+    with pytest.raises(ArgumentError, match="output must differ from the base"):
         merge_checkpoint(base, adapter(), output)
 
 
-def test_the_output_of_one_file_is_not_a_folder(tmp_path, output):
+def test_the_output_of_a_single_file_cannot_be_a_folder(tmp_path, output):
     output.mkdir()
-    with pytest.raises(ArgumentError, match="output must be a file"):
+    with pytest.raises(ArgumentError, match="output must be a file because the base is a file"):
         merge_checkpoint(single(tmp_path), adapter(), output)
     assert not all_files(output)
 
 
 class BrokenError(Exception):
-    """What goes wrong in the middle."""
+    """Raised in the middle of a merge."""
 
 
 def breaking(calls, function=lambda *_: None):
-    """A function that fails after a number of calls."""
+    """A function that raises after the given number of calls."""
     left = iter(range(calls))
 
     def call(*arguments):
@@ -592,7 +606,7 @@ def test_an_error_in_the_middle_leaves_nothing_behind(tmp_path, output, monkeypa
     assert all_files(tmp_path) == sorted(["base", str(Path("base", SINGLE)), output.name])
 
 
-def test_an_error_in_a_later_shard_leaves_whole_files_only(shards):
+def test_an_error_in_a_later_shard_leaves_only_complete_files(shards):
     with SafetensorsFile(shards.base / SHARDS[0]) as first:
         pieces = len(first)
     with pytest.raises(BrokenError):

@@ -1,4 +1,4 @@
-"""Adapters of mlx-lm, made by hand."""
+"""Adapters of mlx-lm, constructed by hand."""
 
 import json
 
@@ -18,7 +18,7 @@ SETTINGS = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank
 
 @pytest.fixture
 def load(tmp_path):
-    """What is read from a folder with these tensors and this configuration, None leaving something out."""
+    """Load a folder with changed tensors and the given configuration; None omits a tensor or the configuration."""
 
     def loaded(changes, settings=SETTINGS, **options):
         if settings is not None:
@@ -30,7 +30,7 @@ def load(tmp_path):
     return loaded
 
 
-def test_factors_are_stored_as_they_are_here(load):
+def test_factors_are_stored_in_the_layout_of_lora_np(load):
     layer = load({}).layers[PATH]
     assert np.array_equal(layer.matrix_a, A)
     assert np.array_equal(layer.matrix_b, B)
@@ -43,7 +43,7 @@ def test_scale_is_the_factor_itself(load):
 
 
 @pytest.mark.parametrize("scale", [0, 0.1, 20])
-def test_layers_of_other_ranks_have_the_same_scale(load, scale):
+def test_layers_of_different_ranks_have_the_same_scale(load, scale):
     more = {"head.lora_a": batch(4, 3), "head.lora_b": batch(3, 6)}
     layers = load(more, {"lora_parameters": {"scale": scale}}).layers
     assert {path: layer.rank for path, layer in layers.items()} == {PATH: 2, "head": 3}
@@ -60,19 +60,23 @@ TENSORS = {
     "no A": ({f"{PATH}.lora_a": None}, FormatError, r"lora_a is missing"),
     "no B": ({f"{PATH}.lora_b": None}, FormatError, r"lora_b is missing"),
     "m alone": ({"head.m": np.ones(4)}, FormatError, r"head\.lora_a is missing"),
-    "other ranks": ({f"{PATH}.lora_b": np.ones((3, 4))}, FormatError, r"q_proj: matrix_a and matrix_b must be"),
-    "another magnitude": ({f"{PATH}.m": np.ones(5)}, FormatError, r"q_proj\.m must have shape \(4,\), got \(5,\)"),
+    "different ranks": ({f"{PATH}.lora_b": np.ones((3, 4))}, FormatError, r"q_proj: matrix_a and matrix_b must be"),
+    "a magnitude of a wrong shape": (
+        {f"{PATH}.m": np.ones(5)},
+        FormatError,
+        r"q_proj\.m must have shape \(4,\), got \(5,\)",
+    ),
     "experts": (
         {f"{PATH}.lora_a": np.ones((8, 5, 2))},
         NotSupportedError,
         r"lora_a must be a matrix, got shape \(8",
     ),
-    "a stray key": ({"head.bias": np.ones(4)}, FormatError, r"the key 'head\.bias' is no LoRA factor"),
+    "a stray key": ({"head.bias": np.ones(4)}, FormatError, r"unexpected key 'head\.bias': not a LoRA factor"),
 }
 
 
 @pytest.mark.parametrize("damage", TENSORS)
-def test_damaged_weights_are_refused(load, damage):
+def test_damaged_weights_are_rejected(load, damage):
     changes, error, message = TENSORS[damage]
     with pytest.raises(error, match=rf"adapters\.safetensors: .*{message}"):
         load(changes)
@@ -80,34 +84,34 @@ def test_damaged_weights_are_refused(load, damage):
 
 CONFIGS = {
     "none": None,
-    "no JSON": "{",
+    "not JSON": "{",
     "too deep": "[" * 200_000,
     "a list": [],
     "no parameters": {},
     "no scale": {"lora_parameters": {}},
-    "parameters in a list": {"lora_parameters": [20.0]},
-    "scale in words": {"lora_parameters": {"scale": "large"}},
-    "an empty scale": {"lora_parameters": {"scale": None}},
+    "parameters as a list": {"lora_parameters": [20.0]},
+    "scale as text": {"lora_parameters": {"scale": "large"}},
+    "null scale": {"lora_parameters": {"scale": None}},
 }
 
 
 @pytest.mark.parametrize("damage", CONFIGS)
-def test_a_damaged_configuration_is_refused(load, damage):
-    with pytest.raises(FormatError, match=r"adapter_config\.json: it must be JSON that holds lora_parameters\.scale"):
+def test_a_damaged_configuration_is_rejected(load, damage):
+    with pytest.raises(FormatError, match=r"adapter_config\.json: must be valid JSON with lora_parameters\.scale"):
         load({}, CONFIGS[damage])
 
 
 @pytest.mark.parametrize("scale", [-1, float("nan"), float("inf")])
-def test_a_scale_that_makes_no_sense_is_refused(load, scale):
+def test_an_invalid_scale_is_rejected(load, scale):
     with pytest.raises(FormatError, match=r"q_proj: alpha must be"):
         load({}, {"lora_parameters": {"scale": scale}})
 
 
-def test_a_stray_key_may_be_left_out(load):
+def test_a_stray_key_can_be_ignored(load):
     assert set(load({"head.bias": np.ones(4)}, strict=False).layers) == {PATH}
 
 
-def test_a_folder_without_weights_is_refused(tmp_path):
+def test_a_folder_without_weights_is_rejected(tmp_path):
     (tmp_path / CONFIG).write_text(json.dumps(SETTINGS))
-    with pytest.raises(FormatError, match=r"there is no adapters\.safetensors in it"):
+    with pytest.raises(FormatError, match=r": adapters\.safetensors not found"):
         load_mlx(tmp_path)
