@@ -1,8 +1,8 @@
 """ONNX files: the computation graph of a layer, for any runtime.
 
-The file is written from `Layer.export_computation_graph`. Operators of ONNX stand for the NumPy functions in it; an
-activation without an operator of its own is written in its parts, recorded from its own function. Needs the package onnx,
-which the extra ``lora_np[onnx]`` brings.
+A file is written from `Layer.export_computation_graph`: each NumPy function in the graph becomes an ONNX operator, and
+functions without one, such as some activations, are decomposed into functions that have one. Requires the package onnx
+(``pip install "lora_np[onnx]"``).
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from ..functions.activations import relu, sigmoid, softmax
 from ..graph import ComputationNode, optimise
 from ..graph.node import depends_on_input, getitem, ordered
 from ..graph.recording import record_function
-from ..layers.lora import LowRankLayer
+from ..layers.low_rank import LowRankLayer
 
 OPSET, IR_VERSION = 21, 10
-"""Of 2024: newer ones are refused by runtimes that are in use."""
+"""Versions from 2024; some runtimes in use reject newer ones."""
 
 ADAPTERS = ("merged", "inputs", "required")
 RANK_AXES = {"matrix_a": 1, "matrix_b": 0, "projection_a": 1, "projection_b": 0, "vector_d": 0}
-"""The axis of each array that has as many entries as the adapter has components."""
+"""The axis of each array along which the components of the adapter lie."""
 
 LARGEST = 2**31 - 1
-"""Bytes that one protocol buffer can have."""
+"""The maximum size of a protocol buffer in bytes."""
 
 OPERATORS: dict[Callable[..., Any], str] = {
     np.matmul: "MatMul",
@@ -83,7 +83,7 @@ def _expm1(x: Any) -> Any:
 
 
 IN_PARTS: dict[Callable[..., Any], Callable[..., Any]] = {np.log1p: _log1p, np.expm1: _expm1}
-"""Functions that ONNX lacks, with its own ones; near zero they have a small absolute error, not a small relative one."""
+"""Replacements for functions that ONNX lacks; near zero, their absolute error is small, but not their relative error."""
 
 
 def save_onnx(
@@ -95,54 +95,58 @@ def save_onnx(
     ----------
     layer : Layer
     path : path
-        Replaced only when the new file is complete.
+        An existing file is replaced only once the new one is complete.
     adapters, leading
         As for `to_onnx`.
 
     Raises
     ------
     NotSupportedError
-        As for `to_onnx`, or the file would have 2 GiB or more; nothing is written.
+        As for `to_onnx`; also if the file would have 2 GiB or more. Nothing is written.
     """
     model = to_onnx(layer, adapters=adapters, leading=leading)
     if model.ByteSize() > LARGEST:
-        raise NotSupportedError(f"an ONNX file can have {LARGEST} bytes, and {layer.layer_name} needs {model.ByteSize()}")
+        raise NotSupportedError(
+            f"an ONNX file must have at most {LARGEST} bytes, but {layer.layer_name} needs {model.ByteSize()}"
+        )
     with atomic_file(path) as file:
         file.write(model.SerializeToString())
 
 
 def to_onnx(layer: Layer, *, adapters: str = "merged", leading: Sequence[str] = ("batch",)) -> Any:
-    """A layer as an ``onnx.ModelProto``: what `predict` computes, in the layer's dtype.
+    """Convert a layer to an ``onnx.ModelProto`` that computes what `predict` computes, in the layer's dtype.
 
     Parameters
     ----------
     layer : Layer
-        A DyLoRA is taken at its deployment rank, a MultiLoRA at its current task.
+        The layer or model. DyLoRA adapters are exported at their deployment rank, MultiLoRA adapters with their current
+        task.
     adapters : {"merged", "inputs", "required"}
-        ``"merged"``: all that is known is computed beforehand, so adapters of linear bases are merged. ``"inputs"``: the
-        arrays of adapters are initialisers *and* inputs. A caller who gives none of them gets the layer's own adapter; one
-        who gives all runs another adapter of the same places, of any rank. ``"required"``: they are inputs alone, for
-        runtimes that pass over what is given in the place of an initialiser (onnxruntime-node does).
-    leading : names of the leading axes
-        ``("batch",)`` for rows, ``("batch", "time")`` for sequences of rows, ``()`` for one vector. Their sizes are free.
+        ``"merged"``: constants are folded, so adapters of linear bases are merged. ``"inputs"``: the arrays of adapters are
+        initialisers *and* inputs. Callers that omit them get the adapters of this layer; callers that pass all of them run
+        other adapters of the same layers, of any rank. ``"required"``: the arrays are inputs only, for runtimes that ignore
+        inputs that have an initialiser, such as onnxruntime-node.
+    leading : sequence of str
+        The names of the leading axes: ``("batch",)`` for rows, ``("batch", "time")`` for sequences of rows, ``()`` for a
+        single vector. Their sizes are free.
 
     Returns
     -------
     onnx.ModelProto
-        With opset 21 and IR version 10.
+        A model with opset 21 and IR version 10.
 
     Raises
     ------
     ArgumentError
-        Another word for `adapters`, or axes that are not different names.
+        If `adapters` is not one of the values above, or `leading` is not a sequence of distinct names.
     NotSupportedError
-        The package onnx is missing, or a layer inside does what cannot be written; the message names the layer.
+        If the package onnx is missing, or a layer inside cannot be written as ONNX; the message names the layer.
 
     Notes
     -----
-    The input is called ``input``, the output ``output``, and arrays have their names of ``named_parameters(frozen=True)``.
-    The scaling s of a branch is a scalar: ``lora.scaling`` beside ``lora.matrix_a``, or ``tasks.<name>.scaling``. The free
-    axis of a branch is called ``lora.rank``. What was computed beforehand is called after its parameters:
+    The input is named ``input``, the output ``output``, and arrays have their names from ``named_parameters(frozen=True)``.
+    The scaling s of a branch is a scalar: ``lora.scaling`` next to ``lora.matrix_a``, or ``tasks.<name>.scaling``. The free
+    axis of a branch is named ``lora.rank``. Folded constants are named after their parameters, such as
     ``folded(base.weight, lora.matrix_a)``.
     """
     one_of("adapters", adapters, ADAPTERS)
@@ -154,24 +158,25 @@ def to_onnx(layer: Layer, *, adapters: str = "merged", leading: Sequence[str] = 
         return _Writer(onnx, axes, kept, adapters == "inputs").model(_prepared(graph, kept), type(layer).__name__)
     except NotSupportedError as error:
         for child in layer.children().values():
-            to_onnx(child)  # where the reason lies in a child, this names the child
+            to_onnx(child)  # if the reason lies in a child, this error names the child
         raise NotSupportedError(
             f"{layer.layer_name} ({type(layer).__name__}) cannot be written as ONNX: {error}"
         ) from error
 
 
 def adapter_inputs(layer: Layer) -> dict[str, Array]:
-    """What to give a file with ``adapters="inputs"`` or ``"required"`` so that it computes with this layer's adapters.
+    """The inputs that make a file with ``adapters="inputs"`` or ``"required"`` compute with the adapters of this layer.
 
     Parameters
     ----------
     layer : Layer
-        The same model as in the file, with adapters of the same kind and in the same places, of any rank.
+        The model of the file, with adapters of the same kinds on the same layers, of any rank.
 
     Returns
     -------
-    dict of arrays, by the names of the file's inputs
-        Scalings are arrays of shape (). A DyLoRA gives its deployment rank, a MultiLoRA its current task.
+    dict of str to array
+        The arrays, keyed by the names of the file's inputs; scalings have shape (). DyLoRA adapters are exported at their
+        deployment rank, MultiLoRA adapters with their current task.
     """
     kept = _adapter_axes(layer)
     leaves = _prepared(layer.export_computation_graph([]), kept).nodes()
@@ -182,8 +187,7 @@ def _package() -> Any:
     try:
         return import_module("onnx")
     except ImportError as error:
-        message = 'writing ONNX files needs the package onnx; this extra brings it: pip install "lora_np[onnx]"'
-        raise NotSupportedError(message) from error
+        raise NotSupportedError('writing ONNX files requires the package onnx: pip install "lora_np[onnx]"') from error
 
 
 def _axis_names(leading: Any) -> tuple[str, ...]:
@@ -193,34 +197,34 @@ def _axis_names(leading: Any) -> tuple[str, ...]:
         or not all(isinstance(name, str) and name for name in names)
         or len(set(names)) < len(names)
     ):
-        raise ArgumentError(f"leading must be a sequence of different names of axes, got {leading!r}")
+        raise ArgumentError(f"leading must be a sequence of distinct axis names, got {leading!r}")
     return names
 
 
 def _adapter_axes(layer: Layer) -> dict[str, tuple[int, str] | None]:
-    """The arrays and scalings of adapters by name: each with its axis of components and the name of that axis, if any."""
+    """The arrays and scalings of adapters by name: the axis of the components and the name of that axis, or None."""
     found: dict[str, tuple[int, str] | None] = {}
     for path, inner in layer.walk().items():
         own: dict[str, tuple[int, str] | None] = {}
         if isinstance(inner, LowRankLayer):
             own["scaling"] = None
         if isinstance(inner, LowRankLayer | LoRAAdapterBase):
-            for name in inner.parameter_names + inner.frozen_names:
+            for name in inner.parameter_names:
                 axis = f"{path}.rank".lstrip(".")
                 own[name] = (RANK_AXES[name], axis) if name in RANK_AXES else None
         found |= prefixed(path, own) if path else own
     return found
 
 
-# ---------------------------------------------------------------- the graph as ONNX can have it
+# ---------------------------------------------------------------- the graph in terms of ONNX operators
 
 
 def _prepared(graph: ComputationNode, kept: Collection[str]) -> ComputationNode:
-    """The graph with operators of ONNX alone, optimised; a kept array is cut to the part of it that is used."""
+    """The graph in terms of ONNX operators, optimised; a kept array of which only one slice is used becomes that slice."""
     uses: dict[str, set[str]] = {}
     for node in graph.nodes():
         for parent in node.parents:
-            uses.setdefault(parent.name, set()).add(repr(node.options) if node.operation == "getitem" else "all of it")
+            uses.setdefault(parent.name, set()).add(repr(node.options) if node.operation == "getitem" else "all")
     new: dict[ComputationNode, ComputationNode] = {}
     for node in graph.nodes():
         parents = tuple(new[parent] for parent in node.parents)
@@ -237,10 +241,10 @@ def _in_operators(node: ComputationNode) -> ComputationNode:
         return node
     try:
         parts = record_function(IN_PARTS.get(node.function, node.function), node.parents)
-    except Exception as error:  # a function that was written for arrays may raise anything on a symbol
-        raise NotSupportedError(f"{node.operation} has no operator and cannot be taken apart: {error}") from error
+    except Exception as error:  # a function written for arrays may raise anything when given a symbol
+        raise NotSupportedError(f"{node.operation} has no ONNX operator and cannot be decomposed: {error}") from error
     if parts.function is node.function:
-        raise NotSupportedError(f"there is no operator for {node.operation}")
+        raise NotSupportedError(f"{node.operation} has no ONNX operator")
     steps = {parent: parent for parent in node.parents}
     for step in ordered(parts, stop=node.parents):
         steps[step] = _in_operators(replace(step, parents=tuple(steps[parent] for parent in step.parents)))
@@ -251,7 +255,7 @@ def _in_operators(node: ComputationNode) -> ComputationNode:
 
 
 class _Writer:
-    """Collects what the file has: operators, initialisers and inputs."""
+    """Collects the operators, initialisers and inputs of a file."""
 
     def __init__(
         self, onnx: Any, leading: Sequence[str], kept: Mapping[str, tuple[int, str] | None], defaults: bool
@@ -268,7 +272,7 @@ class _Writer:
         self.names: dict[Any, str] = {}
 
     def model(self, graph: ComputationNode, title: str) -> Any:
-        """The whole file."""
+        """The contents of the file."""
         helper = self.onnx.helper
         (source,) = graph.inputs()
         self.names[source] = "input"
@@ -298,11 +302,11 @@ class _Writer:
         elif operator == "Slice":
             operands += [self._array(np.array(numbers, np.int64), "bounds") for numbers in self._slice(node)]
         elif node.options:
-            raise NotSupportedError(f"{node.operation} with {', '.join(node.options)}")
+            raise NotSupportedError(f"{node.operation} with the arguments {', '.join(node.options)}")
         self.operators.append(self.onnx.helper.make_node(operator, operands, [self.names[node]], **attributes))
 
     def _operand(self, node: ComputationNode, dtype: Any) -> str:
-        """The name of a value in a dtype."""
+        """The name of a value, converted to the given dtype."""
         if node.name in self.kept:
             return self._kept(node, dtype)
         if node in self.names and node.dtype == dtype:
@@ -320,12 +324,12 @@ class _Writer:
         return name
 
     def _kept(self, node: ComputationNode, dtype: Any) -> str:
-        """The name of an array of an adapter, which is an input."""
+        """The name of an adapter's array, which becomes an input."""
         if node.name not in self.inputs:
             shape: list[Any] = list(node.shape)
-            place = self.kept[node.name]
-            if place is not None:
-                axis, name = place
+            free = self.kept[node.name]
+            if free is not None:
+                axis, name = free
                 shape[axis] = name
             self.inputs[node.name] = self._described(node.name, dtype, shape)
             if self.defaults:
@@ -348,7 +352,7 @@ class _Writer:
         return self._new_name(f"v{self.values}")
 
     def _new_name(self, name: str) -> str:
-        """The name itself, or with a number behind it where it is taken."""
+        """The name, with a number appended if it is taken."""
         numbered = (f"{name}_{number}" for number in itertools.count(2))
         free = next(candidate for candidate in itertools.chain([name], numbered) if candidate not in self.taken)
         self.taken.add(free)
@@ -363,7 +367,7 @@ class _Writer:
             place = entries.index(...)
             entries[place : place + 1] = [slice(None)] * (rank - len(entries) + 1)
         if not all(isinstance(entry, slice) for entry in entries):
-            raise NotSupportedError("an index other than slices")
+            raise NotSupportedError("an index that is not made of slices")
         bounds = [_bounds(entry) for entry in entries]
         starts, ends, steps = ([bound[i] for bound in bounds] for i in range(3))
         return [starts, ends, list(range(len(entries))), steps]
@@ -376,7 +380,7 @@ def _bounds(entry: slice) -> tuple[int, int, int]:
 
 
 def _dtypes(node: ComputationNode) -> list[Any]:
-    """The dtype in which each operand takes part, as NumPy has it: a plain number takes that of the arrays."""
+    """The dtype to convert each operand to, as in NumPy: a Python number adopts the dtype of the arrays."""
     arrays = [parent.dtype for parent in node.parents if not isinstance(parent.value, int | float)]
     if node.operation == "where":
         return [np.dtype(bool), node.dtype, node.dtype]
@@ -384,9 +388,9 @@ def _dtypes(node: ComputationNode) -> list[Any]:
 
 
 def _reduction(node: ComputationNode) -> tuple[list[int] | None, int]:
-    """The axes, None for all, and whether they stay."""
+    """The axes (None for all), and whether they are kept."""
     if len(node.parents) > 1 or not node.options.keys() <= {"axis", "keepdims"}:
-        raise NotSupportedError(f"{node.operation} with other arguments than axis= and keepdims=")
+        raise NotSupportedError(f"{node.operation} with arguments other than axis and keepdims")
     axis = node.options.get("axis")
     axes = None if axis is None else list(axis) if isinstance(axis, tuple) else [axis]
     return axes, int(node.options.get("keepdims", False))

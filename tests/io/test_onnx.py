@@ -1,4 +1,4 @@
-"""ONNX files: checked by onnx, run by onnxruntime, and compared with what lora_np computes."""
+"""ONNX files: checked by onnx, run by onnxruntime, and compared with lora_np."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ TOLERANCE = {np.float64: 1e-12, np.float32: 1e-6}
 
 
 def run(model, **feeds):
-    """What onnxruntime computes with a checked model."""
+    """Check a model, and run it with onnxruntime."""
     onnx.checker.check_model(model, full_check=True)
     options = runtime.SessionOptions()
     options.log_severity_level = 3
@@ -62,7 +62,7 @@ def shapes(values):
     return {value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in values}
 
 
-# ---------------------------------------------------------------- what every layer promises
+# ---------------------------------------------------------------- every layer
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
@@ -86,7 +86,7 @@ def test_every_activation(activation, dtype):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
-def test_what_is_not_finite_stays_so(activation):
+def test_non_finite_values_are_computed_alike(activation):
     layer = ActivationLayer(1, activation)
     x = np.array([[np.nan], [np.inf], [-np.inf]])
     with np.errstate(all="ignore"):
@@ -105,7 +105,7 @@ def test_leading_axes(name, leading):
         assert_same(run(model, input=x), layer.predict(x), np.float64)
 
 
-def test_no_rows_at_all():
+def test_an_empty_batch():
     layer = build("sequential-of-adapters")
     assert run(to_onnx(layer), input=np.empty((0, layer.input_size))).shape == (0, layer.output_size)
 
@@ -120,7 +120,7 @@ def test_random_compositions(model, adapters):
     assert_allclose(run(to_onnx(model, adapters=adapters), input=x), expected, rtol=1e-9, atol=1e-9 * scale)
 
 
-# ---------------------------------------------------------------- what is in the file
+# ---------------------------------------------------------------- the contents of the file
 
 
 def test_versions_and_names():
@@ -145,7 +145,7 @@ def test_parameters_keep_their_names():
     assert_array_equal(arrays["folded(1.weight)"], parameters["1.weight"].T)
 
 
-def test_activations_that_onnx_has_are_its_operators():
+def test_activations_with_an_onnx_operator_become_that_operator():
     layers = [ActivationLayer(3, activation) for activation in ACTIVATIONS]
     single = {layer.activation.name: operators(to_onnx(layer)) for layer in layers}
     assert {name: found for name, found in single.items() if len(found) == 1} == {
@@ -157,7 +157,7 @@ def test_activations_that_onnx_has_are_its_operators():
     }
 
 
-def test_two_files_of_one_layer_are_equal(tmp_path):
+def test_two_files_of_the_same_layer_are_identical(tmp_path):
     layer = build("sequential-of-adapters")
     save_onnx(layer, tmp_path / "one.onnx")
     save_onnx(layer, tmp_path / "two.onnx")
@@ -170,7 +170,7 @@ def test_two_files_of_one_layer_are_equal(tmp_path):
 
 
 def other_rank(kind, rank, base):
-    """An adapter of this kind and another rank, on the same base, with values of its own."""
+    """An adapter of the given kind and rank on the same base, with different values."""
     twin = base.clone()
     adapter = randomised(KINDS[kind](twin, rank, 2.5, rng=0), seed=rank + 10)
     for name, array in base.named_parameters().items():
@@ -181,7 +181,7 @@ def other_rank(kind, rank, base):
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("adapters", ["inputs", "required"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_file_serves_adapters_of_any_rank(kind, adapters, dtype):
+def test_one_file_runs_adapters_of_any_rank(kind, adapters, dtype):
     base = randomised(DenseLayer(IN, OUT, dtype=dtype))
     model = to_onnx(other_rank(kind, RANK, base), adapters=adapters)
     x = batch(4, IN).astype(dtype)
@@ -213,7 +213,7 @@ def test_required_inputs_have_no_defaults():
     assert {array.name for array in without.initializer} == {"0.base.weight", "0.base.bias", "2.base.weight", "2.base.bias"}
 
 
-def test_a_branch_by_itself_has_inputs_too():
+def test_a_branch_alone_has_inputs_as_well():
     model = to_onnx(build("lora"), adapters="inputs")
     assert shapes(model.graph.input) == {
         "input": ["batch", IN],
@@ -223,17 +223,17 @@ def test_a_branch_by_itself_has_inputs_too():
     }
 
 
-def test_dora_has_its_magnitude_as_input():
+def test_the_magnitude_of_dora_is_an_input():
     assert shapes(to_onnx(build("dora-on-dense"), adapters="inputs").graph.input)["magnitude"] == [OUT]
 
 
-def test_a_scaling_of_one_is_an_input_all_the_same():
+def test_a_scaling_of_one_is_still_an_input():
     adapter = randomised(StandardLoRAAdapter(DenseLayer(IN, OUT), 2, rng=0))
     assert adapter.lora_layer.scaling == 1
     assert "lora.scaling" in shapes(to_onnx(adapter, adapters="inputs").graph.input)
 
 
-def test_the_deployment_rank_is_what_the_file_holds():
+def test_dylora_is_exported_at_its_deployment_rank():
     adapter = dylora(DenseLayer(IN, OUT), 3, rng=0)
     adapter.current_deployment_rank = 2
     assert {name: value.shape for name, value in adapter_inputs(randomised(adapter)).items()} == {
@@ -254,11 +254,11 @@ def test_tasks_of_any_name():
             assert_same(run(to_onnx(adapter, adapters=adapters), input=x), adapter.predict(x), np.float64)
 
 
-# ---------------------------------------------------------------- layers of one's own
+# ---------------------------------------------------------------- user-defined layers
 
 
 class Own(Layer):
-    """A layer of somebody else, whose `apply` is a function."""
+    """A user-defined layer whose `apply` is a given function."""
 
     def __init__(self, compute, output_size=3, dtype=np.float64):
         super().__init__(3, output_size, dtype)
@@ -290,8 +290,8 @@ OWN = {
     ),
     "reduced away": lambda x: x + 0 * x[..., :1] + np.sum(SQUARE.astype(x.dtype), axis=0),
     "Slice": lambda x: x[..., ::-1] + x[:, :] + x[..., 1:2] + x[..., -1:] + x[:, ::-2][:, :1],
-    "whole numbers": lambda x: x * np.array([1, 2, 3], dtype=np.int8) + True,
-    "truth values": lambda x: x * (x > 0) + (x[..., :1] == (x > 0)),
+    "integers": lambda x: x * np.array([1, 2, 3], dtype=np.int8) + True,
+    "booleans": lambda x: x * (x > 0) + (x[..., :1] == (x > 0)),
     "expm1 log1p": lambda x: np.expm1(x) + np.log1p(abs(x)),
     "a constant twice": lambda x: np.where(x * 0.5 > 0.5, x * 0.5, 0.5),
 }
@@ -314,7 +314,7 @@ def test_slices_with_other_leading_axes():
 
 
 class Named(Own):
-    """Its arrays have names that the file uses for something else."""
+    """A layer whose arrays have names that the file uses for other values."""
 
     parameter_names = ("output", "v1")
 
@@ -326,7 +326,7 @@ class Named(Own):
         return np.tanh(x @ self.output) @ self.v1, ()
 
 
-def test_names_that_are_taken():
+def test_names_that_are_already_taken():
     x = batch(2, 3)
     assert_same(run(to_onnx(Named()), input=x), Named().predict(x), np.float64)
 
@@ -336,7 +336,7 @@ def test_every_operator_is_tested():
     assert set(OPERATORS.values()) - {"Transpose"} <= tested
 
 
-def test_transposed_and_kept():
+def test_inputs_can_be_transposed():
     model = to_onnx(Transposing(), adapters="inputs")
     assert "Transpose" in operators(model)
     x = batch(2, 3)
@@ -344,7 +344,7 @@ def test_transposed_and_kept():
 
 
 class Transposing(LoRALayer):
-    """Its arrays are inputs, and used in ways of their own."""
+    """A layer whose arrays become inputs and are used in unusual ways."""
 
     def __init__(self):
         super().__init__(3, 3, 2, 1.5, rng=0)
@@ -356,14 +356,14 @@ class Transposing(LoRALayer):
 
 
 class Cutting(Transposing):
-    """It uses one array in two parts, and a part of the other one twice."""
+    """A layer that uses two different slices of A, and the same slice of B twice."""
 
     def apply(self, x, run, *, rank=None, trained_from=0):
         A, B = self.matrix_a, self.matrix_b
         return (x @ A[:, :1]) * B[:1].sum(axis=0) + (x @ A[:, 1:]) * B[:1], ()
 
 
-def test_an_array_is_cut_where_all_uses_are_of_the_same_part():
+def test_an_array_is_sliced_if_all_uses_are_the_same_slice():
     layer, x = Cutting(), batch(2, 3)
     model = to_onnx(layer, adapters="inputs")
     assert_same(run(model, input=x), layer.predict(x), np.float64)
@@ -371,19 +371,25 @@ def test_an_array_is_cut_where_all_uses_are_of_the_same_part():
     assert (arrays["matrix_a"], arrays["matrix_b"]) == ((3, 2), (1, 3))
 
 
-REFUSED = {
-    "no operator": (lambda x: np.sin(x), "there is no operator for sin"),
-    "option": (lambda x: np.linalg.norm(x, axis=-1, keepdims=True) * x, "norm has no operator and cannot be taken apart: "),
-    "axis by place": (lambda x: x + np.sum(x, -1, keepdims=True), "sum with other arguments than axis= and keepdims="),
-    "sum with a dtype": (lambda x: x + x.sum(axis=-1, keepdims=True, dtype=np.float64), "sum with other arguments than"),
-    "integer index": (lambda x: x + x[..., 0, None], "an index other than slices"),
-    "options of a function": (lambda x: np.transpose(x, axes=(0, 1)), "transpose with axes"),
+REJECTED = {
+    "no operator": (lambda x: np.sin(x), "sin has no ONNX operator"),
+    "option": (
+        lambda x: np.linalg.norm(x, axis=-1, keepdims=True) * x,
+        "norm has no ONNX operator and cannot be decomposed: ",
+    ),
+    "positional axis": (lambda x: x + np.sum(x, -1, keepdims=True), "sum with arguments other than axis and keepdims"),
+    "sum with a dtype": (
+        lambda x: x + x.sum(axis=-1, keepdims=True, dtype=np.float64),
+        "sum with arguments other than axis and keepdims",
+    ),
+    "integer index": (lambda x: x + x[..., 0, None], "an index that is not made of slices"),
+    "options of a function": (lambda x: np.transpose(x, axes=(0, 1)), "transpose with the arguments axes"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_written_is_refused_with_a_reason(name, tmp_path):
-    compute, reason = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_an_unsupported_function_is_rejected_with_a_reason(name, tmp_path):
+    compute, reason = REJECTED[name]
     inner = Own(compute)
     model = Sequential({"first": DenseLayer(4, 3), "own": StandardLoRAAdapter(inner, 1, rng=0)})
     with pytest.raises(NotSupportedError) as caught:
@@ -392,16 +398,16 @@ def test_what_cannot_be_written_is_refused_with_a_reason(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_activation_of_ones_own_is_written_in_its_parts():
+def test_a_user_defined_activation_is_decomposed():
     cubic = Activation("cubic", lambda z: z - z**3 / 3, None)
     layer, x = randomised(DenseLayer(4, 3, cubic)), batch(5, 4)
     assert_same(run(to_onnx(layer), input=x), layer.predict(x), np.float64)
 
 
-def test_an_activation_that_cannot_be_recorded_is_refused():
+def test_an_activation_that_cannot_be_recorded_is_rejected():
     strange = Activation("strange", lambda z: np.asarray(z), None)
     layer = Sequential([DenseLayer(4, 3, tanh), DenseLayer(3, 2, strange)])
-    with pytest.raises(NotSupportedError, match="strange has no operator and cannot be taken apart") as caught:
+    with pytest.raises(NotSupportedError, match="strange has no ONNX operator and cannot be decomposed") as caught:
         to_onnx(layer)
     assert str(caught.value).startswith(layer.layers[1].layer_name)
 
@@ -415,32 +421,34 @@ def test_a_layer_without_a_graph_is_named():
 # ---------------------------------------------------------------- arguments and files
 
 
-def test_adapters_is_one_of_three_words():
+def test_adapters_must_be_one_of_three_values():
     with pytest.raises(ArgumentError, match="adapters must be one of 'merged', 'inputs', 'required', got 'apart'"):
         to_onnx(build("dense"), adapters="apart")
 
 
 @pytest.mark.parametrize("leading", ["batch", ("a", "a"), (1,), ("",)])
-def test_leading_axes_have_different_names(leading):
-    with pytest.raises(ArgumentError, match="leading must be a sequence of different names of axes, got "):
+def test_leading_axes_must_have_distinct_names(leading):
+    with pytest.raises(ArgumentError, match="leading must be a sequence of distinct axis names, got "):
         to_onnx(build("dense"), leading=leading)
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(NotSupportedError, match=r'needs the package onnx.* pip install "lora_np\[onnx\]"'):
+    with pytest.raises(NotSupportedError, match=r'requires the package onnx: pip install "lora_np\[onnx\]"'):
         to_onnx(build("dense"))
 
 
-def test_a_file_that_is_too_large_is_refused(monkeypatch, tmp_path):
+def test_a_file_that_is_too_large_is_rejected(monkeypatch, tmp_path):
     monkeypatch.setattr(lora_onnx, "LARGEST", 100)
     layer = build("dense")
-    with pytest.raises(NotSupportedError, match=f"an ONNX file can have 100 bytes, and {layer.layer_name} needs [0-9]+"):
+    with pytest.raises(
+        NotSupportedError, match=f"an ONNX file must have at most 100 bytes, but {layer.layer_name} needs [0-9]+"
+    ):
         save_onnx(layer, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writing_leaves_the_layer_as_it_is(tmp_path):
+def test_writing_leaves_the_layer_unchanged(tmp_path):
     layer = DyLoRAAdapter(DenseLayer(4, 3), 2, [1, 2], rng=0)
     before = bits(layer.named_parameters(frozen=True))
     save_onnx(layer, tmp_path / "model.onnx", adapters="inputs")
@@ -448,7 +456,7 @@ def test_writing_leaves_the_layer_as_it_is(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_the_table_of_the_scripts_folder():
+def test_the_script_onnx_table():
     result = subprocess.run(
         [sys.executable, "scripts/onnx_table.py", "dense-tanh", "dora-on-dense"],
         cwd=ROOT,
