@@ -1,5 +1,6 @@
-"""Rank surgery: truncate, grow, canonicalize and combine low-rank layers, on their factors alone."""
+"""Rank surgery: truncate, grow, canonicalize and combine low-rank layers, without forming the dense matrix."""
 
+from .factors.surgery import Combined as Combined
 from .factors.surgery import canonicalize as canonicalize
 from .factors.surgery import combine as combine
 from .factors.surgery import effective_rank as effective_rank

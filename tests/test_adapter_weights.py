@@ -1,4 +1,4 @@
-"""Adapters without their base: what is taken out of a model is what the model adds."""
+"""Adapters without their base: extracted weights equal the updates that the model adds."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def layer():
 
 
 @pytest.mark.parametrize("kind", ["standard", "alpha-0", "rslora", "dora"])
-def test_the_layers_are_those_of_the_model(kind):
+def test_the_layers_equal_those_of_the_model(kind):
     model = adapted(FACTORIES[kind])
     weights = extract(model)
     assert list(weights.layers) == PATHS
@@ -46,7 +46,7 @@ def test_arrays_are_copies():
     assert bits(model.named_parameters(frozen=True)) == before
 
 
-def test_one_adapter_has_the_empty_path():
+def test_a_single_adapter_has_the_empty_path():
     assert list(extract(StandardLoRAAdapter(DenseLayer(4, 3), 2)).layers) == [""]
 
 
@@ -56,7 +56,7 @@ def test_only_dora_has_magnitudes():
     assert list(weights.magnitudes) == ["head"]
 
 
-def test_a_magnitude_is_that_of_the_adapter():
+def test_a_magnitude_equals_that_of_the_adapter():
     adapter = randomised(DoRAAdapter(DenseLayer(4, 3), 2))
     assert np.array_equal(extract(adapter).magnitudes[""], adapter.magnitude)
 
@@ -64,7 +64,7 @@ def test_a_magnitude_is_that_of_the_adapter():
 # ---------------------------------------------------------------- DyLoRA and MultiLoRA
 
 
-def test_a_whole_dylora_comes_with_its_settings():
+def test_a_dylora_at_full_rank_has_its_settings():
     weights = extract(adapted(lambda linear: dylora(linear, mode="frozen", scaling="paper")))
     assert weights.layers["head"].rank == 4
     assert weights.nested["head"] == {
@@ -89,7 +89,7 @@ def test_dylora_at_a_rank_is_a_plain_layer_of_the_same_function(scaling, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 3, 5, -1, 1.0, True, "1", None])
-def test_a_rank_that_is_not_active_is_refused(rank):
+def test_a_rank_that_is_not_active_is_rejected(rank):
     with pytest.raises(ArgumentError, match="rank must be"):
         at_rank(DyLoRAAdapter(DenseLayer(6, 5), 4, [1, 2, 4]), rank)
 
@@ -105,16 +105,16 @@ def test_a_task_of_a_multilora(task, rank):
 
 
 @pytest.mark.parametrize("task", ["latin", ""])
-def test_an_unknown_task_is_refused(task):
+def test_an_unknown_task_is_rejected(task):
     with pytest.raises(ArgumentError, match="task_name must be one of 'french', 'german'"):
         extract(adapted(multilora), task=task)
 
 
-# ---------------------------------------------------------------- what they say of themselves
+# ---------------------------------------------------------------- deltas, counts and errors
 
 
 @pytest.mark.parametrize("kind", ["standard", "alpha-0", "rslora", "dylora"])
-def test_delta_is_what_merging_adds(kind):
+def test_delta_equals_what_merging_adds(kind):
     model = adapted(FACTORIES[kind])
     for path in PATHS:
         adapter = model.walk()[path]
@@ -130,23 +130,23 @@ def test_dora_has_no_delta():
 
 
 @pytest.mark.parametrize("kind", FACTORIES)
-def test_parameters_are_those_that_train(kind):
+def test_the_parameter_count_equals_that_of_the_model(kind):
     model = adapted(FACTORIES[kind])
     assert extract(model).parameter_count == model.parameter_count
 
 
 @pytest.mark.parametrize("kind", ["magnitudes", "nested"])
-def test_what_belongs_to_no_layer_is_refused(kind):
-    with pytest.raises(ArgumentError, match=f"{kind} must belong to layers, got 'tail'"):
+def test_settings_without_a_layer_are_rejected(kind):
+    with pytest.raises(ArgumentError, match=f"paths of {kind} must be paths of layers, got 'tail'"):
         AdapterWeights({"head": layer()}, **{kind: {"head": {}, "tail": {}}})
 
 
-def test_a_model_without_adapters_is_refused():
+def test_a_model_without_adapters_is_rejected():
     with pytest.raises(ArgumentError, match="model must have an adapter"):
         extract(network())
 
 
-def test_vera_is_refused():
+def test_vera_is_rejected():
     with pytest.raises(NotSupportedError, match=r"'': the branch of a VeRAAdapter is not a pair of trained factors"):
         extract(VeRAAdapter(DenseLayer(4, 3), 2))
 
@@ -158,7 +158,7 @@ def test_extracting_changes_nothing():
     assert np.array_equal(model.predict(X), before)
 
 
-def test_many_tasks_take_one_walk_through_the_model(monkeypatch):
+def test_many_tasks_need_a_single_walk_through_the_model(monkeypatch):
     model = adapted(multilora)
     expected = {task: extract(model, task=task) for task in ("german", "french")}
     calls = []

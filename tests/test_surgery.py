@@ -1,4 +1,4 @@
-"""Rank surgery: best approximations, equal functions, exact sums, compared with dense matrices."""
+"""Rank surgery: best approximations, equal functions and exact sums, compared with dense matrices."""
 
 from itertools import pairwise
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from lora_np.surgery import canonicalize, combine, effective_rank, grow, retained_energy, spectrum, truncate
 
 from lora_np import (
     ArgumentError,
@@ -19,6 +18,7 @@ from lora_np import (
     VeRAAdapter,
 )
 from lora_np.factors.weights import AdapterWeights, extract
+from lora_np.surgery import canonicalize, combine, effective_rank, grow, retained_energy, spectrum, truncate
 from tests.kinds import KINDS, batch, bits, randomised, snapshot
 
 IN, OUT = 7, 5
@@ -36,7 +36,7 @@ def layer(input_size=IN, output_size=OUT, rank=4, alpha=3.0, *, scaling="max", d
 
 @st.composite
 def layers(draw, **fixed):
-    """Layers of every shape, ranks above their sizes and layers that give zeros among them."""
+    """Layers of every shape, including ranks above the sizes and layers that output zeros."""
     sizes = {name: draw(st.integers(1, 7)) for name in ("input_size", "output_size", "rank")} | fixed
     one = layer(
         **sizes,
@@ -58,19 +58,19 @@ def dense_singular_values(one):
 
 
 def dense_best(matrix, rank):
-    """The best approximation, the way that needs the dense matrix."""
+    """The best approximation, computed from the dense matrix."""
     U, sigma, Vt = np.linalg.svd(matrix, full_matrices=False)
     return (U[:, :rank] * sigma[:rank]) @ Vt[:rank]
 
 
 def close(actual, wanted, scale=None, tolerance=TOLERANCE):
-    """Equal up to rounding, relative to the largest element of what they come from."""
+    """Whether two arrays are equal up to rounding, relative to the largest element of `scale`."""
     scale = np.abs(wanted if scale is None else scale).max(initial=0)
     return actual.shape == wanted.shape and np.abs(actual - wanted).max(initial=0) <= tolerance * max(scale, 1e-300)
 
 
 def assert_untouched(subject, before):
-    """The subject is as it was."""
+    """Assert that the subject is unchanged."""
     assert snapshot(subject) == before
 
 
@@ -78,7 +78,7 @@ def assert_untouched(subject, before):
 
 
 @given(layers())
-def test_the_spectrum_is_that_of_the_dense_matrix(one):
+def test_the_spectrum_agrees_with_the_dense_matrix(one):
     sigma, dense = spectrum(one), dense_singular_values(one)
     assert len(sigma) == min(one.rank, one.input_size, one.output_size)
     scale = abs(one.scaling) * np.linalg.norm(one.matrix_a) * np.linalg.norm(one.matrix_b)
@@ -113,12 +113,12 @@ def test_truncation_is_the_best_approximation(one, rank):
     error = np.linalg.norm(dense - cut.merge_weights())
     assert error == pytest.approx(np.linalg.norm(sigma[rank:]), abs=TOLERANCE * scale)  # Eckart and Young
     kept = sigma[:rank]
-    assume(rank >= len(sigma) or kept[-1] - sigma[rank] > 1e-3 * scale)  # equal singular values: no one best approximation
+    assume(rank >= len(sigma) or kept[-1] - sigma[rank] > 1e-3 * scale)  # otherwise the best approximation is not unique
     assert close(cut.merge_weights(), dense_best(dense, rank), scale, 1e-9)
 
 
 @given(layers())
-def test_a_rank_that_suffices_changes_nothing(one):
+def test_a_sufficient_rank_keeps_the_function(one):
     scale = one.scaling * np.linalg.norm(one.matrix_a) * np.linalg.norm(one.matrix_b)
     for cut in (truncate(one, rank=one.rank), truncate(one, rank=one.rank + 5)):
         assert close(cut.merge_weights(), one.merge_weights(), scale)
@@ -143,7 +143,7 @@ def test_the_dense_matrix_is_never_formed(monkeypatch, act):
 
 
 @given(layers(), st.floats(0.01, 1))
-def test_energy_gives_the_smallest_rank_that_keeps_it(one, energy):
+def test_energy_selects_the_smallest_rank_that_keeps_it(one, energy):
     sigma = spectrum(one)
     rank = truncate(one, energy=energy).rank
     assert retained_energy(sigma, rank) >= energy - 1e-12
@@ -169,19 +169,19 @@ def test_energy_of_known_components(energy, rank):
         {"energy": float("nan")},
     ],
 )
-def test_a_bad_target_is_refused(options):
+def test_an_invalid_target_is_rejected(options):
     with pytest.raises(ArgumentError, match=r"rank|energy"):
         truncate(layer(), **options)
 
 
-def test_alpha_0_and_zero_factors_give_zeros():
+def test_alpha_0_and_zero_factors_stay_zero():
     for one in (layer(alpha=0.0), LoRALayer(IN, OUT, 4, 3.0, rng=0)):
         cut = truncate(one, rank=2)
         assert not cut.merge_weights().any()
-        assert cut.matrix_a.any()  # it can still train
+        assert cut.matrix_a.any()  # it can still be trained
 
 
-def test_each_layer_gets_its_own_rank_for_an_energy():
+def test_an_energy_selects_a_rank_for_each_layer():
     strong = LoRALayer.from_factors(np.eye(5, 3), np.diag([4.0, 0.1, 0.1]))
     even = LoRALayer.from_factors(np.eye(5, 3), np.eye(3))
     cut = truncate(AdapterWeights({"strong": strong, "even": even}), energy=0.9)
@@ -200,7 +200,7 @@ def test_adapters_are_truncated_branch_by_branch(kind):
             assert close(cut.children()[name].merge_weights(), dense_best(scale, 2), scale)
 
 
-def test_active_ranks_above_the_new_rank_give_way_to_it():
+def test_active_ranks_above_the_new_rank_are_replaced_by_it():
     whole = randomised(DyLoRAAdapter(DenseLayer(IN, OUT), 5, [1, 2, 4, 5], rank_distribution=[0.1, 0.2, 0.3, 0.4]))
     cut = truncate(whole, rank=3)
     assert cut.active_ranks == (1, 2, 3)
@@ -236,7 +236,7 @@ GROWING = ["standard", "standard-rslora", "dora", "dylora", "dylora-frozen-mode"
 
 
 @pytest.mark.parametrize("kind", GROWING)
-def test_adapters_grow_without_a_change(kind):
+def test_growing_keeps_the_output_of_adapters(kind):
     one, x = adapter(kind, 2), batch(6, IN)
     grown = grow(one, 4, rng=1)
     assert grown.rank == 4
@@ -245,14 +245,14 @@ def test_adapters_grow_without_a_change(kind):
 
 
 @pytest.mark.parametrize("kind", GROWING)
-def test_grown_adapters_train_their_new_parts(kind):
+def test_grown_adapters_train_their_new_components(kind):
     grown = grow(adapter(kind, 2), 4, rng=1)
-    if isinstance(grown, DyLoRAAdapter):  # its active ranks stay, so the new components need one of their own
+    if isinstance(grown, DyLoRAAdapter):  # its active ranks are kept, so the new components need another one
         branch = grown.lora_layer
         grown = DyLoRAAdapter(grown.base_layer, 4, [4]).with_branches(lambda _: branch)
     lora = grown.lora_layer
     before = bits({"A": lora.matrix_a[:, 2:], "B": lora.matrix_b[2:]})
-    for _ in range(2):  # B learns first: as long as it is zero, A has no gradient
+    for _ in range(2):  # B is trained first: while B is zero, A has no gradient
         grown.forward(batch(6, IN))
         grown.backward(batch(6, OUT, seed=2))
         grown.update_parameters(0.01)
@@ -262,7 +262,7 @@ def test_grown_adapters_train_their_new_parts(kind):
 
 
 @pytest.mark.parametrize("kind", ["dylora", "dylora-frozen-mode"])
-def test_a_grown_dylora_is_the_same_at_every_active_rank(kind):
+def test_a_grown_dylora_is_unchanged_at_every_active_rank(kind):
     one, x = adapter(kind, 3), batch(6, IN)
     grown = grow(one, 5, rng=1)
     assert grown.max_rank == 5
@@ -274,7 +274,7 @@ def test_a_grown_dylora_is_the_same_at_every_active_rank(kind):
 
 @pytest.mark.parametrize("kind", ["dylora-paper", "dylora-rslora"])
 def test_a_dylora_whose_scaling_depends_on_the_rank_does_not_grow(kind):
-    with pytest.raises(NotSupportedError, match="scaling='max' alone"):
+    with pytest.raises(NotSupportedError, match="can only grow with scaling='max'"):
         grow(adapter(kind, 2), 4)
 
 
@@ -283,7 +283,7 @@ def test_every_task_grows_to_the_rank():
     assert [branch.rank for branch in grown.task_adapters.values()] == [4, 4, 4]
 
 
-def test_growing_to_the_rank_or_below_gives_a_copy():
+def test_growing_to_the_rank_or_below_returns_a_copy():
     one = layer(rank=3)
     for rank in (3, 2):
         grown = grow(one, rank)
@@ -291,7 +291,7 @@ def test_growing_to_the_rank_or_below_gives_a_copy():
         assert grown is not one
 
 
-def test_one_seed_gives_one_result():
+def test_equal_seeds_give_equal_results():
     one = layer(rank=2)
     assert bits(grow(one, 4, rng=3).named_parameters()) == bits(grow(one, 4, rng=3).named_parameters())
 
@@ -302,7 +302,7 @@ def test_new_columns_have_the_variance_of_a_new_layer():
 
 
 @pytest.mark.parametrize("rank", [0, -1, 6, 2.5])
-def test_a_rank_out_of_range_is_refused(rank):
+def test_a_rank_out_of_range_is_rejected(rank):
     with pytest.raises(ArgumentError, match="rank must be"):
         grow(layer(rank=2), rank)
 
@@ -329,7 +329,7 @@ def test_components_are_orthogonal_and_shared_equally(one):
 
 
 @given(layers(rank=3, input_size=6, output_size=4))
-def test_factors_are_balanced_where_the_scaling_is_1(one):
+def test_factors_are_balanced_if_the_scaling_is_1(one):
     one = LoRALayer.from_factors(one.matrix_a, one.matrix_b)
     tidy = canonicalize(one)
     strong = spectrum(one) > 1e-9
@@ -345,7 +345,7 @@ def test_the_largest_element_of_each_column_is_positive(one):
 
 
 @pytest.mark.parametrize("scaling", ["max", "rslora"])
-def test_the_canonical_form_of_a_canonical_form_is_itself(scaling):
+def test_canonicalizing_twice_changes_nothing(scaling):
     once = canonicalize(layer(scaling=scaling))
     twice = canonicalize(once)
     for name, array in once.named_parameters().items():
@@ -395,24 +395,24 @@ def test_a_sum_within_the_sizes_is_a_concatenation():
     assert np.array_equal(result.matrix_b, np.vstack([one.matrix_b, two.matrix_b]))
 
 
-def test_weights_are_1_where_they_are_left_out():
+def test_weights_default_to_1():
     subjects = [layer(rank=1), layer(rank=2, seed=4)]
     assert np.array_equal(combine(subjects).result.merge_weights(), combine(subjects, [1, 1]).result.merge_weights())
 
 
-def test_one_layer_with_weight_1_is_itself():
+def test_one_layer_with_weight_1_keeps_its_function():
     one = layer()
     assert close(combine([one], [1.0]).result.merge_weights(), one.merge_weights(), tolerance=1e-15)
 
 
-def test_a_layer_less_itself_is_zero():
+def test_a_layer_minus_itself_is_zero():
     one = layer(rank=2)
     result = combine([one, one], [1.0, -1.0]).result
     assert close(result.merge_weights(), np.zeros((IN, OUT)), one.merge_weights())
 
 
 @given(layers(input_size=6, output_size=4), layers(input_size=6, output_size=4), st.integers(1, 9))
-def test_the_error_is_that_of_the_dense_sum(one, two, rank):
+def test_the_error_agrees_with_the_dense_sum(one, two, rank):
     combined = combine([one, two], rank=rank)
     dense = one.merge_weights() + two.merge_weights()
     scale = sum(part.scaling * np.linalg.norm(part.matrix_a) * np.linalg.norm(part.matrix_b) for part in (one, two))
@@ -432,7 +432,7 @@ def test_sets_are_combined_path_by_path():
     assert error == {"a": 0.0, "b": 0.0}
 
 
-def test_each_path_has_an_error_of_its_own():
+def test_each_path_has_a_separate_error():
     sets = [AdapterWeights({"a": layer(rank=3, seed=seed)} | ({"b": layer(rank=1)} if seed else {})) for seed in (0, 5)]
     error = combine(sets, rank=1).error
     assert error["a"] > 1
@@ -446,20 +446,32 @@ def sets_of(*layers):
 DORA = AdapterWeights({"a": LoRALayer(IN, OUT, 1)}, {"a": np.ones(OUT)})
 BAD_SUMS = {
     "none": ([], {}, "at least one layer"),
-    "few weights": ([layer(), layer()], {"weights": [1.0]}, "one for each of 2 subjects, got 1"),
+    "too few weights": ([layer(), layer()], {"weights": [1.0]}, "one element for each of 2 subjects, got 1"),
     "an infinite weight": ([layer()], {"weights": [np.inf]}, "each of weights must be finite"),
-    "a weight in words": ([layer()], {"weights": ["1"]}, "each of weights must be a real number"),
+    "a weight as text": ([layer()], {"weights": ["1"]}, "each of weights must be a real number"),
     "a rank of 0": ([layer()], {"rank": 0}, "rank must be at least 1"),
-    "another input": ([layer(), layer(input_size=6)], {}, "all layers must be 7 -> 5, got 6 -> 5"),
-    "another output": ([layer(), layer(output_size=6)], {}, "all layers must be 7 -> 5, got 7 -> 6"),
-    "another size at a path": (sets_of(layer(), layer(6)), {}, "a: all layers must be 7 -> 5"),
-    "a mixture": ([layer(), *sets_of(layer())], {}, "must all be LoRALayer or all be AdapterWeights"),
-    "another kind": ([adapter("standard")], {}, "must all be LoRALayer or all be AdapterWeights"),
+    "different input sizes": (
+        [layer(), layer(input_size=6)],
+        {},
+        "all layers must have the same sizes, got 7 -> 5 and 6 -> 5",
+    ),
+    "different output sizes": (
+        [layer(), layer(output_size=6)],
+        {},
+        "all layers must have the same sizes, got 7 -> 5 and 7 -> 6",
+    ),
+    "different sizes at a path": (
+        sets_of(layer(), layer(6)),
+        {},
+        "a: all layers must have the same sizes, got 7 -> 5 and 6 -> 5",
+    ),
+    "a mixture": ([layer(), *sets_of(layer())], {}, "must be all LoRALayer or all AdapterWeights"),
+    "unsupported objects": ([adapter("standard")], {}, "must be all LoRALayer or all AdapterWeights"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_SUMS)
-def test_a_sum_that_makes_no_sense_is_refused(case):
+def test_an_invalid_sum_is_rejected(case):
     subjects, options, message = BAD_SUMS[case]
     with pytest.raises(ArgumentError, match=message):
         combine(subjects, **options)
@@ -471,7 +483,7 @@ def test_dora_cannot_be_summed(sets):
         combine(sets)
 
 
-# ---------------------------------------------------------------- all of them
+# ---------------------------------------------------------------- all operations
 
 SURGERIES = {
     "truncate": lambda subject: truncate(subject, rank=2),
@@ -484,7 +496,7 @@ SURGERIES = {
 @pytest.mark.parametrize("surgery", SURGERIES)
 class TestEverySurgery:
     @pytest.mark.parametrize("kind", ["standard", "dora", "dylora", "multilora"])
-    def test_leaves_adapters_as_they_are(self, surgery, kind):
+    def test_leaves_adapters_unchanged(self, surgery, kind):
         one = adapter(kind)
         one.forward(batch(3, IN))
         one.backward(batch(3, OUT))
@@ -492,7 +504,7 @@ class TestEverySurgery:
         SURGERIES[surgery](one)
         assert_untouched(one, before)
 
-    def test_leaves_layers_as_they_are(self, surgery):
+    def test_leaves_layers_unchanged(self, surgery):
         one = layer(rank=3)
         before = snapshot(one)
         SURGERIES[surgery](one)
@@ -509,27 +521,27 @@ class TestEverySurgery:
         arrays = SURGERIES[surgery](build()).named_parameters()
         assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
 
-    def test_changes_weights_as_it_changes_layers(self, surgery):
+    def test_changes_weights_in_the_same_way_as_layers(self, surgery):
         weights = extract(adapter("dylora"))
         changed = SURGERIES[surgery](weights)
         wanted = SURGERIES[surgery](weights.layers[""])
         assert bits(changed.layers[""].named_parameters()) == bits(wanted.named_parameters())
-        assert not changed.nested  # its active ranks were those of the components as they were
+        assert not changed.nested  # its active ranks referred to the old components
 
     def test_keeps_magnitudes(self, surgery):
         weights = extract(adapter("dora"))
         assert SURGERIES[surgery](weights).magnitudes is weights.magnitudes
 
-    def test_refuses_vera(self, surgery):
+    def test_rejects_vera(self, surgery):
         with pytest.raises(NotSupportedError, match="not a pair of trained factors"):
             SURGERIES[surgery](VeRAAdapter(DenseLayer(IN, OUT), 2))
 
-    def test_refuses_other_objects(self, surgery):
+    def test_rejects_other_objects(self, surgery):
         with pytest.raises(ArgumentError, match="subject must be a LoRALayer, an adapter or AdapterWeights"):
             SURGERIES[surgery](DenseLayer(IN, OUT))
 
 
-def test_combining_leaves_the_layers_as_they_are():
+def test_combining_leaves_the_layers_unchanged():
     one = layer()
     before = snapshot(one)
     combine([one, one], [2.0, 3.0], rank=2)
@@ -543,11 +555,11 @@ def test_a_sum_of_float32_is_float32():
 
 
 @pytest.mark.parametrize("build", [StandardLoRAAdapter, DoRAAdapter])
-def test_surgery_keeps_a_base_that_trains(build):
+def test_surgery_keeps_a_trained_base(build):
     assert not truncate(build(DenseLayer(IN, OUT), 3, freeze_base_layer=False), rank=1).is_base_layer_frozen
 
 
-def test_a_product_that_overflows_is_refused_before_lapack_sees_it():
+def test_a_product_that_overflows_is_rejected_before_it_reaches_lapack():
     layer = LoRALayer.from_factors(np.full((3, 2), 1e300), np.full((2, 4), 1e200))
     with pytest.raises(ArgumentError, match="finite"):
         spectrum(layer)

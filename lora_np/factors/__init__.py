@@ -1,1 +1,1 @@
-"""Adapters without their base: low-rank factors by layer path, and the algebra that changes them."""
+"""Adapters without their base: low-rank factors by layer path, and operations on them."""

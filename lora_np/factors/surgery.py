@@ -1,12 +1,12 @@
-"""Rank surgery: shrink, grow, tidy up and combine low-rank layers, without ever forming the dense matrix.
+"""Rank surgery: truncate, grow, canonicalize and combine low-rank layers, without forming the dense matrix.
 
-Every function takes a `LoRALayer`, an adapter, or `AdapterWeights`, and gives a new object of the same kind.
+The functions accept a `LoRALayer`, an adapter or `AdapterWeights`, and return a new object of the same kind.
 
 Notes
 -----
 With thin QR factorisations ``A = Q_a R_a`` and ``Bᵀ = Q_b R_b``, the update is ``s A B = Q_a (s R_a R_bᵀ) Q_bᵀ``. Its
 singular values are those of the small core ``s R_a R_bᵀ = U Σ Vᵀ``, and its singular vectors are ``Q_a U`` and ``Q_b V``:
-the cost is O((in + out) r²), where the decomposition of the dense update would take O(in · out · min(in, out)).
+the cost is O((d_in + d_out) r²), instead of O(d_in · d_out · min(d_in, d_out)) for decomposing the dense update.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Subject = TypeVar("Subject", LoRALayer, LoRAAdapterBase, AdapterWeights)
 
 
 class Combined(NamedTuple):
-    """What `combine` gives."""
+    """The result of `combine`."""
 
     result: LoRALayer | AdapterWeights
     error: dict[str, float]
-    """The exact Frobenius norm of what the rank cuts off, by path; the path of a single layer is ``""``."""
+    """The exact Frobenius norm of the truncated part, by path; the path of a single layer is ``""``."""
 
 
 def spectrum(layer: LoRALayer) -> Array:
@@ -44,7 +44,7 @@ def spectrum(layer: LoRALayer) -> Array:
 
 
 def effective_rank(singular_values: Array) -> float:
-    """The exponential of the entropy of the singular values' shares (Roy and Vetterli 2007); 0 for a zero matrix."""
+    """The exponential of the entropy of the normalised singular values (Roy and Vetterli 2007); 0 for a zero matrix."""
     total = float(singular_values.sum())
     if not total:
         return 0.0
@@ -53,27 +53,27 @@ def effective_rank(singular_values: Array) -> float:
 
 
 def retained_energy(singular_values: Array, rank: int) -> float:
-    """The share of the squared Frobenius norm that the first `rank` components hold; 1 for a zero matrix."""
+    """The fraction of the squared Frobenius norm in the first `rank` components; 1 for a zero matrix."""
     total = float((singular_values**2).sum())
     return float((singular_values[:rank] ** 2).sum()) / total if total else 1.0
 
 
 def truncate(subject: Subject, *, rank: int | None = None, energy: float | None = None) -> Subject:
-    """The best approximation of a lower rank (Eckart and Young 1936).
+    """Replace each low-rank layer by its best approximation of a lower rank (Eckart and Young 1936).
 
     Parameters
     ----------
     subject : LoRALayer, adapter or AdapterWeights
     rank : int, optional
-        The new rank, at least 1; a layer whose rank is not above it keeps its rank.
+        The new rank, at least 1; layers of this rank or below keep their rank.
     energy : float, optional
-        Instead of a rank: the share of the squared Frobenius norm to keep, in (0, 1]; each layer gets the smallest rank
-        that keeps it.
+        The fraction of the squared Frobenius norm to keep, in (0, 1], instead of a rank. Each layer gets the smallest rank
+        that keeps this fraction.
 
     Raises
     ------
     ArgumentError
-        Not exactly one of `rank` and `energy`, or one out of its range.
+        If not exactly one of `rank` and `energy` is given, or its value is out of range.
     """
     if (rank is None) == (energy is None):
         raise ArgumentError(f"exactly one of rank and energy must be given, got rank={rank!r}, energy={energy!r}")
@@ -87,41 +87,48 @@ def truncate(subject: Subject, *, rank: int | None = None, energy: float | None 
 
 
 def grow(subject: Subject, rank: int, *, rng: RNG = None) -> Subject:
-    """More components to train, and the same function: the new columns of A are random, the new rows of B are zero.
+    """Add components without changing the function: the new columns of A are random, the new rows of B are zero.
 
     Parameters
     ----------
     subject : LoRALayer, adapter or AdapterWeights
     rank : int
-        The new rank, in 1..min(input_size, output_size); a layer whose rank is not below it stays as it is.
+        The new rank, in 1..min(input_size, output_size); layers of this rank or above are copied unchanged.
     rng : seed or numpy.random.Generator, optional
-        For the new columns of A, drawn from N(0, 1/rank).
+        The source of the new columns of A, drawn from N(0, 1/rank).
+
+    Raises
+    ------
+    ArgumentError
+        If `rank` is out of range.
+    NotSupportedError
+        If `subject` is a DyLoRAAdapter whose scaling depends on the rank.
     """
     random = generator(rng)
     target = positive_int("rank", rank)
     if isinstance(subject, DyLoRAAdapter) and subject.lora_layer.scaling_rule != "max":
         raise NotSupportedError(
-            "a DyLoRAAdapter can grow with scaling='max' alone: otherwise its scaling depends on the rank"
+            "a DyLoRAAdapter can only grow with scaling='max': under the other rules, its scaling depends on the rank"
         )
 
     def grown(layer: LoRALayer) -> LoRALayer:
         if layer.rank >= target:
             return layer.clone()
         rank_within(target, layer.input_size, layer.output_size)
-        shape, more = (layer.input_size, target - layer.rank), target - layer.rank
-        columns = normal(shape, layer.dtype, random, std=1 / math.sqrt(target))
-        A = np.hstack([layer.matrix_a, columns])
-        B = np.vstack([layer.matrix_b, np.zeros((more, layer.output_size), layer.dtype)])
+        more = target - layer.rank
+        columns = normal((layer.input_size, more), layer.dtype, random, std=1 / math.sqrt(target))
+        rows = np.zeros((more, layer.output_size), layer.dtype)
+        A, B = np.hstack([layer.matrix_a, columns]), np.vstack([layer.matrix_b, rows])
         return _with_scaling(A, B, layer.scaling, layer.scaling_rule)
 
     return _mapped(subject, grown)
 
 
 def canonicalize(subject: Subject) -> Subject:
-    """The same function with its components in descending order of singular value, A and B sharing each equally.
+    """Express the same function with components in descending order of singular value, each shared equally by A and B.
 
-    Then slices of the first components are the best approximations of their rank. The sign of each component makes the
-    largest element of its column of A positive, so that equal functions get equal factors.
+    Slices of the first components are then the best approximations of their rank. The sign of each component is chosen such
+    that the element of its column of A with the largest magnitude is positive, so that equal functions get equal factors.
     """
     return _mapped(subject, lambda layer: _cut(layer, layer.rank))
 
@@ -132,46 +139,53 @@ def combine(
     *,
     rank: int | None = None,
 ) -> Combined:
-    """The weighted sum of the updates of several low-rank layers, or of several sets of them.
+    """The weighted sum of the updates of several low-rank layers, or of several sets of layers.
 
     Parameters
     ----------
     subjects : sequence of LoRALayer, or of AdapterWeights
-        At least one. Layers of one path must have equal sizes; a set without a path adds nothing there.
+        At least one. Layers with the same path must have the same sizes; a set without a path contributes nothing there.
     weights : sequence of float, optional
-        One for each; all 1 if left out.
+        One per subject. Defaults to 1 for each.
     rank : int, optional
-        The rank of the result. If left out the sum is exact: its rank is the sum of the ranks, or min(input_size,
-        output_size) where that is less.
+        The rank of the result. By default the sum is exact, and its rank is the sum of the ranks, or min(input_size,
+        output_size) if that is less.
 
     Returns
     -------
     Combined
-        The result, and the exact error that the rank costs.
+        The result, and the exact error caused by the rank.
+
+    Raises
+    ------
+    ArgumentError
+        If there are no subjects, their kinds or sizes differ, or the number of weights is wrong.
+    NotSupportedError
+        If a layer is adapted by DoRA.
 
     Notes
     -----
-    ``Σ w_i s_i A_i B_i = [w_1 s_1 A_1, w_2 s_2 A_2, …] [B_1; B_2; …]``: a concatenation of the factors.
+    ``Σ w_i s_i A_i B_i = [w_1 s_1 A_1, w_2 s_2 A_2, …] [B_1; B_2; …]``: the sum is a concatenation of the factors.
     """
     if not subjects:
         raise ArgumentError("subjects must hold at least one layer, got none")
     factors = [1.0] * len(subjects) if weights is None else [finite_float("each of weights", w) for w in weights]
     if len(factors) != len(subjects):
-        raise ArgumentError(f"weights must be one for each of {len(subjects)} subjects, got {len(factors)}")
+        raise ArgumentError(f"weights must have one element for each of {len(subjects)} subjects, got {len(factors)}")
     layers = [subject for subject in subjects if isinstance(subject, LoRALayer)]
     if len(layers) == len(subjects):
-        layer, error = _sum(layers, factors, rank)
+        layer, error = _sum(list(zip(layers, factors, strict=True)), rank)
         return Combined(layer, {"": error})
     sets = [subject for subject in subjects if isinstance(subject, AdapterWeights)]
     if len(sets) != len(subjects):
-        raise ArgumentError("subjects must all be LoRALayer or all be AdapterWeights")
+        raise ArgumentError("subjects must be all LoRALayer or all AdapterWeights")
     combined, errors = {}, {}
-    for path in dict.fromkeys(path for weights_set in sets for path in weights_set.layers):
-        parts = [(one.layers[path], factor) for one, factor in zip(sets, factors, strict=True) if path in one.layers]
+    for path in dict.fromkeys(path for one in sets for path in one.layers):
         if any(path in one.magnitudes for one in sets):
             raise NotSupportedError(f"{path!r} is adapted by DoRA, which does not add a matrix to the weight")
+        terms = [(one.layers[path], factor) for one, factor in zip(sets, factors, strict=True) if path in one.layers]
         try:
-            combined[path], errors[path] = _sum([layer for layer, _ in parts], [factor for _, factor in parts], rank)
+            combined[path], errors[path] = _sum(terms, rank)
         except ArgumentError as error:
             raise ArgumentError(f"{path}: {error}") from error
     return Combined(AdapterWeights(combined), errors)
@@ -187,16 +201,17 @@ def _mapped(subject: Subject, change: Callable[[LoRALayer], LoRALayer]) -> Subje
     raise ArgumentError(f"subject must be a LoRALayer, an adapter or AdapterWeights, got {subject!r}")
 
 
-def _sum(layers: Sequence[LoRALayer], factors: Sequence[float], rank: int | None) -> tuple[LoRALayer, float]:
-    first = layers[0]
-    for layer in layers:
+def _sum(terms: Sequence[tuple[LoRALayer, float]], rank: int | None) -> tuple[LoRALayer, float]:
+    """The weighted sum of layers, and the error caused by the rank."""
+    first, _ = terms[0]
+    for layer, _ in terms:
         if (layer.input_size, layer.output_size) != (first.input_size, first.output_size):
             raise ArgumentError(
-                f"all layers must be {first.input_size} -> {first.output_size}, "
-                f"got {layer.input_size} -> {layer.output_size}"
+                f"all layers must have the same sizes, got {first.input_size} -> {first.output_size} "
+                f"and {layer.input_size} -> {layer.output_size}"
             )
-    A = np.hstack([factor * layer.scaling * layer.matrix_a for layer, factor in zip(layers, factors, strict=True)])
-    B = np.vstack([layer.matrix_b for layer in layers])
+    A = np.hstack([factor * layer.scaling * layer.matrix_a for layer, factor in terms])
+    B = np.vstack([layer.matrix_b for layer, _ in terms])
     total = LoRALayer.from_factors(A, B)
     limit = min(total.rank, total.input_size, total.output_size)
     target = limit if rank is None else min(positive_int("rank", rank), limit)
@@ -211,7 +226,7 @@ def _decomposed(layer: LoRALayer) -> tuple[Array, Array, Array]:
     Qb, Rb = np.linalg.qr(layer.matrix_b.T)  # (out, r) -> (out, k_b), (k_b, r)
     with np.errstate(over="ignore", invalid="ignore"):
         core = layer.scaling * (Ra @ Rb.T)  # (k_a, r) @ (r, k_b) -> (k_a, k_b)
-    if not np.isfinite(core).all():  # on which LAPACK may never return
+    if not np.isfinite(core).all():  # otherwise LAPACK may never return
         raise ArgumentError("the factors must be finite, and so must their product")
     U, sigma, Vt = np.linalg.svd(core, full_matrices=False)
     return Qa @ U, sigma, Vt @ Qb.T
@@ -220,26 +235,26 @@ def _decomposed(layer: LoRALayer) -> tuple[Array, Array, Array]:
 def _cut(layer: LoRALayer, rank: int) -> LoRALayer:
     """The first `rank` components of the singular value decomposition, each shared equally by A and B.
 
-    The scaling rule is "max", so that slices of the first components have the same scaling, as best approximations must.
+    The scaling rule is "max": it scales all slices of the first components alike, as best approximations require.
     """
     U, sigma, Vt = _decomposed(layer)
     rank = min(rank, len(sigma))
     largest = np.abs(U).argmax(axis=0)
     signs = np.where(U[largest, np.arange(len(sigma))] < 0, -1, 1).astype(layer.dtype)
-    scaling = layer.scaling or 1.0  # an alpha of 0 gives zero singular values: any scaling then gives the same function
+    scaling = layer.scaling or 1.0  # if alpha is 0, all singular values are 0, and the function is the same for any scaling
     share = np.sqrt(sigma / scaling) * signs
-    A = U * np.where(sigma == 0, 1, share)  # a component without effect keeps its column, so that it can still train
+    A = U * np.where(sigma == 0, 1, share)  # a component without effect keeps its column, so that it can still be trained
     B = share[:, None] * Vt
     return _with_scaling(A[:, :rank], B[:rank], scaling, "max")
 
 
 def _with_scaling(A: Array, B: Array, scaling: float, rule: str) -> LoRALayer:
-    """A layer with the alpha that gives this scaling at its own rank."""
+    """A layer whose alpha results in the given scaling at its full rank."""
     rank = A.shape[1]
     return LoRALayer.from_factors(A, B, scaling * (math.sqrt(rank) if rule == "rslora" else rank), scaling=rule)
 
 
 def _rank_for(sigma: Array, share: float) -> int:
-    """The smallest rank that keeps this share of the energy."""
+    """The smallest rank that keeps the given share of the energy."""
     energies = np.cumsum(sigma**2)
     return 1 + int((energies < share * energies[-1]).sum())

@@ -1,4 +1,4 @@
-"""Adapters without their base: the low-rank layers of a file or of a model, by the path of the layer that each adapts."""
+"""Adapters without their base: the low-rank layers of a file or model, keyed by the path of the adapted layer."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ from ..layers.lora import LoRALayer
 @final
 @dataclass(frozen=True)
 class AdapterWeights:
-    """Low-rank layers by the path of the layer that each adapts.
+    """Low-rank layers, keyed by the path of the adapted layer.
 
     Parameters
     ----------
-    layers : mapping of LoRALayer by path
-    magnitudes : mapping of arrays by path, optional
-        The magnitude m, (output_size,), where a layer is adapted by DoRA.
-    nested : mapping of dicts by path, optional
-        The settings of a DyLoRAAdapter whose layer it is: active ranks, alpha, mode, scaling, rank distribution and
-        deployment rank.
+    layers : mapping of str to LoRALayer
+    magnitudes : mapping of str to array, optional
+        For layers adapted by DoRA: the magnitude m, shape (output_size,).
+    nested : mapping of str to mapping, optional
+        For layers of a DyLoRAAdapter: its active ranks, alpha, mode, scaling, rank distribution and deployment rank.
     config : mapping, optional
-        The configuration of the file that they come from, as it stands there.
+        The configuration of the file, unchanged.
+
+    Raises
+    ------
+    ArgumentError
+        If `magnitudes` or `nested` has a path that is not in `layers`.
     """
 
     layers: Mapping[str, LoRALayer]
@@ -43,10 +47,16 @@ class AdapterWeights:
         for kind in ("magnitudes", "nested"):
             unknown = [path for path in getattr(self, kind) if path not in self.layers]
             if unknown:
-                raise ArgumentError(f"{kind} must belong to layers, got {unknown[0]!r}")
+                raise ArgumentError(f"paths of {kind} must be paths of layers, got {unknown[0]!r}")
 
     def delta(self, path: str) -> Array:
-        """What the layer adds to its base's weight, (input_size, output_size), scaling included; not for DoRA."""
+        """The update ``s A B`` that the layer adds to the base's weight, shape (input_size, output_size).
+
+        Raises
+        ------
+        NotSupportedError
+            If the layer is adapted by DoRA.
+        """
         if path in self.magnitudes:
             raise NotSupportedError(f"{path!r} is adapted by DoRA, which does not add a matrix to the weight")
         return self.layers[path].merge_weights()
@@ -60,29 +70,30 @@ class AdapterWeights:
 
 
 def extract(model: Layer, *, task: str | None = None, rank: int | None = None) -> AdapterWeights:
-    """The low-rank layers of a model's adapters; the arrays are copies.
+    """Copy the low-rank layers of a model's adapters.
 
     Parameters
     ----------
     model : Layer
-        A model with adapters, or one adapter, whose path is then ``""``.
+        A model with adapters, or a single adapter, whose path is then ``""``.
     task : str, optional
-        The task of each MultiLoRAAdapter; its current one if left out.
+        The task of each MultiLoRAAdapter. Defaults to its current task.
     rank : int, optional
-        An active rank at which to take each DyLoRAAdapter, as a plain adapter; whole, with its settings, if left out.
+        The active rank at which each DyLoRAAdapter is extracted, as a plain adapter. By default it is extracted at its full
+        rank, with its settings.
 
     Raises
     ------
     ArgumentError
-        There is no adapter, or no such task or active rank.
+        If the model has no adapter, or if a task or active rank does not exist.
     NotSupportedError
-        An adapter is not made of two trained factors.
+        If the branch of an adapter is not a pair of trained factors.
     """
     return _extracted(_adapters(model), task, rank)
 
 
 def extract_tasks(model: Layer, tasks: Iterable[str], *, rank: int | None = None) -> dict[str, AdapterWeights]:
-    """What `extract` gives for each of many tasks, with one walk through the model."""
+    """The result of `extract` for each task, with a single walk through the model."""
     adapters = _adapters(model)
     return {task: _extracted(adapters, task, rank) for task in tasks}
 
@@ -90,7 +101,7 @@ def extract_tasks(model: Layer, tasks: Iterable[str], *, rank: int | None = None
 def _adapters(model: Layer) -> dict[str, LoRAAdapterBase]:
     adapters = {path: layer for path, layer in model.walk().items() if isinstance(layer, LoRAAdapterBase)}
     if not adapters:
-        raise ArgumentError(f"model must have an adapter, and {model.layer_name} has none")
+        raise ArgumentError(f"model must have an adapter, but {model.layer_name} has none")
     return adapters
 
 
@@ -116,7 +127,7 @@ def _extracted(adapters: Mapping[str, LoRAAdapterBase], task: str | None, rank: 
 
 
 def at_rank(adapter: DyLoRAAdapter, rank: int) -> LoRALayer:
-    """A DyLoRA branch at one of its active ranks as a plain layer, ``alpha = scaling_at(rank) · rank``."""
+    """A plain layer with the DyLoRA branch at an active rank, and ``alpha = scaling_at(rank) · rank``."""
     if integer("rank", rank) not in adapter.active_ranks:
         raise ArgumentError(f"rank must be one of the active ranks {adapter.active_ranks}, got {rank!r}")
     lora = adapter.lora_layer
