@@ -172,7 +172,7 @@ def verify_checkpoint(
     written = checkpoint_files(os.path.join(output, os.path.basename(index)) if index else output)
     if len(files) == 1 == len(written):
         written = dict(zip(files, written.values(), strict=True))
-    verified = []
+    verified: list[MergedTensor] = []
     for name, merged in _by_file(_matched(files, merge, os.fspath(base)), files).items():
         if name not in written:
             raise FormatError(f"{os.fspath(output)}: the file {name} is missing")
