@@ -14,9 +14,7 @@ import numpy as np
 
 from ._typing import Array
 from ._validation import integer, positive_int, real_array
-from .adapters.base import AdditiveAdapter
-from .adapters.dylora import DyLoRAAdapter
-from .adapters.multilora import MultiLoRAAdapter
+from .adapters import AdditiveAdapter, DyLoRAAdapter, MultiLoRAAdapter
 from .base import Layer
 from .errors import ArgumentError, NotSupportedError
 from .factors.surgery import spectrum
