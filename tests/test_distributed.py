@@ -476,7 +476,7 @@ def test_a_shard_that_fails_too_often_is_named(retries, tmp_path):
 
 
 class Failing(Executor):
-    """Runs calls immediately, but refuses all calls from a given one on."""
+    """Runs calls immediately, but rejects all calls from a given one on."""
 
     def __init__(self, from_call):
         self.calls, self.from_call = 0, from_call
@@ -552,7 +552,7 @@ def test_data_that_do_not_fit_are_refused_at_once(answer, words):
         loads.append(1)
         return answer
 
-    with pytest.raises(ArgumentError, match=rf"shard 1, .*load.* was refused: .*{words}"):
+    with pytest.raises(ArgumentError, match=rf"shard 1, .*load.* was rejected: .*{words}"):
         train(model, [*shards(1), load])
     assert len(loads) == 1
     assert snapshot(model) == before
@@ -833,7 +833,7 @@ def test_another_file_is_no_checkpoint(tmp_path):
             ArgumentError,
             "shards must be functions that read data, not the data themselves",
         ),
-        ({"loaders": []}, ArgumentError, "shards must hold at least one function"),
+        ({"loaders": []}, ArgumentError, "shards must contain at least one function"),
         ({"loss": "mse"}, ArgumentError, "loss must be a Loss"),
         ({"optimizer": "adam"}, ArgumentError, "optimizer must be an Optimizer"),
         ({"epochs": 0}, ArgumentOutOfRangeError, "epochs must be at least 1"),

@@ -58,7 +58,7 @@ def results(executor: Executor, calls: Sequence[Call], retries: int) -> Iterator
 
 
 def _submit(executor: Executor, call: Call) -> Future[Any]:
-    """The future of a call; if the executor refuses the call, a future that has failed."""
+    """The future of a call; if the executor rejects the call, a future that has failed."""
     try:
         return executor.submit(call.function, *call.arguments)
     except Exception as error:
@@ -73,7 +73,7 @@ def _result(executor: Executor, call: Call, future: Future[Any], retries: int) -
         try:
             return future.result()
         except ArgumentError as error:
-            raise ArgumentError(f"{call.name} was refused: {error}") from error
+            raise ArgumentError(f"{call.name} was rejected: {error}") from error
         except CancelledError as error:
             # `results` cancels nothing before it ends: the executor has shut down, or lost its worker.
             raise InvalidOperationError(f"{call.name} was cancelled by the executor {executor!r}") from error

@@ -302,5 +302,5 @@ def _checked_loaders(shards: Iterable[Loader]) -> tuple[Loader, ...]:
         if not callable(loader):
             raise ArgumentError(f"shards must be functions that read data, not the data themselves, got {loader!r}")
     if not loaders:
-        raise ArgumentError("shards must hold at least one function, got none")
+        raise ArgumentError("shards must contain at least one function, got none")
     return loaders

@@ -1,4 +1,4 @@
-"""Estimators with scikit-learn's interface: the extra ``lora_np[sklearn]``."""
+"""Estimators with scikit-learn's interface; they need the extra ``lora_np[sklearn]``."""
 
 try:
     import sklearn as _sklearn  # noqa: F401

@@ -1,4 +1,4 @@
-"""What the estimators share: the parameters, training, prediction, and files."""
+"""The base class of the estimators: parameters, training, prediction, and files."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from .objectives import Samples
 
 
 class LoRAEstimator(BaseEstimator, ABC):
-    """A frozen network, and the low-rank adapters that `fit` trains.
+    """A frozen network with low-rank adapters, which `fit` trains.
 
-    A subclass says which adapters: `_factory`.
+    A subclass chooses the adapters: see `_factory`.
 
     Attributes
     ----------
     model_ : Layer
         The adapted network, from X to logits, values or features.
     loss_curve_ : array of float
-        The mean loss of each epoch that trained the adapters.
+        The mean loss of each epoch of adapter training.
     n_features_in_, feature_names_in_
         As in scikit-learn.
     """
@@ -46,16 +46,16 @@ class LoRAEstimator(BaseEstimator, ABC):
     model_: Layer
     loss_curve_: Array
     _keeps_head = True
-    """Whether the head belongs to `model_`."""
+    """Whether the head is part of `model_`."""
 
     @abstractmethod
     def _factory(self, samples: Samples, rng: Generator) -> Callable[[AffineLayer], LoRAAdapterBase]:
-        """What makes the adapter of a dense layer."""
+        """The function that builds the adapter of a dense layer."""
 
     # ---------------------------------------------------------------- training
 
     def _train(self, samples: Samples, epochs: int) -> None:
-        """Build the network, train what it lacks, adapt it, train the adapters; nothing is kept before all is done."""
+        """Build the network, train its missing parts, adapt it, train the adapters; attributes are set only at the end."""
         self._check_parameters()
         optimizer, rng = self._new_optimizer(), self._generator()
         network = self._network(samples, rng)
@@ -67,15 +67,15 @@ class LoRAEstimator(BaseEstimator, ABC):
         self._optimizer, self._rng = optimizer, rng
 
     def _continue(self, samples: Samples) -> None:
-        """One more epoch for the adapters."""
+        """Train the adapters for one more epoch."""
         if not has_adapters(self.model_):
-            raise InvalidOperationError("partial_fit needs adapters, and they are merged; fit trains new ones")
+            raise InvalidOperationError("partial_fit needs adapters, but they have been merged; fit trains new ones")
         self._optimizer.learning_rate = self.learning_rate
         losses = self._descend("adapters", self.model_, samples, self._optimizer, 1, self._rng)
         self.loss_curve_ = np.append(self.loss_curve_, losses)
 
     def _network(self, samples: Samples, rng: Generator) -> Sequential:
-        """What is to be adapted: the given base if its outputs fit; otherwise a head, or all of it, is trained first."""
+        """The network to adapt: the base, if its outputs fit; otherwise, a new head or a new network is trained first."""
         inputs, outputs = samples.X.shape[1], samples.objective.outputs
         if self.base is None:
             base = networks.hidden_layers(inputs, self.hidden_layer_sizes, self.activation, rng)
@@ -85,7 +85,7 @@ class LoRAEstimator(BaseEstimator, ABC):
                 return base
         samples.check_enough("the base" if self.base is None else "a head for the base")
         network = networks.with_head(base, outputs, rng, freeze_base=self.base is not None)
-        # What all tasks share is trained on all samples alike.
+        # The tasks share this network, so it is trained on all samples, whatever their task.
         self._descend("base", network, replace(samples, tasks=None), self._new_optimizer(), self.base_epochs, rng)
         return network
 
@@ -99,7 +99,7 @@ class LoRAEstimator(BaseEstimator, ABC):
         ).epoch_losses
 
     def _begin_training(self) -> None:
-        """What `_continue` needs, new."""
+        """Create the optimizer and the random generator that `_continue` needs."""
         self._optimizer, self._rng = self._new_optimizer(), self._generator()
 
     def _check_parameters(self) -> None:
@@ -113,12 +113,12 @@ class LoRAEstimator(BaseEstimator, ABC):
         optimizer = self.optimizer(self.learning_rate) if callable(self.optimizer) else None
         if not isinstance(optimizer, Optimizer):
             raise ArgumentError(
-                f"optimizer must make an Optimizer of a learning rate, as lora_np.Adam does, got {self.optimizer!r}"
+                f"optimizer must return an Optimizer for a learning rate, as lora_np.Adam does, got {self.optimizer!r}"
             )
         return optimizer
 
     def _generator(self) -> Generator:
-        """A generator by scikit-learn's rules for `random_state`, but None does not stand for the global one."""
+        """A generator for `random_state` as in scikit-learn, except that None does not mean NumPy's global generator."""
         if self.random_state is None:
             return np.random.default_rng()
         return np.random.default_rng(check_random_state(self.random_state).randint(2**31, size=4))
@@ -126,19 +126,19 @@ class LoRAEstimator(BaseEstimator, ABC):
     # ---------------------------------------------------------------- data
 
     def _validated(self, X: Any, *y: Any, reset: bool, **checks: Any) -> Any:
-        """X, or X and y, as scikit-learn checks them, in the dtype of the network."""
+        """X, or X and y, checked by scikit-learn, in the dtype of the network."""
         dtype = self.base.dtype if isinstance(self.base, Layer) else np.float64
         return validate_data(self, X, *y, reset=reset, dtype=dtype if reset else self.model_.dtype, **checks)
 
     def _outputs(self, X: Any) -> Array:
-        """What the network gives for X."""
+        """The outputs of the network for X."""
         check_is_fitted(self, "model_")
         return self.model_.predict(self._validated(X, reset=False))
 
     # ---------------------------------------------------------------- files
 
     def save(self, file: str | os.PathLike[str] | BinaryIO) -> None:
-        """Write the fitted estimator to an npz file, without pickle; `lora_np.load_layer` reads `model_` alone from it.
+        """Save the fitted estimator to an npz file, without pickle; `lora_np.load_layer` loads only `model_` from it.
 
         Parameters
         ----------
@@ -148,34 +148,34 @@ class LoRAEstimator(BaseEstimator, ABC):
         Raises
         ------
         NotFittedError
-            There is nothing to save yet.
+            If the estimator is not fitted.
         NotSupportedError
-            A parameter or a label that JSON cannot hold, such as an optimizer that is not one of lora_np.
+            If a parameter or a label cannot be represented in JSON, such as an optimizer that lora_np does not provide.
 
         Notes
         -----
-        The state of the optimizer and of the random generator is not saved, nor a `random_state` that is an object.
+        Not saved are the states of the optimizer and of the random generator, and a `random_state` that is an object.
         """
         check_is_fitted(self, "model_")
         files.save(self, file)
 
     @classmethod
     def load(cls, file: str | os.PathLike[str] | BinaryIO) -> Self:
-        """The fitted estimator that `save` wrote.
+        """Load a fitted estimator that `save` wrote.
 
-        Where a base was given, the parameter `base` is the one inside `model_`. A `partial_fit` goes on with a new state of
-        the optimizer.
+        If a base was given, the parameter `base` is a copy of the one inside `model_`. `partial_fit` continues with a new
+        optimizer state.
 
         Raises
         ------
         FormatError
-            The file is damaged, or does not hold an estimator of this class.
+            If the file is damaged, or does not contain an estimator of this class.
         """
         return files.load(cls, file, cls._begin_training)
 
 
 def _on_terminal(label: str) -> tuple[Callable[[Progress], None], ...]:
-    """Callbacks that show the epoch and its last loss in one line of a terminal; none where there is no terminal."""
+    """Callbacks that show each epoch and its last loss on one line of the terminal; none without a terminal."""
     return (partial(_show, label),) if sys.stderr.isatty() else ()
 
 

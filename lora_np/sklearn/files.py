@@ -1,4 +1,4 @@
-"""Fitted estimators in npz files: the file of a layer, whose header also says what the estimator is."""
+"""Fitted estimators in npz files: the file of a layer, whose header also describes the estimator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from . import networks
 Estimator = TypeVar("Estimator", bound=BaseEstimator)
 
 ESTIMATOR = "estimator"
-"""The entry of the header."""
+"""The header entry that describes the estimator."""
 
 OPTIMIZERS = {kind.__name__: kind for kind in (SGD, Momentum, Adam, AdamW)}
 
@@ -31,7 +31,7 @@ def save(estimator: BaseEstimator, file: str | os.PathLike[str] | BinaryIO) -> N
     """See `LoRAEstimator.save`."""
     model, parameters = estimator.model_, estimator.get_params(deep=False)
     base = parameters.pop("base")
-    # Where a head was added, the base is the part before it.
+    # If a head was added, the base is the part before it.
     path = "" if base is None or base.output_size == model.output_size else networks.BASE
     if isinstance(parameters["random_state"], np.random.RandomState):
         parameters["random_state"] = None
@@ -46,13 +46,13 @@ def save(estimator: BaseEstimator, file: str | os.PathLike[str] | BinaryIO) -> N
 
 
 def load(kind: type[Estimator], file: str | os.PathLike[str] | BinaryIO, begin: Callable[[Estimator], None]) -> Estimator:
-    """See `LoRAEstimator.load`; `begin` makes what training needs, new."""
+    """See `LoRAEstimator.load`; `begin` creates a new optimizer and random generator."""
     header, _ = _archive.read(file)
     said = header.get(ESTIMATOR)
     if not isinstance(said, dict):
-        raise FormatError(f"the file must hold a {kind.__name__}, not a layer alone; lora_np.load_layer reads that")
+        raise FormatError(f"the file must contain a {kind.__name__}, got only a layer; use lora_np.load_layer")
     if said.get("type") != kind.__name__:
-        raise FormatError(f"the file must hold a {kind.__name__}, not a {said.get('type')}")
+        raise FormatError(f"the file must contain a {kind.__name__}, got a {said.get('type')}")
     model = load_layer(file)
     try:
         base = None if said["base"] is None else networks.without_adapters(model.walk()[said["base"]]).clone()
@@ -66,14 +66,14 @@ def load(kind: type[Estimator], file: str | os.PathLike[str] | BinaryIO, begin: 
 
 
 def attributes(estimator: BaseEstimator) -> dict[str, Any]:
-    """What a fit has learned, by scikit-learn's convention for names."""
+    """The fitted attributes; by scikit-learn's convention, their names end in an underscore."""
     return {name: value for name, value in vars(estimator).items() if name.endswith("_") and not name.startswith("_")}
 
 
 def twin(estimator: BaseEstimator, kind: type[Estimator], model: Layer, **learned: Any) -> Estimator:
-    """An estimator of one task that is fitted with another network, which is also its base.
+    """A single-task estimator that is fitted with another network, which is also its base.
 
-    It has the other parameters and attributes of the given one, apart from those about tasks.
+    The other parameters and attributes are those of the given estimator, without those about tasks.
     """
     parameters = {name: value for name, value in estimator.get_params(deep=False).items() if name != "base"}
     kept = {name: value for name, value in attributes(estimator).items() if name not in ("tasks_", "task_classes_")}
@@ -89,7 +89,7 @@ def _built(kind: type[Estimator], base: Layer | None, parameters: dict[str, Any]
 
 # ---------------------------------------------------------------- values as JSON
 
-# Keys with a dot, as those of layers: no parameter has one.
+# Like the keys of layers, these contain a dot; names of parameters do not.
 ARRAY, MAPPING, OPTIMIZER = "lora_np.array", "lora_np.mapping", "lora_np.optimizer"
 
 
@@ -114,7 +114,7 @@ def _encoded(name: str, value: Any) -> Any:
 
 
 def _decoded(value: Any) -> Any:
-    """The inverse of `_encoded`, apart from lists, which become tuples."""
+    """The inverse of `_encoded`, except that lists become tuples."""
     if isinstance(value, list):
         return tuple(_decoded(item) for item in value)
     if not isinstance(value, dict):

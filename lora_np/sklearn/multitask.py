@@ -1,4 +1,4 @@
-"""Many tasks on one network: a classifier and a regressor that are told the task of each sample."""
+"""Estimators for several tasks on one network: a classifier and a regressor that are given the task of each sample."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .objectives import Classes, Samples, Values, all_classes
 from .onetask import LoRAClassifier, LoRARegressor
 
 DEFAULT_TASK = "default"
-"""The task of all samples where `task` is left out."""
+"""The task of all samples if `task` is omitted."""
 
 
 class ManyTasksEstimator(LoRAEstimator):
-    """An estimator with a branch for each task at each layer; `MultiLoRAClassifier` describes the parameters."""
+    """An estimator with one branch per task in each layer; `MultiLoRAClassifier` describes the parameters."""
 
     def __init__(
         self,
@@ -78,37 +78,37 @@ class ManyTasksEstimator(LoRAEstimator):
         self.tasks_ = samples.task_names
 
     def _continue(self, samples: Samples) -> None:
-        """One more epoch for the branches of the tasks present, with new branches for new tasks."""
+        """Train the branches of the tasks present for one more epoch; new tasks get new branches."""
         new = tuple(name for name in samples.task_names if name not in self.tasks_)
         for adapter in self.model_.walk().values():
             if isinstance(adapter, MultiLoRAAdapter):
                 for task in new:
-                    if task not in adapter:  # it is there when an earlier call added it, and then diverged
+                    if task not in adapter:  # present if an earlier call added it, then diverged
                         adapter.add_task(task, *rank_and_alpha(adapter, self.rank, self.alpha))
         super()._continue(samples)
         self.tasks_ += new
 
     def _known_tasks(self, task: Any, samples: int) -> tuple[str, ...]:
-        """The task of each sample, for which there must be a branch."""
+        """The task of each sample, which must have a branch."""
         if task is None and len(self.tasks_) == 1:
             return self.tasks_ * samples
         known = ", ".join(map(repr, self.tasks_))
         if task is None:
-            raise ArgumentError(f"task must name the task of each sample: there are {known}")
+            raise ArgumentError(f"task must be one of {known} for each sample, got None")
         names = task_names(task, samples)
         unknown = [name for name in names if name not in self.tasks_]
         if unknown:
-            raise ArgumentError(f"task must hold tasks that were fitted, which are {known}; no adapter for {unknown[0]!r}")
+            raise ArgumentError(f"task must be one of {known} for each sample, got {unknown[0]!r}")
         return names
 
-    def _routed_outputs(self, X: Any, task: Any) -> tuple[Array, tuple[str, ...]]:
+    def _outputs_and_tasks(self, X: Any, task: Any) -> tuple[Array, tuple[str, ...]]:
         check_is_fitted(self, "model_")
         X = self._validated(X, reset=False)
         tasks = self._known_tasks(task, len(X))
         return self.model_.predict(X, tasks=tasks), tasks
 
     def _merged_model(self, task: Any) -> Layer:
-        """The network with the branches of one task merged into it."""
+        """The network with the branches of one task merged into its weights."""
         check_is_fitted(self, "model_")
         (name,) = self._known_tasks([task], 1)
         model = self.model_.clone()
@@ -118,15 +118,15 @@ class ManyTasksEstimator(LoRAEstimator):
 
 
 def task_names(task: Any, samples: int) -> tuple[str, ...]:
-    """The task of each sample as a string; the default one where there is none."""
+    """The task of each sample as a string; by default, the default task."""
     if task is None:
         return (DEFAULT_TASK,) * samples
     names = np.asarray(task, dtype=object)
     if names.shape != (samples,):
-        raise ArgumentError(f"task must have a name for each of {samples} samples, got shape {names.shape}")
+        raise ArgumentError(f"task must have shape ({samples},), one name per sample, got {names.shape}")
     for name in names:
         if not isinstance(name, str) or not name.strip():
-            raise ArgumentError(f"task must hold strings that are not blank, got {name!r}")
+            raise ArgumentError(f"task must contain strings that are not blank, got {name!r}")
     return tuple(map(str, names))
 
 
@@ -134,21 +134,21 @@ def task_names(task: Any, samples: int) -> tuple[str, ...]:
 class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
     """A classifier for several tasks that share a frozen network.
 
-    Every task has the outputs of all classes, and may have labels of its own: a prediction for a task is one of the classes
-    that this task had in training, and the probabilities of the others are zero.
+    The network has one output for each class of any task, but tasks may have different labels: a prediction is one of the
+    classes that its task had in training, and the probabilities of the others are zero.
 
-    `task` is metadata: an array-like with the name of each sample's task. Left out of `fit`, it is one task named
-    ``"default"``; left out of predictions, it is the only task that there is. Inside a Pipeline, and in `cross_validate`,
-    it is routed once ``sklearn.set_config(enable_metadata_routing=True)`` and `set_fit_request`, `set_score_request` and so
-    on have asked for it.
+    `task` is metadata: an array-like with the name of each sample's task. If it is omitted from `fit`, all samples belong
+    to one task named ``"default"``; it may be omitted from predictions if there is only one task. In a Pipeline, and in
+    `cross_validate`, it is routed after ``sklearn.set_config(enable_metadata_routing=True)`` to the methods that request it
+    (`set_fit_request`, `set_score_request` and so on).
 
     Parameters
     ----------
     base : Layer, optional
-        What all tasks share, as in `LoRAClassifier`; its outputs are the classes of all tasks. What is trained first, the
-        head or the network, is trained on the samples of all tasks alike.
+        The network that the tasks share, as in `LoRAClassifier`; its outputs are the classes of all tasks. The parts that
+        are trained first are trained on the samples of all tasks.
     rank : int, default 4
-        Of each task's branch at each dense layer; a layer that is smaller takes its full rank, with the same scaling.
+        The rank of each branch; a smaller layer uses its full rank, with the same scaling.
     hidden_layer_sizes, activation, alpha, targets, optimizer, learning_rate
         As in `LoRAClassifier`.
     epochs, base_epochs, batch_size, random_state, verbose
@@ -181,7 +181,7 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
     """
 
     def fit(self, X: Any, y: Any, task: Any = None) -> Self:
-        """Train the adapters of all tasks, and before them the network if there is none.
+        """Train the missing parts of the network, then the adapters of all tasks.
 
         Parameters
         ----------
@@ -194,9 +194,9 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         Raises
         ------
         ArgumentError
-            A parameter breaks its rule, or does not fit the samples.
+            If a parameter is invalid or does not fit the samples.
         NonFiniteError
-            The training diverged.
+            If training diverges.
         """
         X, y = self._validated(X, y, reset=True)
         check_classification_targets(y)
@@ -207,9 +207,9 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, task: Any = None) -> Self:
-        """Train the adapters of the tasks present for one epoch more; a new task gets adapters of its own.
+        """Train the adapters of the tasks present for one more epoch; a new task gets new adapters.
 
-        The first call builds the network, and trains what it lacks, as `fit` does: a base is best given.
+        The first call also builds the network and trains its missing parts, as `fit` does, so it is best to give a base.
 
         Parameters
         ----------
@@ -217,7 +217,7 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         y : array-like, shape (samples,)
             Labels.
         classes : array-like, shape (classes,)
-            All labels that will ever be there, of any task; needed at the first call.
+            All labels that can ever occur, in any task; required in the first call.
         task : array-like of str, shape (samples,), optional
             The name of each sample's task.
         """
@@ -235,14 +235,14 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         return self
 
     def predict_proba(self, X: Any, task: Any = None) -> Array:
-        """The probability of each class, shape (samples, classes); zero for those that the sample's task does not have.
+        """The probability of each class, shape (samples, classes); zero for classes that the sample's task does not have.
 
         Parameters
         ----------
         X : array-like, shape (samples, features)
         task : array-like of str, shape (samples,), optional
         """
-        logits, tasks = self._routed_outputs(X, task)
+        logits, tasks = self._outputs_and_tasks(X, task)
         has = {name: np.isin(self.classes_, labels) for name, labels in self.task_classes_.items()}
         return softmax(np.where([has[name] for name in tasks], logits, -np.inf))
 
@@ -270,7 +270,7 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         return float(accuracy_score(y, self.predict(X, task), sample_weight=sample_weight))
 
     def merge(self, task: str) -> LoRAClassifier:
-        """A fitted classifier for one task, with the same predictions, whose network has no adapters."""
+        """A fitted classifier for one task, with the same predictions and no adapters."""
         model, labels = self._merged_model(task), self.task_classes_[task]
         chosen = choice_of_outputs(len(self.classes_), np.flatnonzero(np.isin(self.classes_, labels)), model.dtype)
         return files.twin(self, LoRAClassifier, Sequential([model, chosen]), classes_=labels, active_ranks_=())
@@ -291,7 +291,7 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
     """
 
     def fit(self, X: Any, y: Any, task: Any = None) -> Self:
-        """Train the adapters of all tasks, and before them the network if there is none.
+        """Train the missing parts of the network, then the adapters of all tasks.
 
         Parameters
         ----------
@@ -303,9 +303,9 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         Raises
         ------
         ArgumentError
-            A parameter breaks its rule, or does not fit the samples.
+            If a parameter is invalid or does not fit the samples.
         NonFiniteError
-            The training diverged.
+            If training diverges.
         """
         X, y = self._validated(X, y, reset=True, multi_output=True, y_numeric=True)
         objective = Values(y.shape[1:])
@@ -314,7 +314,7 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         return self
 
     def partial_fit(self, X: Any, y: Any, task: Any = None) -> Self:
-        """Train the adapters of the tasks present for one epoch more; a new task gets adapters of its own.
+        """Train the adapters of the tasks present for one more epoch; a new task gets new adapters.
 
         Parameters
         ----------
@@ -342,7 +342,7 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         X : array-like, shape (samples, features)
         task : array-like of str, shape (samples,), optional
         """
-        outputs, _ = self._routed_outputs(X, task)
+        outputs, _ = self._outputs_and_tasks(X, task)
         return Values(self.output_shape_).decode(outputs)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None, task: Any = None) -> float:
@@ -358,7 +358,7 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         return float(r2_score(y, self.predict(X, task), sample_weight=sample_weight))
 
     def merge(self, task: str) -> LoRARegressor:
-        """A fitted regressor for one task, with the same predictions, whose network has no adapters."""
+        """A fitted regressor for one task, with the same predictions and no adapters."""
         return files.twin(self, LoRARegressor, self._merged_model(task), active_ranks_=())
 
     def __sklearn_tags__(self) -> Any:

@@ -1,4 +1,4 @@
-"""Samples, and what their y means to a network: classes, or values."""
+"""Samples, and the meaning of their y: classes or values."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ..functions.losses import Loss, MeanSquaredError, SoftmaxCrossEntropy
 
 
 class Objective(ABC):
-    """How y becomes the targets of a network, and which loss compares them."""
+    """How y becomes the targets of a network, and the loss that compares outputs with them."""
 
     loss: ClassVar[Loss]
     outputs: int
-    """How many outputs the network has."""
+    """The number of outputs of the network."""
 
     @abstractmethod
     def encode(self, y: Array) -> Array:
-        """Targets as `loss` takes them; an ArgumentError where y does not fit."""
+        """The targets in the form that `loss` takes; raises ArgumentError if y does not fit."""
 
 
 @final
 class Classes(Objective):
-    """One output for each class: its logit.
+    """One output per class: its logit.
 
     Parameters
     ----------
     labels : array, shape (classes,)
-        Different from each other, ascending.
+        Distinct, ascending.
     """
 
     loss = SoftmaxCrossEntropy()
@@ -43,21 +43,21 @@ class Classes(Objective):
         self.outputs = len(labels)
 
     def encode(self, y: Array) -> Array:
-        """The position of each label."""
+        """The index of each label."""
         unknown = np.setdiff1d(y, self.labels)
         if len(unknown):
-            raise ArgumentError(f"y must hold the classes {self.labels.tolist()}, got {unknown.tolist()[0]!r}")
+            raise ArgumentError(f"y must contain only the classes {self.labels.tolist()}, got {unknown.tolist()[0]!r}")
         return np.searchsorted(self.labels, y)
 
 
 @final
 class Values(Objective):
-    """One output for each value of a sample.
+    """One output per value of y.
 
     Parameters
     ----------
     shape : tuple of int
-        The shape of one sample's y: ``()``, or ``(values,)``.
+        The shape of y for one sample: ``()`` or ``(values,)``.
     """
 
     loss = MeanSquaredError()
@@ -67,9 +67,9 @@ class Values(Objective):
         self.outputs = math.prod(shape)
 
     def encode(self, y: Array) -> Array:
-        """A row for each sample."""
+        """One row per sample."""
         if y.shape[1:] != self.shape:
-            raise ArgumentError(f"y must have shape {('samples', *self.shape)} as before, got {y.shape}")
+            raise ArgumentError(f"y must have shape {self.shape} for each sample, as in earlier calls, got {y.shape[1:]}")
         return y.reshape(len(y), self.outputs)
 
     def decode(self, outputs: Array) -> Array:
@@ -78,25 +78,25 @@ class Values(Objective):
 
 
 def all_classes(classes: Any, known: Array | None) -> Classes:
-    """The classes of a `partial_fit`: those that are given at the first call, which later ones may repeat."""
+    """The classes of a `partial_fit`: the first call must give them, later calls may repeat them."""
     if known is None:
         if classes is None:
-            raise ArgumentError("classes must be given at the first call to partial_fit")
+            raise ArgumentError("classes must be given in the first call to partial_fit")
         return Classes(np.unique(classes))
     if classes is not None and not np.array_equal(np.unique(classes), known):
-        raise ArgumentError(f"classes must be those of the first call, {known.tolist()}, got {classes!r}")
+        raise ArgumentError(f"classes must equal those of the first call, {known.tolist()}, got {classes!r}")
     return Classes(known)
 
 
 @final
 @dataclass(frozen=True)
 class Samples:
-    """What a fit is given, checked.
+    """The checked arguments of a fit.
 
     Raises
     ------
     ArgumentError
-        y does not fit the objective.
+        If y does not fit the objective.
     """
 
     X: Array
@@ -111,24 +111,23 @@ class Samples:
 
     @property
     def targets(self) -> Array:
-        """What the loss compares the outputs with."""
+        """The targets of the loss."""
         return self.objective.encode(self.y)
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """The different tasks, ascending."""
+        """The distinct tasks, ascending."""
         return tuple(sorted(set(self.tasks or ())))
 
     def labels_by_task(self) -> dict[str, Array]:
-        """The different labels of each task, ascending."""
+        """The distinct labels of each task, ascending."""
         tasks = np.array(self.tasks, dtype=object)
         return {name: np.unique(self.y[tasks == name]) for name in self.task_names}
 
     def check_enough(self, what: str) -> None:
-        """Refuse to train something on fewer samples than there are classes."""
+        """Reject fewer samples than classes if a part of the network is trained first."""
         count, classes = len(self.X), self.objective.outputs
         if isinstance(self.objective, Classes) and count < classes:
             raise ArgumentError(
-                f"X must have at least as many samples as there are classes, {classes}, when {what} is to be trained "
-                f"first; got {count}"
+                f"X must have at least {classes} samples, one per class, to train {what} first, got {count}"
             )

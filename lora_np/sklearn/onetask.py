@@ -1,4 +1,4 @@
-"""One task: a classifier and a regressor."""
+"""Estimators for one task: a classifier and a regressor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .objectives import Classes, Samples, Values, all_classes
 
 
 class OneTaskEstimator(LoRAEstimator):
-    """An estimator with one adapter for each layer; `LoRAClassifier` describes the parameters."""
+    """An estimator with one adapter per layer; `LoRAClassifier` describes the parameters."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class OneTaskEstimator(LoRAEstimator):
         self._trained_ranks()
 
     def _trained_ranks(self) -> tuple[int, ...]:
-        """The ranks that DyLoRA trains; none for other adapters."""
+        """The ranks that DyLoRA trains; empty for other adapters."""
         if self.adapter != "dylora":
             return ()
         ranks = range(1, self.rank + 1) if self.active_ranks is None else self.active_ranks
@@ -95,12 +95,12 @@ class OneTaskEstimator(LoRAEstimator):
         return DyLoRAAdapter(layer, rank, ranks, alpha, rank_distribution=probabilities, rng=rng)
 
     def set_deployment_rank(self, rank: int) -> Self:
-        """Choose the rank of predictions and of `merge`, without training again.
+        """Choose the rank for predictions and for `merge`, without retraining.
 
         Parameters
         ----------
         rank : int
-            One of the ranks that were trained; a layer that is smaller takes its full rank.
+            One of the trained ranks; a smaller layer uses its full rank.
 
         Returns
         -------
@@ -109,24 +109,24 @@ class OneTaskEstimator(LoRAEstimator):
         Raises
         ------
         InvalidOperationError
-            The adapters are not DyLoRA's.
+            If `adapter` is not ``"dylora"``.
         ArgumentError
-            The rank was not trained.
+            If the rank was not trained.
         """
         check_is_fitted(self, "model_")
         adapters = [layer for layer in self.model_.walk().values() if isinstance(layer, DyLoRAAdapter)]
         if not adapters:
-            raise InvalidOperationError('set_deployment_rank needs adapters that were trained with adapter="dylora"')
+            raise InvalidOperationError('set_deployment_rank needs an estimator fitted with adapter="dylora"')
         if integer("rank", rank) not in self.active_ranks_:
-            raise ArgumentError(f"rank must be one of the ranks that were trained, {self.active_ranks_}, got {rank}")
+            raise ArgumentError(f"rank must be one of the trained ranks {self.active_ranks_}, got {rank}")
         for adapter in adapters:
             adapter.set_deployment_rank(min(rank, adapter.max_rank))
         return self
 
     def merge(self) -> Self:
-        """A fitted estimator with the same predictions, whose network has no adapters: they are merged into its weights.
+        """A fitted estimator with the same predictions, whose adapters are merged into the weights of the network.
 
-        Its parameter `base` is the merged network, so that a new `fit` would adapt that one.
+        Its parameter `base` is the merged network, so a new `fit` would adapt that network.
         """
         check_is_fitted(self, "model_")
         model = self.model_.clone()
@@ -136,41 +136,41 @@ class OneTaskEstimator(LoRAEstimator):
 
 @final
 class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
-    """A classifier: a frozen network, whose outputs are the logits of the classes, and adapters that learn.
+    """A classifier: a frozen network, whose outputs are the logits of the classes, with trainable adapters.
 
     Parameters
     ----------
     base : Layer, optional
-        What to adapt: any network of lora_np. It is copied, not changed. If it has one output for each class (or value of
-        y), these are the logits of the classes in ascending order. Otherwise a linear head is put after it, and trained
-        first. Without a base, a network of dense layers is trained first, on the same samples.
+        The network to adapt: any lora_np layer. It is copied, not changed. If it has one output per class (or value of y),
+        these are the logits of the classes in ascending order. Otherwise, a linear head is added and trained first. Without
+        a base, a network of dense layers is trained first, on the same samples.
     hidden_layer_sizes : sequence of int, default (64,)
-        Of the network that is trained where there is no base.
+        The hidden layers of the network that is trained if there is no base.
     activation : Activation, default relu
-        Of its hidden layers.
+        The activation of these layers.
     adapter : {"standard", "dylora", "dora"}, default "standard"
-        LoRA, DyLoRA, which can be deployed at each of its ranks, or DoRA.
+        LoRA, DyLoRA (which can be deployed at each of its ranks), or DoRA.
     rank : int, default 4
-        Of the adapter of each dense layer; a layer that is smaller takes its full rank, with the same scaling.
+        The rank of each adapter; a smaller layer uses its full rank, with the same scaling.
     alpha : float, default -1
-        The scaling is alpha / rank; a negative alpha stands for the rank.
+        The scaling is alpha / rank; a negative alpha means the rank.
     active_ranks : sequence of int, optional
-        The ranks that DyLoRA trains, ascending, at most `rank`; all of them if left out. The last is the first to be
-        deployed. Other adapters do not read it.
+        The ranks that DyLoRA trains, ascending, at most `rank`; all of them by default. The last one is deployed initially.
+        Other adapters ignore this parameter.
     targets : names, optional
-        Which layers to adapt, as in `lora_np.apply_lora`; all dense layers if left out.
+        Which layers to adapt, as in `lora_np.apply_lora`; all dense layers by default.
     optimizer : callable, default Adam
-        Makes an Optimizer of a learning rate. ``functools.partial(AdamW, weight_decay=0.1)`` has settings of its own.
+        Returns an Optimizer for a learning rate, for example ``functools.partial(AdamW, weight_decay=0.1)``.
     learning_rate : float, default 0.01
     epochs : int, default 20
-        For the adapters.
+        Epochs of adapter training.
     base_epochs : int, default 20
-        For what is trained first: the network where there is no base, or the head.
+        Epochs of training for the parts that are trained first: the head or, without a base, the whole network.
     batch_size : int, default 32
     random_state : int, numpy.random.RandomState or None
-        None draws anew each time; NumPy's global generator is not touched.
+        With None, each fit is different. NumPy's global generator is never used.
     verbose : bool, default False
-        Whether to show the progress, where standard error is a terminal.
+        Whether to show progress if standard error is a terminal.
 
     Attributes
     ----------
@@ -179,9 +179,9 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
     model_ : Layer
         The adapted network, from X to logits.
     active_ranks_ : tuple of int
-        The ranks that can be deployed; empty unless the adapters are DyLoRA's.
+        The ranks that can be deployed; empty unless `adapter` is ``"dylora"``.
     loss_curve_ : array of float
-        The mean loss of each epoch that trained the adapters.
+        The mean loss of each epoch of adapter training.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 
@@ -199,7 +199,7 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
     """
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train the adapters, and before them the network if there is none.
+        """Train the missing parts of the network, then the adapters.
 
         Parameters
         ----------
@@ -210,9 +210,9 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         Raises
         ------
         ArgumentError
-            A parameter breaks its rule, or does not fit the samples.
+            If a parameter is invalid or does not fit the samples.
         NonFiniteError
-            The training diverged.
+            If training diverges.
         """
         X, y = self._validated(X, y, reset=True)
         check_classification_targets(y)
@@ -222,9 +222,9 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
-        """Train the adapters for one epoch more.
+        """Train the adapters for one more epoch.
 
-        The first call builds the network, and trains what it lacks, as `fit` does: a base is best given.
+        The first call also builds the network and trains its missing parts, as `fit` does, so it is best to give a base.
 
         Parameters
         ----------
@@ -232,7 +232,7 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         y : array-like, shape (samples,)
             Labels.
         classes : array-like, shape (classes,)
-            All labels that will ever be there; needed at the first call.
+            All labels that can ever occur; required in the first call.
         """
         is_first = not hasattr(self, "model_")
         X, y = self._validated(X, y, reset=is_first)
@@ -257,20 +257,20 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
 
 @final
 class LoRARegressor(RegressorMixin, OneTaskEstimator):
-    """A regressor: a frozen network, whose outputs are the values of y, and adapters that learn.
+    """A regressor: a frozen network, whose outputs are the values of y, with trainable adapters.
 
     The parameters are those of `LoRAClassifier`; the loss is the mean squared error.
 
     Attributes
     ----------
     output_shape_ : tuple of int
-        The shape of one sample's y: ``()``, or ``(values,)``.
+        The shape of y for one sample: ``()`` or ``(values,)``.
     model_, active_ranks_, loss_curve_, n_features_in_, feature_names_in_
         As in `LoRAClassifier`.
     """
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train the adapters, and before them the network if there is none.
+        """Train the missing parts of the network, then the adapters.
 
         Parameters
         ----------
@@ -280,9 +280,9 @@ class LoRARegressor(RegressorMixin, OneTaskEstimator):
         Raises
         ------
         ArgumentError
-            A parameter breaks its rule, or does not fit the samples.
+            If a parameter is invalid or does not fit the samples.
         NonFiniteError
-            The training diverged.
+            If training diverges.
         """
         X, y = self._validated(X, y, reset=True, multi_output=True, y_numeric=True)
         objective = Values(y.shape[1:])
@@ -291,7 +291,7 @@ class LoRARegressor(RegressorMixin, OneTaskEstimator):
         return self
 
     def partial_fit(self, X: Any, y: Any) -> Self:
-        """Train the adapters for one epoch more; the first call builds the network, and trains what it lacks.
+        """Train the adapters for one more epoch; the first call also builds the network and trains its missing parts.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Features: a transformer."""
+"""A transformer, whose features come from an adapted network."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .onetask import OneTaskEstimator
 
 @final
 class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTaskEstimator):
-    """Features from a frozen network, adapted so that a linear head can tell y from them.
+    """Features of a frozen network, adapted so that a linear head can predict y from them.
 
-    In `fit` a linear head is put after the network and trained first, the given base frozen; then the adapters are trained
-    through it. `transform` gives what the adapted network gives to the head; the head is dropped.
+    `fit` adds a linear head to the network and trains it first, with the given base frozen; then it trains the adapters
+    through the head. `transform` returns the inputs of the head, which is dropped after training.
 
     Parameters
     ----------
     objective : {"auto", "classes", "values"}, default "auto"
-        Whether y holds labels, or numbers to be approximated. ``"auto"`` takes whole numbers, strings and booleans in one
-        column for labels.
+        Whether y contains labels, or numbers to approximate. ``"auto"`` treats a single column of whole numbers, strings or
+        booleans as labels.
     **parameters
-        Those of `LoRAClassifier`. Where there is no base, the features are the last of `hidden_layer_sizes`.
+        The parameters of `LoRAClassifier`. Without a base, the features are the outputs of the last hidden layer.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTask
         self.objective = objective
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train the head and the adapters, and before them the network if there is none.
+        """Train the head (without a base, the whole network), then the adapters.
 
         Parameters
         ----------
@@ -92,9 +92,9 @@ class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTask
         Raises
         ------
         ArgumentError
-            A parameter breaks its rule, or does not fit the samples.
+            If a parameter is invalid or does not fit the samples.
         NonFiniteError
-            The training diverged.
+            If training diverges.
         """
         X, y = self._validated(X, y, reset=True, multi_output=True)
         objective, y = self._objective(y)

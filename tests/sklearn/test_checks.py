@@ -1,4 +1,4 @@
-"""scikit-learn's own checks of estimators, every one of them, and what users of scikit-learn do with estimators."""
+"""All of scikit-learn's checks of estimators, and common uses of estimators in scikit-learn."""
 
 import importlib.util
 import inspect
@@ -113,7 +113,7 @@ def test_notebooks_show_it(kind, base):
 @pytest.mark.parametrize("kind", [LoRAClassifier, MultiLoRAClassifier], ids=lambda kind: kind.__name__)
 def test_a_grid_search_finds_the_rank(kind):
     X, y = blobs()
-    # A base that gives one value for everything needs more than one direction to tell three classes apart.
+    # With a base whose outputs are constant, a rank-1 adapter cannot separate three classes.
     flat = network()
     flat.set_parameters(np.zeros(flat.parameter_count))
     flat[0].set_parameter("weight", np.random.default_rng(0).standard_normal((4, 6)))
@@ -141,7 +141,7 @@ def test_tasks_are_routed_through_pipelines_and_cross_validation():
         np.testing.assert_array_equal(pipeline.predict_proba(X, task=tasks).argmax(axis=1), y)
         assert pipeline.score(X, y, task=tasks) == 1
         scores = cross_validate(pipeline, X, y, params={"task": tasks}, cv=3, error_score="raise")["test_score"]
-        # Both tasks have the same X: no model that is not told the task can be right about more than two thirds.
+        # Both tasks have the same X: without the task, no model can get more than two thirds right.
         assert scores.min() > 0.9
 
 

@@ -1,4 +1,4 @@
-"""Fitted estimators in files: without pickle, whole, and refused where they are damaged."""
+"""Fitted estimators in files: saved without pickle, restored completely, and rejected if damaged."""
 
 import io
 import json
@@ -154,10 +154,10 @@ def test_nothing_is_saved_before_fit(tmp_path):
 def test_another_kind_of_file_is_refused(tmp_path):
     path = tmp_path / "file.npz"
     save_layer(network(), path)
-    with pytest.raises(FormatError, match=r"must hold a LoRAClassifier, not a layer alone; lora_np\.load_layer reads that"):
+    with pytest.raises(FormatError, match=r"must contain a LoRAClassifier, got only a layer; use lora_np\.load_layer"):
         LoRAClassifier.load(path)
     LoRAClassifier(**QUICK).fit(*blobs()).save(path)
-    with pytest.raises(FormatError, match="must hold a LoRARegressor, not a LoRAClassifier"):
+    with pytest.raises(FormatError, match="must contain a LoRARegressor, got a LoRAClassifier"):
         LoRARegressor.load(path)
 
 

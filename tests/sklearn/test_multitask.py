@@ -1,4 +1,4 @@
-"""Estimators of many tasks: routing, labels of each task, new tasks later, merging, and refusals."""
+"""Multi-task estimators: routing, labels per task, adding tasks later, merging, and invalid arguments."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ QUICK = {"epochs": 2, "base_epochs": 2, "random_state": 0}
 
 
 def two_tasks(rows=90):
-    """The three blobs, and whether it is the first: tasks whose labels overlap."""
+    """Two tasks whose labels overlap: which of the three blobs it is, and whether it is the first."""
     X, y = blobs(rows)
     tasks = np.where(np.arange(rows) % 2, "three", "first")
     return X, np.where(tasks == "three", y, y == 0), tasks
@@ -171,7 +171,7 @@ def test_a_task_may_get_further_classes():
 def test_what_does_not_fit_adds_no_task(base):
     X, y, tasks = two_tasks()
     classifier = MultiLoRAClassifier(base, **QUICK).fit(X, y, task=tasks)
-    with pytest.raises(ArgumentError, match=r"y must hold the classes \[0, 1, 2\], got 7"):
+    with pytest.raises(ArgumentError, match=r"y must contain only the classes \[0, 1, 2\], got 7"):
         classifier.partial_fit(X[:1], [7], task=["new"])
     assert classifier.tasks_ == ("first", "three")
     assert [list(a.task_adapters) for a in adapters(classifier)] == [["first", "three"]] * 2
@@ -221,7 +221,7 @@ def test_an_unknown_task_cannot_be_merged(kind):
     X, y, tasks = two_tasks()
     with pytest.raises(NotFittedError):
         kind().merge("first")
-    with pytest.raises(ArgumentError, match="no adapter for 'other'"):
+    with pytest.raises(ArgumentError, match="task must be one of 'first', 'three' for each sample, got 'other'"):
         kind(**QUICK).fit(X, y, task=tasks).merge("other")
 
 
@@ -230,26 +230,26 @@ def test_an_unknown_task_cannot_be_merged(kind):
 
 def test_a_task_without_adapters_is_named(fitted):
     X, y, _ = two_tasks()
-    message = "task must hold tasks that were fitted, which are 'first', 'three'; no adapter for 'fifth'"
+    message = "task must be one of 'first', 'three' for each sample, got 'fifth'"
     for call in (fitted.predict, fitted.predict_proba, lambda X, task: fitted.score(X, y[:2], task=task)):
         with pytest.raises(ArgumentError, match=message):
             call(X[:2], task=["first", "fifth"])
 
 
 def test_several_tasks_must_be_told_apart(fitted):
-    with pytest.raises(ArgumentError, match="task must name the task of each sample: there are 'first', 'three'"):
+    with pytest.raises(ArgumentError, match="task must be one of 'first', 'three' for each sample, got None"):
         fitted.predict(blobs()[0])
 
 
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("first", "task must have a name for each of 90 samples"),
-        (["first"], r"task must have a name for each of 90 samples, got shape \(1,\)"),
-        ([["first"]] * 90, r"got shape \(90, 1\)"),
-        ([None] * 90, "task must hold strings that are not blank, got None"),
-        ([1] * 90, "task must hold strings that are not blank, got 1"),
-        ([" "] * 90, "task must hold strings that are not blank, got ' '"),
+        ("first", r"task must have shape \(90,\), one name per sample, got \(\)"),
+        (["first"], r"task must have shape \(90,\), one name per sample, got \(1,\)"),
+        ([["first"]] * 90, r"task must have shape \(90,\), one name per sample, got \(90, 1\)"),
+        ([None] * 90, "task must contain strings that are not blank, got None"),
+        ([1] * 90, "task must contain strings that are not blank, got 1"),
+        ([" "] * 90, "task must contain strings that are not blank, got ' '"),
     ],
 )
 def test_names_that_are_none_are_refused(task, message, fitted):

@@ -1,4 +1,4 @@
-"""Classifier and regressor of one task: what is trained, ranks, merging, more samples later, and refusals."""
+"""Single-task estimators: what is trained, ranks, merging, partial_fit, and invalid arguments."""
 
 from functools import partial
 
@@ -184,7 +184,7 @@ def test_the_deployment_rank_reaches_every_layer(ranked, rank, expected):
     assert ranked.set_deployment_rank(rank) is ranked
     assert [a.current_deployment_rank for a in adapters(ranked).values()] == expected
     np.testing.assert_array_equal(ranked.model_.get_parameters(), before)
-    # An independent way: the components above the rank are put to zero at the highest one.
+    # Independent check: at the highest rank, with the components above `rank` set to zero.
     probabilities = ranked.predict_proba(X)
     by_hand = ranked.model_.clone()
     for layer in by_hand.walk().values():
@@ -259,7 +259,7 @@ def test_a_merged_regressor_predicts_the_same():
 def test_a_merged_estimator_may_be_fitted_again_but_not_trained_further(base):
     X, y = blobs()
     merged = LoRAClassifier(base, **QUICK).fit(X, y).merge()
-    with pytest.raises(InvalidOperationError, match="merged"):
+    with pytest.raises(InvalidOperationError, match="partial_fit needs adapters, but they have been merged"):
         merged.partial_fit(X, y)
     weights = merged.model_["0"].weight.copy()
     again = merged.fit(X, y)
@@ -315,31 +315,31 @@ def test_a_batch_need_not_have_every_class():
 def test_classes_must_be_given_first_and_stay():
     X, y = blobs()
     classifier = LoRAClassifier(network(), **QUICK)
-    with pytest.raises(ArgumentError, match="classes must be given at the first call"):
+    with pytest.raises(ArgumentError, match="classes must be given in the first call"):
         classifier.partial_fit(X, y)
-    with pytest.raises(ArgumentError, match=r"y must hold the classes \[0, 1, 5\], got 2"):
+    with pytest.raises(ArgumentError, match=r"y must contain only the classes \[0, 1, 5\], got 2"):
         classifier.partial_fit(X, y, classes=[0, 1, 5])
     classifier.partial_fit(X, y, classes=[0, 1, 2]).partial_fit(X, y, classes=[2, 1, 0])
     before = classifier.model_.get_parameters()
-    with pytest.raises(ArgumentError, match=r"classes must be those of the first call, \[0, 1, 2\], got \[0, 1\]"):
+    with pytest.raises(ArgumentError, match=r"classes must equal those of the first call, \[0, 1, 2\], got \[0, 1\]"):
         classifier.partial_fit(X, y, classes=[0, 1])
-    with pytest.raises(ArgumentError, match=r"y must hold the classes \[0, 1, 2\], got 3"):
+    with pytest.raises(ArgumentError, match=r"y must contain only the classes \[0, 1, 2\], got 3"):
         classifier.partial_fit(X, y + 1)
     np.testing.assert_array_equal(classifier.model_.get_parameters(), before)
 
 
 def test_fewer_samples_than_classes_cannot_train_a_base():
     X, y = blobs()
-    with pytest.raises(ArgumentError, match=r"as many samples as there are classes, 3, when the base is to be .*; got 2"):
+    with pytest.raises(ArgumentError, match="at least 3 samples, one per class, to train the base first, got 2"):
         LoRAClassifier().partial_fit(X[:2], y[:2], classes=[0, 1, 2])
-    with pytest.raises(ArgumentError, match="a head for the base"):
+    with pytest.raises(ArgumentError, match="at least 3 samples, one per class, to train a head for the base first, got 2"):
         LoRAClassifier(network(5)).partial_fit(X[:2], y[:2], classes=[0, 1, 2])
 
 
 def test_values_must_keep_their_shape():
     X, y = waves()
     regressor = LoRARegressor(**QUICK).fit(X, y)
-    with pytest.raises(ArgumentError, match=r"y must have shape \('samples',\) as before, got \(60, 2\)"):
+    with pytest.raises(ArgumentError, match=r"y must have shape \(\) for each sample, as in earlier calls, got \(2,\)"):
         regressor.partial_fit(X, np.zeros((60, 2)))
 
 
@@ -370,15 +370,15 @@ class Odd(Layer):
         ({"adapter": "dylora", "active_ranks": [2, 1]}, "active_ranks must be strictly ascending"),
         ({"adapter": "dylora", "active_ranks": [8]}, "active_ranks must be at most max_rank = 4"),
         ({"learning_rate": "fast"}, "learning_rate must be a real number"),
-        ({"optimizer": "adam"}, "optimizer must make an Optimizer of a learning rate, .*, got 'adam'"),
-        ({"optimizer": float}, "optimizer must make an Optimizer"),
+        ({"optimizer": "adam"}, "optimizer must return an Optimizer for a learning rate, .*, got 'adam'"),
+        ({"optimizer": float}, "optimizer must return an Optimizer for a learning rate"),
         ({"activation": "relu"}, "activation must be an Activation"),
-        ({"hidden_layer_sizes": ()}, "hidden_layer_sizes must hold at least one size"),
+        ({"hidden_layer_sizes": ()}, "hidden_layer_sizes must contain at least one size"),
         ({"hidden_layer_sizes": (0,)}, "each of hidden_layer_sizes must be at least 1"),
         ({"hidden_layer_sizes": None}, "each of hidden_layer_sizes must be an integer"),
-        ({"base": "digits"}, "base must be a lora_np layer, or None, got 'digits'"),
-        ({"base": DenseLayer(5, 3)}, "X must have the 5 features that base takes, got 4"),
-        ({"base": apply_lora(network(), lambda layer: MultiLoRAAdapter(layer, "a", 1))}, "base must have no adapters"),
+        ({"base": "digits"}, "base must be a lora_np layer or None, got 'digits'"),
+        ({"base": DenseLayer(5, 3)}, "X must have 5 features, the input size of base, got 4"),
+        ({"base": apply_lora(network(), lambda layer: MultiLoRAAdapter(layer, "a", 1))}, "base must not contain adapters"),
         ({"base": Odd(4, 3)}, "targets must leave something to adapt"),
         ({"base": network(), "targets": ["7"]}, "targets must match dense layers"),
     ],
@@ -409,7 +409,7 @@ def test_continuous_labels_are_refused():
 
 def test_without_a_random_state_the_global_generator_stays_alone():
     X, y = np.ones((12, 3)), np.arange(12) % 2
-    before = np.random.get_state()[1].tobytes()  # noqa: NPY002 - to see that nobody uses it
+    before = np.random.get_state()[1].tobytes()  # noqa: NPY002 - to check that it is not used
     first, second = (LoRAClassifier(epochs=1, base_epochs=1).fit(X, y) for _ in range(2))
     assert np.random.get_state()[1].tobytes() == before  # noqa: NPY002
     assert first.model_.get_parameters().tobytes() != second.model_.get_parameters().tobytes()

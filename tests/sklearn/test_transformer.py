@@ -1,4 +1,4 @@
-"""Features that were adapted to y."""
+"""Features adapted to y."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ QUICK = {"epochs": 2, "base_epochs": 2, "random_state": 0}
 
 
 def separation(features, y):
-    """The share of the features' variance that lies between the classes."""
+    """The fraction of the variance of the features that lies between the classes."""
     means = np.stack([features[y == label].mean(axis=0) for label in np.unique(y)])
     return means[y].var(axis=0).sum() / features.var(axis=0).sum()
 
