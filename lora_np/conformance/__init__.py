@@ -1,6 +1,6 @@
-"""Conformance vectors for implementations in other languages, and the comparison of a program with them.
+"""Conformance vectors for implementations in other languages, and checks of a program against them.
 
-docs/conformance.md says what they hold, and how a program is asked.
+docs/conformance.md describes the cases and the protocol.
 """
 
 from .comparison import TOLERANCE as TOLERANCE

@@ -1,4 +1,4 @@
-"""A result against what its case expects."""
+"""Compare a result with the expected arrays of its case."""
 
 import math
 from dataclasses import dataclass
@@ -14,32 +14,36 @@ from .vectors import Case
 TOLERANCE = 1e-12
 """The largest relative error that passes."""
 
-NOTHING = 1e-12
-"""An expected array without a larger element counts as zeros: its error is absolute."""
+ZERO = 1e-12
+"""If no expected element is larger in magnitude, the error is absolute instead of relative."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one case."""
+    """The outcome of one case."""
 
     case: str
     result: Literal["pass", "FAIL", "skip"]
     detail: str
-    """The array with the largest error, or why there is none."""
+    """The array with the largest error, or the reason why no error was measured."""
     error: float | None = None
-    """That error; infinite where an array holds NaN or infinity."""
+    """The largest error; infinite if an array contains NaN or infinity."""
 
 
 def compare(case: Case, result: dict[str, Any] | None, *, tolerance: float = TOLERANCE) -> Verdict:
-    """The verdict on one case.
+    """Compare one result with its case.
 
     Parameters
     ----------
     case : Case
     result : dict or None
-        The program's ``arrays`` or ``skip``; None where it gave no answer.
+        The program's ``arrays`` or ``skip``; None if it did not answer.
     tolerance : float, default 1e-12
         The largest error that passes; see `relative_error`.
+
+    Returns
+    -------
+    Verdict
     """
     name = case["name"]
     if result is None:
@@ -63,18 +67,18 @@ def _error(name: str, arrays: dict[str, Any], expected: Array) -> float:
 
 
 def relative_error(found: Array, expected: Array) -> float:
-    """``max |found - expected| / max |expected|``; absolute where no expected element is above 1e-12.
+    """``max |found - expected| / max |expected|``, without the division if ``max |expected|`` is at most 1e-12.
 
     Parameters
     ----------
-    found, expected : arrays of one shape
+    found, expected : arrays of the same shape
 
     Returns
     -------
     float
-        Infinite where an element that was found is NaN or infinite.
+        Infinite if an element of `found` is NaN or infinite.
     """
     if not np.isfinite(found).all():
         return math.inf
     largest = float(np.abs(expected).max())
-    return float(np.abs(found - expected).max()) / (largest if largest > NOTHING else 1.0)
+    return float(np.abs(found - expected).max()) / (largest if largest > ZERO else 1.0)

@@ -1,4 +1,4 @@
-"""All cases of a program."""
+"""Check a program against all cases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from .vectors import Case, load_vectors
 
 @dataclass(frozen=True)
 class Report:
-    """How a program did."""
+    """The results of checking a program."""
 
     verdicts: tuple[Verdict, ...]
-    """One for each case, in their order."""
+    """One for each case, in the order of the cases."""
     problems: tuple[str, ...]
-    """What went wrong beside the cases."""
+    """What went wrong apart from the cases; see `Answers.problems`."""
 
     def count(self, result: str) -> int:
         """The number of cases with this result."""
@@ -24,25 +24,25 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there was no problem, no case failed, and one at least passed."""
+        """Whether there was no problem, no case failed, and at least one case passed."""
         return not self.problems and not self.count("FAIL") and self.count("pass") > 0
 
 
 def check_program(
     command: str, cases: Sequence[Case] | None = None, *, tolerance: float = TOLERANCE, timeout: float = 60.0
 ) -> Report:
-    """Ask a program every case, and compare its results with what is expected.
+    """Run a program on all cases and compare its results with the expected arrays.
 
     Parameters
     ----------
     command : str
         The program and its arguments; see `ask`.
     cases : sequence of Case, optional
-        Those of `load_vectors` if left out.
+        All cases of `load_vectors` if left out.
     tolerance : float, default 1e-12
         The largest relative error that passes.
     timeout : float, default 60
-        Seconds for all cases together.
+        The time limit for all cases, in seconds.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def check_program(
     Raises
     ------
     ArgumentError
-        There is no such program, no time, or a tolerance below 0.
+        If the command does not name a program, if the timeout is not positive, or if the tolerance is negative.
     """
     tolerance = non_negative_float("tolerance", tolerance)
     cases = load_vectors() if cases is None else cases

@@ -1,4 +1,4 @@
-"""The committed cases: read, and written for others."""
+"""Load the conformance cases, or export them to files."""
 
 import json
 import os
@@ -11,18 +11,18 @@ from .._archive import atomic_file
 from ..io.safetensors import save_safetensors
 
 Case: TypeAlias = dict[str, Any]
-"""One case: ``name``, ``kind``, ``settings``, and the nested lists of ``arrays`` and ``expected`` by name."""
+"""One case: ``name``, ``kind`` and ``settings``, and ``arrays`` and ``expected``, which map names to nested lists."""
 
 FILES = ("vectors.json", "schema.json")
 
 
 def load_vectors() -> list[Case]:
-    """Every case, in the order of the file.
+    """Load all cases, in the order of the file.
 
     Returns
     -------
     list of dict
-        As ``schema.json`` describes them.
+        Described by ``schema.json``.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def write_vectors(folder: str | os.PathLike[str]) -> list[str]:
     Parameters
     ----------
     folder : path
-        Made where it does not exist; files of these names in it are replaced.
+        Created if it does not exist; existing files of these names are overwritten.
 
     Returns
     -------
@@ -49,8 +49,8 @@ def write_vectors(folder: str | os.PathLike[str]) -> list[str]:
 
     Notes
     -----
-    In the safetensors file all tensors are F64, ``dense-tall/arrays/x`` and ``dense-tall/expected/y`` for instance; the
-    settings of the cases stand in the JSON file alone.
+    In the safetensors file all tensors are F64, with names such as ``dense-tall/arrays/x`` and ``dense-tall/expected/y``.
+    The settings of the cases are only in the JSON file.
     """
     os.makedirs(folder, exist_ok=True)
     tensors = {

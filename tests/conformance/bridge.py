@@ -1,16 +1,17 @@
-"""A bridge for programs that read no JSON: cases as words and numbers in, arrays as words and numbers out.
+"""A bridge for programs that cannot read JSON: cases and results are exchanged as plain words and numbers.
 
 ``python tests/conformance/bridge.py ./consumer`` is a command for ``lora-np vectors --check``. The text of a case::
 
-    NAME LAYOUT ACTIVATION ROWS IN OUT LEARNING_RATE STEPS MERGE BRANCHES      (MERGE: 1 where the merged weight is wanted)
-    x G W b                                                                    (their numbers, row by row)
+    NAME LAYOUT ACTIVATION ROWS IN OUT LEARNING_RATE STEPS MERGE BRANCHES      (MERGE: 1 if the merged weight is expected)
+    x G W b                                                                    (their elements, row by row)
     RANK ALPHA SCALING A B                                                     (for each branch)
     TRAIN_BASE
     FROM UP_TO BRANCH ... BRANCH                                               (for each step)
 
-A step trains the components from FROM on, at rank UP_TO (0: the branch's own), and each row goes through the branch of this
-number (-1: none). So the bridge looks up the numbers of tasks and the active rank before a rank; all else is the program's.
-Each line that comes back is ``NAME PREFIX BRANCH ARRAY`` and the array's numbers.
+A step runs at rank UP_TO (0: the full rank of the branch) and trains the components from FROM on; each row passes through
+the branch with the given number (-1: none). The bridge only translates tasks to branch numbers and looks up the preceding
+active rank; the program does everything else. Each line of its output is ``NAME PREFIX BRANCH ARRAY``, followed by the
+elements of the array.
 """
 
 import json
@@ -24,7 +25,7 @@ ACTIVATIONS = ("identity", "relu", "tanh")
 
 
 def unsupported(case):
-    """Why the program need not answer; empty where it must."""
+    """Why the program may skip a case; empty if it must answer."""
     if case["kind"] not in KINDS:
         return f"no {case['kind']}"
     activation = case["settings"]["activation"]
@@ -36,7 +37,7 @@ def flat(array):
 
 
 def branch_prefixes(case):
-    """What the names of each branch's factors begin with."""
+    """The prefix of the names of each branch's factors."""
     if case["kind"] == "multilora":
         return [f"{task}." for task in case["settings"]["alphas"]]
     return [] if case["kind"] == "dense" else [""]
@@ -55,7 +56,7 @@ def step_words(case, choice, rows):
 
 
 def to_text(case):
-    """The words of one case."""
+    """The text of one case."""
     kind, settings, arrays = case["kind"], case["settings"], case["arrays"]
     rows, inputs = np.shape(arrays["x"])
     schedule, prefixes = settings["schedule"], branch_prefixes(case)
@@ -74,13 +75,13 @@ def to_text(case):
 
 
 def from_text(case, lines):
-    """The arrays that the program gave for a case, by the names and in the shapes of the vectors."""
+    """The arrays that the program returned for a case, with the names and shapes of the vectors."""
     prefixes, found = branch_prefixes(case), {}
     for prefix, branch, array, *numbers in lines:
-        own = (prefixes[int(branch)] if int(branch) >= 0 else "") + array
-        shape = np.shape(case["arrays"]["G" if own == "y" else own])
-        name = own if prefix == "y" else "merged" if prefix == "merged" else f"{prefix}.{own}"
-        found[name] = np.array(numbers, float).reshape(shape).tolist()
+        name = (prefixes[int(branch)] if int(branch) >= 0 else "") + array
+        shape = np.shape(case["arrays"]["G" if name == "y" else name])
+        key = {"y": "y", "merged": "merged"}.get(prefix, f"{prefix}.{name}")
+        found[key] = np.array(numbers, float).reshape(shape).tolist()
     return found
 
 
@@ -90,9 +91,9 @@ def main(command):
     result = subprocess.run(command, input=given, capture_output=True, text=True)
     lines = [line.split() for line in result.stdout.splitlines()]
     for case in cases:
-        own = [words for name, *words in lines if name == case["name"]]
+        answers = [words for name, *words in lines if name == case["name"]]
         reason = unsupported(case)
-        print(json.dumps({"name": case["name"]} | ({"skip": reason} if reason else {"arrays": from_text(case, own)})))
+        print(json.dumps({"name": case["name"]} | ({"skip": reason} if reason else {"arrays": from_text(case, answers)})))
     sys.stderr.write(result.stderr)
     return result.returncode
 

@@ -1,5 +1,5 @@
 /* Dense, LoRA, DyLoRA and MultiLoRA, forward and backward, in C99: the conformance vectors in the text form of bridge.py.
-   Build: cc -std=c99 consumer.c -lm. Letters as in docs/conformance.md; the sums stand as in the equations. */
+   Build: cc -std=c99 consumer.c -lm. The letters and the sums are those of docs/conformance.md. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +29,7 @@ static void print(const char *prefix, int branch, const char *what, const double
 
 static int w(int i, int j) { return strcmp(layout, "dense") ? j * in + i : i * out + j; }  /* where W[i][j] is stored */
 
-static int width(const Branch *t) { return up_to ? up_to : t->rank; }  /* a DyLoRA pass has a rank of its own */
+static int width(const Branch *t) { return up_to ? up_to : t->rank; }  /* the rank of the pass */
 
 static double scaling(const Branch *t) {
     double alpha = t->alpha < 0 ? t->rank : t->alpha;
@@ -46,7 +46,7 @@ static double slope(double z) {
 static void clear(double *array, int n) { for (int i = 0; i < n; i++) array[i] = 0; }
 static void step(double *array, const double *gradient, int n) { for (int i = 0; i < n; i++) array[i] -= rate * gradient[i]; }
 
-static void pass(void) {  /* one row after the other: y, and the gradients of sum(G * y) added up */
+static void pass(void) {  /* row by row: y, and the accumulated gradients of sum(G * y) */
     clear(dx, rows * in), clear(dW, in * out), clear(db, out);
     for (int t = 0; t < count; t++) clear(branches[t].dA, in * branches[t].rank), clear(branches[t].dB, branches[t].rank * out);
     for (int n = 0; n < rows; n++) {

@@ -1,13 +1,12 @@
-/* The conformance vectors in JavaScript, without any dependency: one JSON case per line in, one JSON result per line out.
-
-   The mathematics is docs/interactive/lora.js, which the interactive page runs in the browser. */
+/* A program for the conformance vectors in JavaScript, without dependencies: one JSON case per line in, one JSON result per
+   line out. The mathematics is in docs/interactive/lora.js, which the interactive page runs in the browser. */
 "use strict";
 const Lora = require("../../docs/interactive/lora.js");
 const { add, byColumn, product, scale, transpose } = Lora;
 
 const scalingOf = (settings, p, rank) => Lora.scaling(settings.scaling || "max", settings.alpha, p.B.length, rank);
 
-// W as (in, out), and back: the only thing that differs between the two layouts.
+// W as (in, out), and back: the only difference between the two layouts.
 const turned = (settings, M) => (settings.layout === "dense" ? M : transpose(M));
 
 function branches(settings, p) {

@@ -1,4 +1,4 @@
-"""What lora_np itself answers to a case: a consumer of the vectors, and an example of one."""
+"""The answers of lora_np itself: a consumer of the vectors, and an example of one."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ LOSSES = {
 
 
 def build(case, arrays):
-    """The layer of a case, without its values."""
+    """The layer of a case; its parameters are not set yet."""
     kind, settings = case["kind"], case["settings"]
     inputs, outputs = arrays["x"].shape[1], arrays["b"].shape[0]
     layout = DenseLayer if settings["layout"] == "dense" else FullyConnectedLayer
@@ -59,17 +59,17 @@ def build(case, arrays):
     return StandardLoRAAdapter(base, rank, alpha, frozen, scaling=scaling)
 
 
-def own_names(case):
-    """The library's name of each array."""
+def library_names(case):
+    """The names of the arrays in the library."""
     if case["kind"] == "multilora":
-        own = {f"{t}.{f}": f"tasks.{t}.matrix_{f.lower()}" for t in case["settings"]["alphas"] for f in "AB"}
+        names = {f"{t}.{f}": f"tasks.{t}.matrix_{f.lower()}" for t in case["settings"]["alphas"] for f in "AB"}
     else:
-        own = NAMES[case["kind"]]
-    return {"W": "base.weight", "b": "base.bias"} | own
+        names = NAMES[case["kind"]]
+    return {"W": "base.weight", "b": "base.bias"} | names
 
 
 def forward(layer, x, choice):
-    """The pass of one entry of the schedule."""
+    """The forward pass of one entry of the schedule."""
     if isinstance(choice, list):
         return layer.forward(x, tasks=choice)
     if isinstance(choice, str):
@@ -81,13 +81,13 @@ def forward(layer, x, choice):
 
 
 def of_layer(case, arrays):
-    settings, names = case["settings"], own_names(case)
+    settings, names = case["settings"], library_names(case)
     layer = build(case, arrays)
     for name in arrays.keys() - {"x", "G"}:
         layer.set_parameter(names[name], arrays[name])
     first, *_ = settings["schedule"]
     found = {"y": forward(layer, arrays["x"], first), "grad.x": layer.backward(arrays["G"])}
-    found |= {f"grad.{name}": layer.gradients[own] for name, own in names.items() if own in layer.gradients}
+    found |= {f"grad.{name}": layer.gradients[full] for name, full in names.items() if full in layer.gradients}
     if case["kind"] != "dense" and settings["activation"] == "identity" and not isinstance(first, list):
         found["merged"] = layer.merge_to_original_layer().weight
     for choice in settings["schedule"]:
@@ -98,7 +98,7 @@ def of_layer(case, arrays):
 
 
 def answer(case):
-    """Every array that a case asks for, by name."""
+    """The arrays that a case expects, by name."""
     kind, settings = case["kind"], case["settings"]
     arrays = {name: np.array(values) for name, values in case["arrays"].items()}
     if kind == "loss":

@@ -1,6 +1,6 @@
-"""The conformance cases: what is given in each, from a recipe with few digits, and what `oracle.py` expects of it.
+"""The conformance cases: given arrays of numbers with few digits, and the expected arrays of `oracle.py`.
 
-Run ``python -m tests.conformance.make`` to write ``lora_np/conformance/vectors.json`` anew (needs mpmath).
+``python -m tests.conformance.make`` generates ``lora_np/conformance/vectors.json`` (requires mpmath).
 """
 
 import json
@@ -13,13 +13,13 @@ from tests.conformance import oracle
 FILE = Path(__file__).parents[2] / "lora_np" / "conformance" / "vectors.json"
 LEARNING_RATE = 0.0625
 
-# ---------------------------------------------------------------- the recipe
+# ---------------------------------------------------------------- given numbers
 
 
 class Numbers:
-    """Eighths between -1 and 1, exact in binary and in decimals, from a linear congruential generator.
+    """Multiples of 1/8 in [-1, 1], exact in binary and in decimal, from a linear congruential generator.
 
-    The state begins as the letters of a name, read as a number of base 31 modulo 2³¹.
+    The initial state is a name, its bytes read as the digits of a number in base 31, modulo 2³¹.
     """
 
     def __init__(self, name):
@@ -97,7 +97,7 @@ def multilora(name, sizes, ranks, alphas, schedule, *, with_base=False, **settin
     return {"name": name, "kind": "multilora", "settings": settings, "arrays": arrays}
 
 
-def layers():
+def dense_layers():
     yield dense("dense-tall", TALL)
     yield dense("dense-wide", WIDE)
     yield dense("dense-one-row", ONE_ROW, steps=3)
@@ -108,6 +108,8 @@ def layers():
         yield dense(f"dense-{activation}", (2, 3, 4), activation=activation)
         yield dense(f"fully-connected-{activation}", (2, 4, 3), "fully_connected", activation)
 
+
+def lora_adapters():
     yield lora("lora-rank-1", ONE_ROW, 1)
     yield lora("lora-single", SINGLE, 1, alpha=3, schedule=[None] * 3)
     yield lora("lora-full-rank-tall", TALL, 2, alpha=3)
@@ -121,6 +123,8 @@ def layers():
     yield lora("lora-relu", (2, 4, 3), 2, alpha=3, activation="relu", with_base=True)
     yield lora("lora-swish", (2, 3, 4), 2, alpha=3, activation="swish", layout="fully_connected")
 
+
+def dylora_adapters():
     ranks = [1, 2, 4]
     for mode, scaling, (i, rank) in product(("full", "frozen"), ("max", "paper", "rslora"), enumerate(ranks)):
         schedule = [rank, ranks[i - 1]]
@@ -129,6 +133,8 @@ def layers():
     yield dylora("dylora-one-rank", TALL, 2, [2], [2, 2], mode="frozen", alpha=0.5, layout="fully_connected")
     yield dylora("dylora-tanh", (2, 3, 4), 3, [1, 3], [3, 1], scaling="rslora", activation="tanh", with_base=True)
 
+
+def multilora_adapters():
     ranks, alphas = {"en": 1, "de": 2}, {"en": -1, "de": 3}
     mixed = ["de", None, "en", "de"]
     yield multilora("multilora-first", (2, 4, 3), ranks, alphas, ["en", "en"])
@@ -139,6 +145,8 @@ def layers():
     yield multilora("multilora-one-row", ONE_ROW, ranks | {"fr": 3}, alphas | {"fr": 0}, [["fr"], "de"])
     yield multilora("multilora-tanh", (4, 3, 4), ranks, alphas, [mixed], layout="fully_connected", activation="tanh")
 
+
+def dora_adapters():
     yield dora("dora", (2, 4, 3), 2, alpha=3)
     yield dora("dora-constant-norm", (2, 4, 3), 2, alpha=3, norm_gradient=False)
     yield dora("dora-trained-base", (2, 4, 3), 2, with_base=True)
@@ -147,6 +155,8 @@ def layers():
     yield dora("dora-rslora", TALL, 2, alpha=4, scaling="rslora")
     yield dora("dora-alpha-zero", ONE_ROW, 1, alpha=0)
 
+
+def vera_adapters():
     yield vera("vera", (2, 4, 3), 2)
     yield vera("vera-rank-above-sizes", WIDE, 6, alpha=3)
     yield vera("vera-trained-base", TALL, 1, alpha=0.5, with_base=True)
@@ -191,8 +201,9 @@ def losses():
 
 
 def cases():
-    """Every case with what it expects."""
-    given = [*layers(), *activations(), *losses()]
+    """Every case with its expected arrays."""
+    adapters = (lora_adapters, dylora_adapters, multilora_adapters, dora_adapters, vera_adapters)
+    given = [case for cases_of_kind in (dense_layers, *adapters, activations, losses) for case in cases_of_kind()]
     assert len({case["name"] for case in given}) == len(given)
     return [case | {"expected": oracle.expected(case)} for case in given]
 
@@ -202,7 +213,7 @@ def all_finite(value):
 
 
 def text():
-    """What stands in the file: JSON with one case on each line."""
+    """The content of the file: JSON with one case per line."""
     lines = []
     for case in cases():
         assert all(all_finite(array) for array in case["expected"].values()), case["name"]

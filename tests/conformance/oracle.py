@@ -1,7 +1,7 @@
-"""What every case must give, from the equations of docs/conformance.md and from nothing of the package.
+"""The expected arrays of every case, computed from the equations of docs/conformance.md without the package.
 
-Forward passes are sums over indices, element by element, in decimal numbers of 80 digits. No gradient is derived: each is a
-central difference in these numbers, exact to 40 digits and more.
+Forward passes are sums over indices, element by element, in 80-digit arithmetic. No gradient is derived by hand: each is a
+central difference in this arithmetic, accurate to at least 40 digits.
 """
 
 from mpmath import erf, exp, log, mp, mpf, pi, sqrt, tanh
@@ -9,7 +9,7 @@ from mpmath import erf, exp, log, mp, mpf, pi, sqrt, tanh
 DIGITS = 80
 STEP = mpf(10) ** -25
 
-# ---------------------------------------------------------------- activations, of one row
+# ---------------------------------------------------------------- activations of one row
 
 
 def _each(function):
@@ -17,11 +17,11 @@ def _each(function):
 
 
 def _beside_zero(function):
-    """A function with a corner at zero, where a difference is no derivative."""
+    """A function with a kink at zero, where a difference is not a derivative."""
 
     def checked(z):
         if z == 0:
-            raise ValueError("an activation's corner: choose other numbers")
+            raise ValueError("an activation is not differentiable at 0: choose other numbers")
         return function(z)
 
     return _each(checked)
@@ -108,13 +108,13 @@ def _base(settings, p, x):
 
 
 def _scaling(rule, alpha, full_rank, rank):
-    """The factor s in front of the first `rank` components."""
+    """The factor s of the first `rank` components."""
     alpha = mpf(full_rank if alpha < 0 else alpha)
     return {"max": alpha / full_rank, "paper": alpha / rank, "rslora": alpha / sqrt(rank)}[rule]
 
 
 def _product(A, B, s, rank):
-    """s A B with the first `rank` components, (in, out)."""
+    """s A B of the first `rank` components, (in, out)."""
     return [[s * sum(A[i][k] * B[k][j] for k in range(rank)) for j in range(len(B[0]))] for i in range(len(A))]
 
 
@@ -129,7 +129,7 @@ def _sum(*arrays):
 
 
 def _change(kind, settings, p, choice):
-    """What an additive adapter adds to W, (in, out); None for nothing."""
+    """The matrix that an additive adapter adds to W, (in, out); None if it adds nothing."""
     if kind == "dense" or (kind == "multilora" and choice is None):
         return None
     if kind == "multilora":
@@ -160,7 +160,7 @@ def _dora_weight(settings, p, norms):
 
 
 def _outputs(case, p, choice, norms=None):
-    """The output of every row. `norms` stand for those of DoRA where they count as constants."""
+    """The output of every row. `norms`, if given, are those of DoRA as constants."""
     kind, settings = case["kind"], case["settings"]
     if kind == "activation":
         return [ACTIVATIONS[settings["function"]](z) for z in p["z"]]
@@ -176,7 +176,7 @@ def _outputs(case, p, choice, norms=None):
     return rows
 
 
-# ---------------------------------------------------------------- differences instead of derivatives
+# ---------------------------------------------------------------- gradients by central differences
 
 
 def _gradient(objective, p, name):
@@ -200,7 +200,7 @@ def _weighted(y, G):
 
 
 def _trained(case, choice):
-    """The names that get a gradient in a pass."""
+    """The names of the arrays that receive a gradient in a pass."""
     if case["kind"] != "multilora":
         return case["settings"]["trained"]
     present = choice if isinstance(choice, list) else [choice]
@@ -233,7 +233,7 @@ def _descend(array, slopes, rate):
 
 
 def _merged(case, p, choice):
-    """The one weight that does the adapter's work, in the layout of the base; None where there is none."""
+    """The merged weight in the layout of the base; None for cases without one."""
     kind, settings = case["kind"], case["settings"]
     if kind == "dense" or isinstance(choice, list) or settings["activation"] != "identity":
         return None

@@ -1,4 +1,4 @@
-"""Two programs in other languages pass: JavaScript every case, C those of the additive adapters; and a wrong one fails."""
+"""Programs in other languages: JavaScript passes every case, C those of the additive adapters, and mistakes in C fail."""
 
 import shlex
 import shutil
@@ -59,7 +59,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("right", "wrong"), WRONG.values(), ids=WRONG.keys())
-def test_a_mistake_in_the_program_is_found(gcc, tmp_path, right, wrong):
+def test_mistakes_in_the_program_are_found(gcc, tmp_path, right, wrong):
     source = (HERE / "consumer.c").read_text(encoding="utf-8")
     assert right in source
     (tmp_path / "wrong.c").write_text(source.replace(right, wrong), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The committed vectors: made anew to the bit, right for the library, described by their schema, written for others."""
+"""The committed vectors: reproducible to the bit, met by the library, described by the schema, and exported correctly."""
 
 import copy
 import json
@@ -17,8 +17,6 @@ from tests.conformance import library, make
 CASES = load_vectors()
 SCHEMA = json.loads(make.FILE.with_name("schema.json").read_text(encoding="utf-8"))
 DOCUMENT = json.loads(make.FILE.read_text(encoding="utf-8"))
-
-
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
@@ -26,8 +24,8 @@ def cases(kind):
     return [case for case in CASES if case["kind"] == kind]
 
 
-def test_making_them_anew_gives_the_same_bytes():
-    assert make.text() == make.FILE.read_text(encoding="utf-8"), "python -m tests.conformance.make writes them"
+def test_generating_them_again_gives_the_same_bytes():
+    assert make.text() == make.FILE.read_text(encoding="utf-8"), "python -m tests.conformance.make generates them"
 
 
 def test_they_are_small():
@@ -42,7 +40,7 @@ def test_the_library_agrees(case):
     assert verdict.result == "pass", verdict
 
 
-# ---------------------------------------------------------------- what they cover
+# ---------------------------------------------------------------- coverage
 
 
 def test_every_activation_and_loss_has_a_case():
@@ -74,16 +72,16 @@ def test_multilora_switches_and_mixes():
 )
 @pytest.mark.parametrize("kind", ["lora", "dora", "vera"])
 def test_awkward_shapes(kind, what, holds):
-    if (kind, what) != ("vera", "full rank"):  # its rank has no such limit
+    if (kind, what) != ("vera", "full rank"):  # the rank of VeRA is not limited by the sizes
         assert any(holds(*np.shape(c["arrays"]["x"]), *np.shape(c["arrays"]["B"])[::-1]) for c in cases(kind))
 
 
 @pytest.mark.parametrize("alpha", [-1, 0, 0.5, 3])
-def test_lora_has_every_sort_of_alpha(alpha):
+def test_lora_has_every_kind_of_alpha(alpha):
     assert alpha in {case["settings"]["alpha"] for case in cases("lora")}
 
 
-def test_what_is_given_has_few_digits():
+def test_given_numbers_have_few_digits():
     for case in CASES:
         for array in case["arrays"].values():
             assert (np.mod(np.array(array, float) * 16, 1) == 0).all()
@@ -92,7 +90,7 @@ def test_what_is_given_has_few_digits():
 # ---------------------------------------------------------------- the schema
 
 
-def test_the_schema_is_one_and_describes_them():
+def test_the_schema_is_valid_and_describes_them():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     VALIDATOR.validate(DOCUMENT)
 
@@ -121,7 +119,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_the_schema_refuses(damage):
+def test_the_schema_rejects(damage):
     document = copy.deepcopy(DOCUMENT)
     damage(document)
     assert not VALIDATOR.is_valid(document)
@@ -130,23 +128,23 @@ def test_the_schema_refuses(damage):
 # ---------------------------------------------------------------- the oracle
 
 
-def test_the_oracle_refuses_a_corner():
-    case = {"name": "corner", "kind": "activation", "settings": {"function": "relu"}, "arrays": {"z": [[0]], "G": [[1]]}}
-    with pytest.raises(ValueError, match="corner"):
+def test_the_oracle_rejects_a_kink():
+    case = {"name": "kink", "kind": "activation", "settings": {"function": "relu"}, "arrays": {"z": [[0]], "G": [[1]]}}
+    with pytest.raises(ValueError, match="an activation is not differentiable at 0: choose other numbers"):
         make.oracle.expected(case)
 
 
-def test_the_oracle_finds_a_derivative_that_is_known():
+def test_the_oracle_finds_a_known_derivative():
     arrays = {"z": [[0.5, -2.0]], "G": [[1.0, 1.0]]}
     case = {"name": "known", "kind": "activation", "settings": {"function": "tanh"}, "arrays": arrays}
     found = make.oracle.expected(case)["grad.z"][0]
     assert found == pytest.approx([1 - math.tanh(0.5) ** 2, 1 - math.tanh(2) ** 2], rel=1e-14)
 
 
-# ---------------------------------------------------------------- written for others
+# ---------------------------------------------------------------- exported files
 
 
-def test_the_written_files_hold_the_same(tmp_path):
+def test_the_exported_files_contain_the_same(tmp_path):
     names = write_vectors(tmp_path / "out")
     assert sorted(names) == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert json.loads((tmp_path / "out" / "vectors.json").read_bytes()) == DOCUMENT
@@ -167,13 +165,13 @@ def test_the_reference_implementation_of_safetensors_reads_the_tensors(tmp_path)
     assert tensors["loss-one-number/expected/value"].shape == ()
 
 
-def test_numbers_are_the_shortest_that_give_the_double():
+def test_numbers_have_the_shortest_exact_representation():
     for line in make.FILE.read_text(encoding="utf-8").splitlines()[1:-1]:
         line = line.removesuffix(",")
         assert json.dumps(json.loads(line), separators=(",", ":")) == line
 
 
-def test_the_page_tells_the_tolerance_and_the_number_of_cases():
+def test_the_page_states_the_tolerance_and_the_number_of_cases():
     page = (make.FILE.parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
     assert TOLERANCE == 1e-12
     assert "no error is above 10⁻¹²" in page
