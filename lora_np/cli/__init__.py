@@ -1,4 +1,4 @@
-"""The command line: one file for each verb."""
+"""The command line, with one module for each command."""
 
 import argparse
 import sys
@@ -21,32 +21,32 @@ from .vectors import VECTORS
 VERBS = (DEMO, GRADCHECK, INSPECT, MERGE, UNMERGE, TRUNCATE, COMBINE, CONVERT, DIFF, VECTORS)
 
 REPORTED = (ArgumentError, GradientError, InvalidOperationError, NonFiniteError, NotSupportedError, OSError)
-"""Errors that a user can do something about: one line instead of a traceback."""
+"""Errors that the user can fix; they are reported in one line, without a traceback."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb that the arguments name.
+    """Run a command.
 
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments without the program's name; those of the process if left out.
+        The arguments without the program name; those of the process if left out.
 
     Returns
     -------
     int
-        The exit code: 0, or 1 where a check failed or an error occurred, which standard error tells in one line.
+        The exit code: 0, or 1 if a check failed or an error was reported on standard error.
 
     Raises
     ------
     SystemExit
-        With code 2 where the arguments are wrong, and 0 after ``--help`` and ``--version``.
+        If the arguments are invalid, with code 2; after ``--help`` and ``--version``, with code 0.
     """
     parser = argparse.ArgumentParser(
-        prog="lora-np", description="LoRA, DyLoRA and MultiLoRA in NumPy, with gradients derived by hand and checked."
+        prog="lora-np", description="LoRA, DyLoRA and MultiLoRA in NumPy, with hand-derived, numerically checked gradients."
     )
     parser.add_argument("--version", action="version", version=f"lora-np {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for verb in VERBS:
         verb.add_to(verbs.add_parser)
     arguments = parser.parse_args(argv)

@@ -1,46 +1,84 @@
-"""Values of options, checked before anything is read."""
+"""Options that several commands share, and parsers for option values."""
 
 import argparse
 import math
 
+ADAPTER = "a PEFT folder, an mlx-lm folder, a kohya file, or a lora_np npz file"
+
+
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--task``."""
+    parser.add_argument(
+        "--task",
+        metavar="NAME",
+        help="the adapter to use if there are several: a task of a MultiLoRA model, or a named adapter of a PEFT folder",
+    )
+
+
+def add_lenient(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--lenient``, which sets `strict` to False."""
+    parser.add_argument(
+        "--lenient",
+        dest="strict",
+        action="store_false",
+        help="ignore keys that are not LoRA factors instead of rejecting the file",
+    )
+
 
 def positive(text: str) -> int:
-    """A whole number of 1 or above."""
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or above, got {text!r}")
-    return int(text)
+    """Parse a positive integer."""
+    value = _whole(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return value
+
+
+def seed(text: str) -> int:
+    """Parse a non-negative integer."""
+    value = _whole(text)
+    if value is None:
+        raise argparse.ArgumentTypeError(f"must be a non-negative integer, got {text!r}")
+    return value
 
 
 def finite(text: str) -> float:
-    """A number."""
+    """Parse a finite number."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text!r}")
     return value
 
 
 def fraction(text: str) -> float:
-    """A number above 0, and at most 1."""
+    """Parse a number in (0, 1]."""
     value = finite(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must lie in (0, 1], got {text!r}")
     return value
 
 
 def tolerance(text: str) -> float:
-    """A number of 0 or above."""
+    """Parse a number of at least 0."""
     value = finite(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or above, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text!r}")
     return value
 
 
 def positive_seconds(text: str) -> float:
-    """A number above 0."""
+    """Parse a number above 0."""
     value = finite(text)
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be greater than 0, got {text!r}")
     return value
+
+
+def _whole(text: str) -> int | None:
+    """The value of a string of ASCII digits; None for any other text, and for more digits than `int` parses."""
+    try:
+        return int(text) if text.isascii() and text.isdecimal() else None
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-"""Standard output that any text can be written to, and that may be closed at the other end."""
+"""Standard output that accepts any text and tolerates a closed pipe."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def any_text() -> Iterator[None]:
-    """Standard output with escapes for the letters that its encoding does not have; flushed at the end."""
+    """Context manager: escape characters that standard output cannot encode, and flush it at the end."""
     stream = sys.stdout
     if not isinstance(stream, io.TextIOWrapper):
         yield
@@ -19,10 +19,10 @@ def any_text() -> Iterator[None]:
     try:
         yield
     finally:
-        stream.reconfigure(errors=errors)  # which also flushes, while an error can still be told
+        stream.reconfigure(errors=errors)  # also flushes, while a write error can still be reported
 
 
 def discard_output() -> None:
-    """Send what is left to nowhere, so that the interpreter does not stumble over the closed pipe once more as it ends."""
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    """Redirect standard output to the null device, so that flushing it at exit does not fail on the closed pipe again."""
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), sys.stdout.fileno())

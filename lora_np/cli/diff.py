@@ -1,4 +1,4 @@
-"""``lora-np diff``: whether two adapters do the same."""
+"""``lora-np diff``: whether two adapters compute the same function."""
 
 import argparse
 from dataclasses import asdict, dataclass, replace
@@ -9,44 +9,47 @@ from .._typing import Array
 from ..factors.weights import AdapterWeights
 from ..layers.lora import LoRALayer
 from ..terminal.table import table
-from ._adapters import ADAPTER, add_choice, at_rank, first_components, load_adapter
-from ._options import positive, tolerance
-from ._spectra import cast, frobenius, singular_values
+from ._adapters import at_rank, first_components, load_from_options
+from ._layers import cast, frobenius, singular_values
+from ._options import ADAPTER, add_lenient, add_task, positive, tolerance
 from ._text import counted, number, plain, printable
 from .verb import Verb, add_json, print_json
 
 TOLERANCE = 1e-6
-"""Twice what rounding a factor to float32 costs, with room for a few such steps; far below what training changes."""
+"""Above the error of several roundings of a factor to float32, and far below the changes that training makes."""
+
+SETTINGS = {"active ranks": "active_ranks", "deployment rank": "current_deployment_rank"}
+"""The DyLoRA settings that must agree, by their names in the output."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How one layer differs between two adapters."""
+    """The difference between two adapters at one layer."""
 
     path: str
     problem: str | None = None
-    """Why there is no number: only one adapter has it, or its sizes or kinds differ."""
+    """Why the layers cannot be compared numerically, for instance because their sizes differ."""
     rank: int | None = None
-    """The rank of DyLoRA at which they differ most; of plain layers none."""
+    """The active rank at which DyLoRA layers differ most; None for plain layers."""
     norms: tuple[float, float] | None = None
     """The Frobenius norms of both updates."""
     difference: float | None = None
     """The Frobenius norm of the difference of the updates."""
     largest: float | None = None
-    """Its largest singular value: the most that it changes an output, for an input of length 1."""
+    """The spectral norm of the difference: the largest change of an output for an input of length 1."""
     relative: float | None = None
-    """The difference relative to the larger of the two norms; of DoRA, the larger one of this and the magnitudes'."""
+    """The difference relative to the larger norm; for DoRA, the larger of this ratio and that of the magnitudes."""
 
     def within(self, limit: float) -> bool:
-        """Whether it is no difference, up to a relative one of this size."""
+        """Whether the layers are the same up to this relative difference."""
         return self.problem is None and self.relative is not None and self.relative <= limit
 
 
-# ---------------------------------------------------------------- what is measured
+# ---------------------------------------------------------------- measurement
 
 
 def compare(first: AdapterWeights, second: AdapterWeights) -> list[Difference]:
-    """How the layers of two adapters differ, by path; DyLoRA layers at the active rank where they differ most."""
+    """The differences of all layers; those of DyLoRA layers are measured at the active rank where they differ most."""
     return [_compared(path, first, second) for path in dict.fromkeys([*first.layers, *second.layers])]
 
 
@@ -61,56 +64,58 @@ def _compared(path: str, first: AdapterWeights, second: AdapterWeights) -> Diffe
         ranks = first.nested[path]["active_ranks"]
         at_ranks = [_measured(path, r, first_components(one, r), first_components(other, r)) for r in ranks]
         worst = max(at_ranks, key=lambda found: (found.problem is not None, found.relative or 0))
-    if path in first.magnitudes and worst.relative is not None:
-        lengths, others = (np.asarray(source.magnitudes[path], np.float64) for source in (first, second))
-        if _equal(lengths, others):
-            return worst
-        gap, sizes = frobenius(lengths - others), (frobenius(lengths), frobenius(others))
-        if not np.isfinite(sum(sizes)):
-            return Difference(path, "its magnitudes are not finite")
-        worst = replace(worst, relative=max(worst.relative, _ratio(gap, max(sizes))))
-    return worst
+    if path not in first.magnitudes:
+        return worst
+    return _with_magnitudes(worst, first.magnitudes[path], second.magnitudes[path])
 
 
 def _mismatch(path: str, first: AdapterWeights, second: AdapterWeights) -> str | None:
-    """Why two layers cannot be compared by a number."""
+    """Why two layers cannot be compared numerically."""
     if path not in second.layers:
-        return "only in the first"
+        return "only in A"
     if path not in first.layers:
-        return "only in the second"
+        return "only in B"
     sizes = [f"{layer.input_size} -> {layer.output_size}" for layer in (first.layers[path], second.layers[path])]
     if sizes[0] != sizes[1]:
-        return f"{sizes[0]} and {sizes[1]}"
+        return f"{sizes[0]} vs. {sizes[1]}"
     if (path in first.magnitudes) != (path in second.magnitudes):
-        return f"DoRA only in the {'first' if path in first.magnitudes else 'second'}"
-    for name in ("active_ranks", "current_deployment_rank"):
-        values = [source.nested[path][name] if path in source.nested else None for source in (first, second)]
+        return f"DoRA only in {'A' if path in first.magnitudes else 'B'}"
+    for label, name in SETTINGS.items():
+        values = [source.nested[path][name] if path in source.nested else "none" for source in (first, second)]
         if values[0] != values[1]:
-            return f"{name.replace('current_', '').replace('_', ' ')} {_or_none(values[0])} and {_or_none(values[1])}"
+            return f"{label} {values[0]} vs. {values[1]}"
     return None
 
 
-def _or_none(value: object) -> str:
-    return "none" if value is None else str(value)
-
-
 def _measured(path: str, rank: int | None, one: LoRALayer, other: LoRALayer) -> Difference:
-    """``s A B - s' A' B' = [s A, -s' A'] [B; B']``: its spectrum gives the norms, and no dense matrix is made."""
+    """Measure ``s A B - s' A' B' = [s A, -s' A'] [B; B']`` from its factors, without forming the dense matrix."""
     one, other = cast(one, np.float64), cast(other, np.float64)
     if one.scaling == other.scaling and _equal(one.matrix_a, other.matrix_a) and _equal(one.matrix_b, other.matrix_b):
         norm = frobenius(singular_values(one))
         return Difference(path, None, rank, (norm, norm), 0.0, 0.0, 0.0)
-    A = np.hstack([one.scaling * one.matrix_a, -other.scaling * other.matrix_a])
+    with np.errstate(over="ignore", invalid="ignore"):
+        A = np.hstack([one.scaling * one.matrix_a, -other.scaling * other.matrix_a])
     sigma = singular_values(LoRALayer.from_factors(A, np.vstack([one.matrix_b, other.matrix_b])))
     if np.isnan(sigma).any():
-        return Difference(path, "its factors are not finite", rank)
+        return Difference(path, "factors not finite", rank)
     norms = frobenius(singular_values(one)), frobenius(singular_values(other))
     gap = frobenius(sigma)
     return Difference(path, None, rank, norms, gap, float(sigma[0]), _ratio(gap, max(norms)))
 
 
+def _with_magnitudes(found: Difference, magnitude: Array, other: Array) -> Difference:
+    """The difference of the updates, extended to the magnitudes of DoRA."""
+    if found.relative is None or _equal(magnitude, other):
+        return found
+    norms = frobenius(magnitude), frobenius(other)
+    if not np.isfinite(sum(norms)):
+        return Difference(found.path, "magnitudes not finite")
+    gap = frobenius(np.asarray(magnitude, np.float64) - other)
+    return replace(found, relative=max(found.relative, _ratio(gap, max(norms))))
+
+
 def _equal(array: Array, other: Array) -> bool:
-    """Whether every element is the same; then not even rounding is between them, and NaN is no difference."""
+    """Whether all elements are identical; NaN equals NaN here."""
     return np.array_equal(array, other, equal_nan=True)
 
 
@@ -123,22 +128,23 @@ def _ratio(gap: float, size: float) -> float:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, word in (("first", "A"), ("second", "B")):
-        parser.add_argument(name, metavar=word, help=ADAPTER)
+        parser.add_argument(name, metavar=word, help=f"the {name} adapter: {ADAPTER}")
     parser.add_argument(
         "--tolerance",
         type=tolerance,
         default=TOLERANCE,
         metavar="T",
-        help="how large the Frobenius norm of a difference may be, relative to the update itself, to count as none; "
-        f"the default, {TOLERANCE:g}, lets rounding to float32 pass",
+        help="the largest Frobenius norm of the difference, relative to that of the update, at which layers count as the "
+        f"same (default: {TOLERANCE:g}, which allows for rounding to float32)",
     )
     parser.add_argument(
         "--rank",
         type=positive,
         metavar="R",
-        help="compare DyLoRA layers at this active rank, as plain ones (default: at each)",
+        help="compare DyLoRA layers as plain LoRA at this active rank (default: at every active rank)",
     )
-    add_choice(parser)
+    add_task(parser)
+    add_lenient(parser)
     add_json(parser)
 
 
@@ -153,12 +159,12 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         print(_text(found, arguments.tolerance))
         verdict = f"{len(different)} of {counted(len(found), 'layer')} differ" if different else "the adapters are the same"
-        print(f"\n{verdict}, up to a relative {arguments.tolerance:g}")
+        print(f"\n{verdict} (relative tolerance {arguments.tolerance:g})")
     return 1 if different else 0
 
 
 def _loaded(path: str, arguments: argparse.Namespace) -> AdapterWeights:
-    weights = load_adapter(path, task=arguments.task, strict=not arguments.lenient)
+    weights = load_from_options(path, arguments)
     return at_rank(weights, arguments.rank, path) if arguments.rank is not None and weights.nested else weights
 
 
@@ -180,7 +186,7 @@ def _row(one: Difference, limit: float, with_ranks: bool) -> list[str]:
 
 DIFF = Verb(
     name="diff",
-    summary="compare what two adapters add, layer by layer; the exit code is 0 if it is the same, 1 if it differs",
+    summary="compare the updates of two adapters layer by layer; exit with 0 if they are the same, 1 if they differ",
     example="lora-np diff my-adapter other-adapter\nlora-np diff my-adapter smaller --tolerance 0.05",
     add_arguments=_add_arguments,
     run=_run,

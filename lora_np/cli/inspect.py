@@ -1,8 +1,8 @@
-"""``lora-np inspect``: what a file or folder holds."""
+"""``lora-np inspect``: the contents of a file or folder."""
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,41 +15,37 @@ from ..io.merge import INDEX, SINGLE, checkpoint_files
 from ..io.safetensors import SafetensorsFile
 from ..layers.lora import LoRALayer
 from ..terminal.table import table
-from ._adapters import LOOKED_FOR, Adapters, add_lenient, find_adapters, read
+from ._adapters import EXPECTED, Adapters, find_adapters
+from ._layers import HEADER, frobenius, singular_values, summary, summary_cells
+from ._options import ADAPTER, add_lenient
 from ._output import new_output
 from ._plot import draw_spectra, figure_format
-from ._spectra import frobenius, singular_values
 from ._text import counted, natural, number, plain, printable, share
 from .verb import Verb, add_json, print_json
 
-HEADER = ("layer", "in", "out", "rank", "alpha", "scaling", "|A|", "|B|", "|dW|", "effective rank", "energy at r/2")
+MEASURES = ("|A|", "|B|", "|dW|", "effective rank", "energy at r/2")
 
 LEGEND = (
-    "dW = scaling A B is what the adapter adds to a weight; |.| are Frobenius norms. The effective rank is that of\n"
-    "Roy and Vetterli (2007); the energy is the share of |dW|^2 that the best half of the rank keeps."
+    "dW = scaling A B is the update of a weight; |.| is the Frobenius norm. The effective rank is defined as in\n"
+    "Roy and Vetterli (2007); the energy is the fraction of |dW|^2 kept by the best approximation of half the rank."
 )
 
 Report = dict[str, Any]
 
-# ---------------------------------------------------------------- what is measured
+# ---------------------------------------------------------------- measurement
 
 
 def layer_report(path: str, layer: LoRALayer, weights: AdapterWeights) -> Report:
-    """What there is to say of one layer."""
+    """The report on one layer."""
     sigma = singular_values(layer)
+    norm = frobenius(sigma)
+    is_finite = np.isfinite(norm)
     half = (layer.rank + 1) // 2
-    is_finite = not np.isnan(sigma).any()
-    report: Report = {
-        "path": path,
-        "input_size": layer.input_size,
-        "output_size": layer.output_size,
-        "rank": layer.rank,
-        "alpha": layer.alpha,
-        "scaling": layer.scaling,
+    report = summary(path, layer) | {
         "scaling_rule": layer.scaling_rule,
         "norm_a": frobenius(layer.matrix_a),
         "norm_b": frobenius(layer.matrix_b),
-        "norm": frobenius(sigma),
+        "norm": norm,
         "effective_rank": effective_rank(sigma) if is_finite else np.nan,
         "half_rank": half,
         "energy_at_half_rank": retained_energy(sigma, half) if is_finite else np.nan,
@@ -63,17 +59,9 @@ def layer_report(path: str, layer: LoRALayer, weights: AdapterWeights) -> Report
 
 
 def adapter_report(name: str, adapters: Adapters) -> Report:
-    """What there is to say of one adapter."""
-    weights = read(adapters, name)
-    dtypes: Iterable[str]
-    if name in adapters.files:
-        with SafetensorsFile(adapters.files[name]) as file:
-            infos = [file.info(key) for key in file]
-        size, dtypes = sum(info.nbytes for info in infos), {info.dtype for info in infos}
-    else:
-        arrays = [array for layer in weights.layers.values() for array in (layer.matrix_a, layer.matrix_b)]
-        arrays += weights.magnitudes.values()
-        size, dtypes = sum(array.nbytes for array in arrays), {f"F{8 * array.itemsize}" for array in arrays}
+    """The report on one adapter."""
+    weights = adapters.read(name)
+    size, dtypes = _stored(adapters.files[name]) if name in adapters.files else _in_memory(weights)
     return {
         "name": name,
         "parameters": weights.parameter_count,
@@ -83,8 +71,22 @@ def adapter_report(name: str, adapters: Adapters) -> Report:
     }
 
 
+def _stored(path: str) -> tuple[int, set[str]]:
+    """The number of bytes and the dtypes of the tensors in a file."""
+    with SafetensorsFile(path) as file:
+        infos = [file.info(key) for key in file]
+    return sum(info.nbytes for info in infos), {info.dtype for info in infos}
+
+
+def _in_memory(weights: AdapterWeights) -> tuple[int, set[str]]:
+    """The number of bytes and the dtypes of the arrays of an adapter."""
+    arrays = [array for layer in weights.layers.values() for array in (layer.matrix_a, layer.matrix_b)]
+    arrays += weights.magnitudes.values()
+    return sum(array.nbytes for array in arrays), {f"F{8 * array.itemsize}" for array in arrays}
+
+
 def tensor_reports(path: str) -> list[Report]:
-    """The tensors of a checkpoint."""
+    """The reports on the tensors of a checkpoint."""
     reports = []
     for name, place in checkpoint_files(path).items():
         with SafetensorsFile(place) as file:
@@ -95,36 +97,36 @@ def tensor_reports(path: str) -> list[Report]:
     return reports
 
 
-# ---------------------------------------------------------------- what is printed
+# ---------------------------------------------------------------- output
 
 
 def adapter_text(report: Report) -> str:
-    """The table of an adapter, its totals, and the settings of DyLoRA and DoRA layers."""
+    """The table of an adapter, its totals, and notes on its DyLoRA and DoRA layers."""
     rows = [
         [
-            printable(layer["path"]),
-            *(str(layer[name]) for name in ("input_size", "output_size", "rank")),
-            *(number(layer[name]) for name in ("alpha", "scaling", "norm_a", "norm_b", "norm")),
+            *summary_cells(layer),
+            *(number(layer[name]) for name in ("norm_a", "norm_b", "norm")),
             f"{layer['effective_rank']:.2f}",
             share(layer["energy_at_half_rank"]),
         ]
         for layer in report["layers"]
     ]
     totals = f"{counted(len(rows), 'layer')}, {counted(report['parameters'], 'parameter')}"
-    lines = [table(HEADER, rows), "", f"{totals}, {counted(report['bytes'], 'byte')} of {', '.join(report['dtypes'])}"]
-    nested = [(layer["path"], layer["dylora"]) for layer in report["layers"] if "dylora" in layer]
-    lines += [
-        f"DyLoRA ({_some(paths)}): {settings}"
-        for settings, paths in _grouped((_dylora_text(settings), path) for path, settings in nested).items()
-    ]
+    size = f"{counted(report['bytes'], 'byte')} ({', '.join(report['dtypes'])})"
+    lines = [table([*HEADER, *MEASURES], rows), "", f"{totals}, {size}"]
+    groups: dict[str, list[str]] = {}
+    for layer in report["layers"]:
+        if "dylora" in layer:
+            groups.setdefault(_dylora_text(layer["dylora"]), []).append(layer["path"])
+    lines += [f"DyLoRA ({_which(paths)}): {settings}" for settings, paths in groups.items()]
     magnitudes = [layer["path"] for layer in report["layers"] if "norm_magnitude" in layer]
     if magnitudes:
-        lines.append(f"DoRA ({_some(magnitudes)}): the rows of weight + dW are scaled to lengths that the adapter holds")
+        lines.append(f"DoRA ({_which(magnitudes)}): the rows of weight + dW are rescaled to trained norms")
     return "\n".join(lines)
 
 
 def tensors_text(tensors: list[Report]) -> str:
-    """The table of a checkpoint, and its totals."""
+    """The table of a checkpoint and its totals."""
     several = len({tensor["file"] for tensor in tensors}) > 1
     rows = [
         [
@@ -138,7 +140,7 @@ def tensors_text(tensors: list[Report]) -> str:
     ]
     header = ["tensor", *(["file"] if several else []), "dtype", "shape", "bytes"]
     parameters, size = (sum(tensor[name] for tensor in tensors) for name in ("parameters", "bytes"))
-    totals = f"{counted(len(tensors), 'tensor')}, {counted(parameters, 'number')}, {counted(size, 'byte')}"
+    totals = f"{counted(len(tensors), 'tensor')}, {counted(parameters, 'element')}, {counted(size, 'byte')}"
     return f"{table(header, rows, left=len(header) - 2)}\n\n{totals}"
 
 
@@ -146,19 +148,12 @@ def _dylora_text(settings: Mapping[str, Any]) -> str:
     ranks = ", ".join(map(str, settings["active_ranks"]))
     odds = ", ".join(number(odd) for odd in settings["rank_distribution"])
     return (
-        f"active ranks {ranks}, drawn with probabilities {odds}; deployed at rank {settings['current_deployment_rank']}; "
-        f"mode {settings['mode']}, scaling {settings['scaling']}"
+        f"active ranks {ranks} with probabilities {odds}; deployment rank {settings['current_deployment_rank']}; "
+        f"mode {settings['mode']}; scaling {settings['scaling']}"
     )
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for key, value in pairs:
-        groups.setdefault(key, []).append(value)
-    return groups
-
-
-def _some(paths: list[str]) -> str:
+def _which(paths: list[str]) -> str:
     return printable(paths[0]) if len(paths) == 1 else f"{len(paths)} layers"
 
 
@@ -169,14 +164,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path",
         metavar="PATH",
-        help="a PEFT folder, a folder of named PEFT adapters, an mlx-lm folder, a kohya file, an npz file of lora_np, "
-        "or a checkpoint: a safetensors file, or a folder of them with an index",
+        help=f"an adapter: {ADAPTER}; a folder of named PEFT adapters; or a checkpoint: a safetensors file, a folder with "
+        f"{SINGLE} or {INDEX}, or such an index file",
     )
     parser.add_argument(
         "--plot",
         metavar="FILE",
         type=figure_format,
-        help="draw the singular values into a .png or .svg file, which is replaced",
+        help="plot the singular values to a .png or .svg file, which is overwritten",
     )
     add_lenient(parser)
     add_json(parser)
@@ -184,7 +179,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     path = os.path.normpath(arguments.path)
-    adapters = None if path.endswith(".json") else find_adapters(path, strict=not arguments.lenient)
+    is_index = path.endswith(".json")
+    adapters = None if is_index else find_adapters(path, strict=arguments.strict)
     if adapters is None:
         return _inspect_tensors(path, arguments)
     reports = [adapter_report(name, adapters) for name in adapters.names]
@@ -205,14 +201,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _inspect_tensors(path: str, arguments: argparse.Namespace) -> int:
     if os.path.isdir(path) and not any(os.path.isfile(os.path.join(path, name)) for name in (INDEX, SINGLE)):
-        raise FormatError(f"{path}: neither an adapter nor a checkpoint in it; {LOOKED_FOR}, and {INDEX} or {SINGLE}")
+        raise FormatError(f"{path}: no adapter or checkpoint found; {EXPECTED}; or a checkpoint with {SINGLE} or {INDEX}")
     if arguments.plot:
-        raise ArgumentError(f"{path}: --plot draws adapters, and there is none in it")
+        raise ArgumentError(f"{path}: --plot requires an adapter, and this is a checkpoint")
     tensors = tensor_reports(path)
     if arguments.json:
         print_json({"path": path, "kind": "safetensors", "tensors": tensors})
     else:
-        print(f"{printable(path)}: safetensors, no adapter\n\n{tensors_text(tensors)}")
+        print(f"{printable(path)}: safetensors checkpoint\n\n{tensors_text(tensors)}")
     return 0
 
 
@@ -226,7 +222,7 @@ def _curves(reports: list[Report]) -> dict[str, Array]:
 
 INSPECT = Verb(
     name="inspect",
-    summary="list the layers of an adapter, with their ranks, norms and spectra, or the tensors of a checkpoint",
+    summary="show the ranks, norms and spectra of an adapter's layers, or list the tensors of a checkpoint",
     example="lora-np inspect my-adapter --plot spectra.svg\nlora-np inspect model.safetensors --json",
     add_arguments=_add_arguments,
     run=_run,

@@ -1,4 +1,4 @@
-"""``lora-np merge`` and ``lora-np unmerge``: adapters into checkpoints, and out of them."""
+"""``lora-np merge`` and ``lora-np unmerge``: add an adapter to a checkpoint, or subtract it."""
 
 import argparse
 import contextlib
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 
-from ..errors import ArgumentError, FormatError, NotSupportedError
+from ..errors import ArgumentError, FormatError
 from ..factors.weights import AdapterWeights
 from ..io.merge import INDEX, SINGLE, MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
 from ..terminal.table import table
-from ._adapters import ADAPTER, add_choice, at_rank, load_adapter
-from ._options import positive
+from ._adapters import at_rank, load_from_options
+from ._options import ADAPTER, add_lenient, add_task, positive
 from ._output import add_output, new_output
 from ._text import counted, plain, printable
 from .verb import Verb, add_json, print_json
@@ -22,7 +22,7 @@ Listener = Callable[[str, int], None]
 
 
 def allowed_error(tensor: MergedTensor, rank: int) -> float:
-    """The largest relative error that rounding explains: of the dtype, and of the sum of `rank` products before it."""
+    """The largest relative error that rounding explains: to the dtype, and in the preceding sum of `rank` products."""
     return 2 * tensor.precision + (rank + 8) * 2.0 ** (-53 if tensor.dtype == "F64" else -24)
 
 
@@ -33,51 +33,48 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "base",
         metavar="BASE",
-        help="the checkpoint: a safetensors file, or a folder with model.safetensors or with shards and their index",
+        help="the checkpoint: a safetensors file, a folder with model.safetensors, or a folder with shards and their index",
     )
-    parser.add_argument("adapter", metavar="ADAPTER", help=ADAPTER)
-    add_output(parser, "the checkpoint to write: a file if BASE is one, otherwise a folder, of weights alone")
+    parser.add_argument("adapter", metavar="ADAPTER", help=f"the adapter: {ADAPTER}")
+    add_output(parser, "the checkpoint to write: a file if BASE is one, otherwise a folder; only weights are written")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="compare what was written with the sum in float64; OUT appears only if it is right",
+        help="compare the written weights with those computed in float64, and keep OUT only if they agree",
     )
     parser.add_argument(
         "--fan-in-fan-out",
         action=argparse.BooleanOptionalAction,
-        help="BASE stores weights as (in, out), as Conv1D of transformers does (default: what a PEFT configuration says)",
+        help="BASE stores weights as (in, out), like Conv1D in transformers (default: as in the PEFT configuration)",
     )
     parser.add_argument(
-        "--rank", type=positive, metavar="R", help="the active rank of DyLoRA layers (default: the one that each deploys)"
+        "--rank", type=positive, metavar="R", help="the active rank of DyLoRA layers (default: the deployment rank of each)"
     )
-    add_choice(parser)
+    add_task(parser)
+    add_lenient(parser)
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
     base, output = os.path.normpath(arguments.base), os.path.normpath(arguments.output)
     if not os.path.exists(base):
-        raise ArgumentError(f"{base}: there is no such file or folder")
-    adapter = load_adapter(arguments.adapter, task=arguments.task, strict=not arguments.lenient)
-    adapter = at_rank(adapter, arguments.rank, arguments.adapter)
+        raise ArgumentError(f"{base}: no such file or folder")
+    adapter = at_rank(load_from_options(arguments.adapter, arguments), arguments.rank, arguments.adapter)
     transposed = arguments.fan_in_fan_out
     if transposed is None:
         transposed = bool(adapter.config.get("fan_in_fan_out"))
-    if adapter.magnitudes and (subtract or transposed):
-        problem = "taken out of a weight again" if subtract else "merged into weights stored as (in, out)"
-        raise NotSupportedError(f"{arguments.adapter}: a DoRA adapter cannot be {problem}")
     files = checkpoint_files(base)
     is_folder = os.path.isdir(base) or base.endswith(".json")
-    _refuse_the_base(files, output, is_folder)
+    _check_output_is_not_base(files, output, is_folder)
     with new_output(output, folder=is_folder, force=arguments.force) as place:
         if os.path.isdir(base) and not os.path.isfile(os.path.join(base, INDEX)):
-            os.mkdir(place)
+            os.mkdir(place)  # a folder with a single file is merged as a file, into a folder
             base, place = files[SINGLE], os.path.join(place, SINGLE)
         with _bar(sum(map(os.path.getsize, files.values()))) as progress:
             merged = merge_checkpoint(base, adapter, place, subtract=subtract, fan_in_fan_out=transposed, progress=progress)
         if arguments.verify:
             merged = verify_checkpoint(base, adapter, place, subtract=subtract, fan_in_fan_out=transposed)
-            _check(merged, adapter, output)
+            _check_errors(merged, adapter, output)
     if arguments.json:
         print_json({"base": arguments.base, "adapter": arguments.adapter, "output": output, "tensors": _values(merged)})
     else:
@@ -86,24 +83,24 @@ def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
     return 0
 
 
-def _refuse_the_base(files: dict[str, str], output: str, is_folder: bool) -> None:
+def _check_output_is_not_base(files: dict[str, str], output: str, is_folder: bool) -> None:
     for name, file in files.items():
         written = os.path.join(output, name) if is_folder else output
         if os.path.exists(written) and os.path.samefile(file, written):
-            raise ArgumentError(f"{output}: OUT must be another place than BASE")
+            raise ArgumentError(f"{output}: OUT must not be BASE")
 
 
-def _check(merged: list[MergedTensor], adapter: AdapterWeights, output: str) -> None:
+def _check_errors(merged: list[MergedTensor], adapter: AdapterWeights, output: str) -> None:
     for tensor in merged:
         allowed = allowed_error(tensor, adapter.layers[tensor.key.removesuffix(".weight")].rank)
         if tensor.error is None or not tensor.error <= allowed:
             raise FormatError(
-                f"{output}: {tensor.key} is off by {tensor.error:.1e} of its largest element, "
-                f"and rounding to {tensor.dtype} explains {allowed:.1e}; nothing is kept"
+                f"{output}: {tensor.key} has a relative error of {tensor.error:.1e}, but rounding to {tensor.dtype} "
+                f"explains only {allowed:.1e}; the output was discarded"
             )
 
 
-# ---------------------------------------------------------------- what is printed
+# ---------------------------------------------------------------- output
 
 
 def _text(merged: list[MergedTensor], *, several: bool) -> str:
@@ -128,7 +125,7 @@ def _values(merged: list[MergedTensor]) -> object:
 
 @contextlib.contextmanager
 def _bar(size: int) -> Iterator[Listener | None]:
-    """What draws the progress on a terminal; None where there is no terminal, or no tqdm."""
+    """Context manager: a function that advances a progress bar; None without a terminal or without tqdm."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -148,7 +145,7 @@ def _bar(size: int) -> Iterator[Listener | None]:
 
 MERGE = Verb(
     name="merge",
-    summary="write a checkpoint whose weights hold an adapter",
+    summary="merge an adapter into the weights of a checkpoint",
     example="lora-np merge model.safetensors my-adapter -o merged.safetensors --verify",
     add_arguments=_add_arguments,
     run=partial(_run, subtract=False),
@@ -156,7 +153,7 @@ MERGE = Verb(
 
 UNMERGE = Verb(
     name="unmerge",
-    summary="take an adapter out of a checkpoint again, up to what the merge lost to rounding",
+    summary="subtract a merged adapter from a checkpoint; rounding errors of the merge remain",
     example="lora-np unmerge merged.safetensors my-adapter -o model.safetensors --verify",
     add_arguments=_add_arguments,
     run=partial(_run, subtract=True),

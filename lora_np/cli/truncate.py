@@ -1,4 +1,4 @@
-"""``lora-np truncate``: an adapter of a lower rank."""
+"""``lora-np truncate``: an adapter at a lower rank."""
 
 import argparse
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 from ..factors.surgery import retained_energy, truncate
 from ..io.peft import save_peft
 from ..terminal.table import table
-from ._adapters import ADAPTER, add_choice, kept_config, load_adapter, naming
-from ._options import fraction, positive
+from ._adapters import base_config, load_from_options, naming
+from ._layers import in_dtypes_of, in_float64, spectra
+from ._options import ADAPTER, add_lenient, add_task, fraction, positive
 from ._output import add_output, new_output
-from ._spectra import finite_spectra, in_dtypes_of, in_float64
 from ._text import counted, printable, share
 from .verb import Verb, add_json, print_json
 
@@ -18,49 +18,50 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "adapter",
         metavar="ADAPTER",
-        help=f"{ADAPTER}; DyLoRA layers are taken at their full rank, and become plain",
+        help=f"the adapter: {ADAPTER}; DyLoRA layers are used at full rank and become plain LoRA",
     )
     add_output(parser, "the PEFT folder to write")
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--rank", type=positive, metavar="R", help="the new rank; layers of a lower one keep theirs")
+    goal.add_argument("--rank", type=positive, metavar="R", help="the new rank; layers of lower rank keep theirs")
     goal.add_argument(
         "--energy",
         type=fraction,
         metavar="E",
-        help="the share of the squared Frobenius norm to keep, above 0, at most 1; each layer gets the least rank for it",
+        help="the fraction of the squared Frobenius norm to keep, in (0, 1]; each layer gets the smallest sufficient rank",
     )
-    add_choice(parser)
+    add_task(parser)
+    add_lenient(parser)
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    weights = load_adapter(arguments.adapter, task=arguments.task, strict=not arguments.lenient)
-    spectra = finite_spectra(weights, arguments.adapter)
+    weights = load_from_options(arguments.adapter, arguments)
+    sigma = spectra(weights, arguments.adapter)
     with naming(arguments.adapter):
         exact = truncate(in_float64(weights), rank=arguments.rank, energy=arguments.energy)
     smaller = in_dtypes_of(exact, weights)
     with new_output(arguments.output, folder=True, force=arguments.force) as place, naming(place):
-        save_peft(place, smaller, config=kept_config(weights))
+        save_peft(place, smaller, config=base_config(weights))
     layers: list[dict[str, Any]] = [
         {
             "path": path,
             "rank_before": weights.layers[path].rank,
             "rank": layer.rank,
-            "retained_energy": retained_energy(spectra[path], layer.rank),
+            "retained_energy": retained_energy(sigma[path], layer.rank),
         }
         for path, layer in smaller.layers.items()
     ]
-    counts = weights.parameter_count, smaller.parameter_count
+    before, after = weights.parameter_count, smaller.parameter_count
     if arguments.json:
         values = {"adapter": arguments.adapter, "output": arguments.output, "layers": layers}
-        print_json(values | {"parameters_before": counts[0], "parameters": counts[1]})
+        print_json(values | {"parameters_before": before, "parameters": after})
         return 0
     rows = [
         [printable(layer["path"]), str(layer["rank_before"]), str(layer["rank"]), share(layer["retained_energy"])]
         for layer in layers
     ]
     print(table(["layer", "rank before", "rank after", "energy kept"], rows))
-    print(f"\n{printable(arguments.output)}: {counted(len(rows), 'layer')}, {counts[0]:,} -> {counts[1]:,} parameters")
+    print(f"\n{printable(arguments.output)}: {counted(len(rows), 'layer')}, {before:,} -> {after:,} parameters")
     return 0
 
 

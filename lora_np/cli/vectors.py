@@ -1,4 +1,4 @@
-"""``lora-np vectors``: conformance vectors for other languages, and the comparison of a program with them."""
+"""``lora-np vectors``: write conformance vectors, or check a program against them."""
 
 import argparse
 from dataclasses import asdict
@@ -6,20 +6,23 @@ from dataclasses import asdict
 from ..conformance import TOLERANCE, Report, check_program, load_vectors, write_vectors
 from ..terminal.table import table
 from ._options import positive_seconds, tolerance
-from ._output import new_output
+from ._output import add_force, new_output
 from ._text import counted, plain, printable
 from .verb import Verb, add_json, print_json
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("-o", "--out", metavar="DIR", help="the folder to write: JSON, its schema, and safetensors")
+    goal.add_argument(
+        "-o", "--output", metavar="OUT", help="the folder to write: JSON, its schema, and the arrays as safetensors"
+    )
     goal.add_argument(
         "--check",
         metavar="COMMAND",
-        help="a program that reads one JSON case per line and writes one JSON result per line",
+        help="the program to check, with its arguments: it reads one JSON case per line from standard input and writes "
+        "one JSON result per line to standard output",
     )
-    parser.add_argument("--force", action="store_true", help="replace the files that are there already")
+    add_force(parser)
     parser.add_argument(
         "--tolerance",
         type=tolerance,
@@ -32,7 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_seconds,
         default=60.0,
         metavar="S",
-        help="how many seconds the program has for all cases (default: 60)",
+        help="the time limit for all cases together, in seconds (default: 60)",
     )
     add_json(parser)
 
@@ -42,13 +45,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _write(arguments: argparse.Namespace) -> int:
-    with new_output(arguments.out, folder=True, force=arguments.force) as place:
+    with new_output(arguments.output, folder=True, force=arguments.force) as place:
         names = write_vectors(place)
     count = len(load_vectors())
     if arguments.json:
-        print_json({"output": arguments.out, "files": names, "cases": count})
+        print_json({"output": arguments.output, "files": names, "cases": count})
     else:
-        print(f"{printable(arguments.out)}: {counted(count, 'case')} in {', '.join(names)}")
+        print(f"{printable(arguments.output)}: {counted(count, 'case')} in {', '.join(names)}")
     return 0
 
 
@@ -74,8 +77,8 @@ def _print(report: Report) -> None:
 
 VECTORS = Verb(
     name="vectors",
-    summary="write conformance vectors for implementations in other languages, or check a program with them",
-    example='lora-np vectors --out vectors\nlora-np vectors --check "node my-lora.js"',
+    summary="write conformance vectors for implementations in other languages, or check a program against them",
+    example='lora-np vectors --output vectors\nlora-np vectors --check "node my-lora.js"',
     add_arguments=_add_arguments,
     run=_run,
 )

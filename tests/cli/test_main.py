@@ -20,7 +20,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     "arguments", [[], ["dance"], ["gradcheck", "--seed", "-1"], ["gradcheck", "--seed", "x"], ["demo", "--no-such"]]
 )
-def test_wrong_usage_is_exit_code_2(arguments, capsys):
+def test_wrong_usage_exits_with_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
@@ -30,11 +30,11 @@ def test_wrong_usage_is_exit_code_2(arguments, capsys):
 
 
 @pytest.mark.parametrize("verb", ["demo", "gradcheck"])
-def test_help_has_an_example(verb, capsys):
+def test_help_has_examples(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
     assert stop.value.code == 0
-    assert re.search(rf"^example:\n  lora-np {verb} ", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(rf"^examples:\n  lora-np {verb} ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_module_runs_the_command_line(monkeypatch, capsys):

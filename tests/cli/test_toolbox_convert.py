@@ -1,4 +1,4 @@
-"""``convert``: whatever comes in goes out as a PEFT folder of the same function."""
+"""``convert``: the PEFT folder computes the same function as the input."""
 
 import json
 import os
@@ -6,23 +6,23 @@ import os
 import numpy as np
 import pytest
 
-from lora_np import save_layer
+from lora_np import LoRALayer, save_layer
 from lora_np.cli import convert
-from lora_np.factors.weights import extract
+from lora_np.factors.weights import AdapterWeights, extract
 from lora_np.io.peft import load_peft
 from tests.cli.toolbox import dora, dylora, multilora, standard, tree, weights, write_kohya, write_mlx, write_peft
 
 
 @pytest.mark.parametrize("write", [write_peft, write_kohya, write_mlx])
-def test_files_of_others(tmp_path, run, run_json, write):
+def test_files_of_other_libraries(tmp_path, run, run_json, write):
     out = run("convert", write(tmp_path / "in"), "-o", tmp_path / "out")
     converted = load_peft(tmp_path / "out")
     for name in weights().layers:
         np.testing.assert_allclose(converted.delta(name), weights().delta(name), rtol=1e-14)
     assert out.splitlines()[0].split() == ["layer", "in", "out", "rank", "alpha", "scaling"]
     assert out.splitlines()[2].split() == ["first", "6", "5", "3", "6", "2"]
-    assert out.splitlines()[-1].startswith(f"{tmp_path / 'in'} -> {tmp_path / 'out'}: ")
-    assert out.endswith(" adapter, 1 adapter\n")
+    assert out.splitlines()[-1].startswith(f"{tmp_path / 'in'} (")
+    assert out.endswith(f" adapter) -> {tmp_path / 'out'}: 1 adapter\n")
     report = run_json("convert", tmp_path / "in", "-o", tmp_path / "out", "--force")
     assert report["adapters"][0]["layers"][1]["path"] == "second"
 
@@ -51,7 +51,7 @@ def test_dylora_at_a_rank(tmp_path, run, fail, form):
     expected = dylora()["second"].lora_layer.merge_weights(rank=2)
     np.testing.assert_allclose(converted.delta("second"), expected, rtol=1e-14)
     message = fail("convert", tmp_path / "in", "-o", tmp_path / "x", "--rank", "3")
-    assert message == f"{tmp_path / 'in'}: first: rank must be one of its active ranks [1, 2, 4], got 3"
+    assert message == f"{tmp_path / 'in'}: first: rank must be one of the active ranks [1, 2, 4], got 3"
 
 
 @pytest.mark.parametrize("form", ["npz", "peft"])
@@ -63,7 +63,7 @@ def test_tasks(tmp_path, run, run_json, form):
         source = tmp_path / "folder"
     out = run("convert", source, "-o", tmp_path / "all")
     assert "french:\nlayer" in out
-    assert out.endswith(", 2 adapters\n")
+    assert out.endswith(": 2 adapters\n")
     assert sorted(os.listdir(tmp_path / "all")) == ["french", "german"]
     run("convert", source, "-o", tmp_path / "german", "--task", "german")
     for folder in ("all/german", "german"):
@@ -73,7 +73,7 @@ def test_tasks(tmp_path, run, run_json, form):
     assert [adapter["name"] for adapter in report["adapters"]] == ["french", "german"]
 
 
-def test_the_default_adapter_stays_beside_the_named_ones(tmp_path, run):
+def test_the_default_adapter_is_kept_beside_the_named_ones(tmp_path, run):
     write_peft(tmp_path / "in", weights(1))
     write_peft(tmp_path / "in" / "other", weights(2))
     run("convert", tmp_path / "in", "-o", tmp_path / "out")
@@ -81,12 +81,12 @@ def test_the_default_adapter_stays_beside_the_named_ones(tmp_path, run):
     np.testing.assert_array_equal(load_peft(tmp_path / "out").delta("first"), weights(1).delta("first"))
 
 
-def test_what_is_said_of_the_base_is_kept(tmp_path, run):
+def test_configuration_entries_about_the_base_are_kept(tmp_path, run):
     run("convert", write_peft(tmp_path / "in", task_type="CAUSAL_LM"), "-o", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
 
 
-def test_a_task_that_is_no_name_of_a_folder(tmp_path, run, fail):
+def test_a_task_that_cannot_be_a_folder_name(tmp_path, run, fail):
     save_layer(multilora(("../escape", "b")), tmp_path / "model.npz")
     message = fail("convert", tmp_path / "model.npz", "-o", tmp_path / "out")
     assert message == f"{tmp_path / 'out'}: the task '../escape' cannot be the name of a folder; rename it"
@@ -95,7 +95,13 @@ def test_a_task_that_is_no_name_of_a_folder(tmp_path, run, fail):
 
 
 def test_nothing_to_convert(tmp_path, fail):
-    assert "looked for" in fail("convert", tmp_path, "-o", tmp_path / "out")
+    assert "no adapter found; expected " in fail("convert", tmp_path, "-o", tmp_path / "out")
+
+
+def test_large_sizes_are_printed_in_full(tmp_path, run):
+    source = AdapterWeights({"wide": LoRALayer(11008, 4, 1)})
+    out = run("convert", write_peft(tmp_path / "in", source), "-o", tmp_path / "out")
+    assert out.splitlines()[2].split() == ["wide", "11008", "4", "1", "1", "1"]
 
 
 def test_a_failure_leaves_nothing(tmp_path, fail, monkeypatch):

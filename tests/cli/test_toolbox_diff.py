@@ -1,12 +1,12 @@
-"""``diff``: norms of the dense difference, found in the factors; and the exit code."""
+"""``diff``: the norms equal those of the dense difference, and the exit code."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from lora_np.surgery import canonicalize
 
 from lora_np import LoRALayer, save_layer
+from lora_np.factors.surgery import canonicalize
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import load_peft
 from tests.cli.toolbox import dora, dylora, multilora, weights, write_kohya, write_peft
@@ -17,23 +17,23 @@ def test_the_same(tmp_path, run, run_json):
     out = run("diff", one, other, "--tolerance", 0)
     assert out.splitlines()[0].split() == ["layer", "|dW|", "of", "A", "|dW|", "of", "B", "|difference|", "relative"]
     assert out.splitlines()[2].split()[:2] == ["first", "same"]
-    assert out.endswith("the adapters are the same, up to a relative 0\n")
+    assert out.endswith("the adapters are the same (relative tolerance 0)\n")
     report = run_json("diff", one, other)
     assert report["same"] is True
     assert report["tolerance"] == 1e-6
     assert {layer["difference"] for layer in report["layers"]} == {0}
 
 
-def test_other_factors_of_the_same_update_are_the_same(tmp_path, run, run_json):
+def test_different_factors_of_the_same_update_are_the_same(tmp_path, run, run_json):
     one = write_peft(tmp_path / "a")
     other = write_peft(tmp_path / "b", canonicalize(weights()))
-    assert "the adapters are the same, up to a relative 1e-06" in run("diff", one, other)
+    assert "the adapters are the same (relative tolerance 1e-06)\n" in run("diff", one, other)
     assert 0 < run_json("diff", one, other)["layers"][0]["relative"] < 1e-14
     narrow = write_peft(tmp_path / "c", weights(dtype=np.float32))
     assert 1e-9 < run_json("diff", one, narrow)["layers"][0]["relative"] < 1e-6
 
 
-def test_the_numbers_are_those_of_the_dense_difference(tmp_path, run, run_json):
+def test_the_numbers_equal_those_of_the_dense_difference(tmp_path, run, run_json):
     sources = weights(1, 2), weights(2, 4)
     paths = [write_peft(tmp_path / str(number), source) for number, source in enumerate(sources)]
     report = run_json("diff", *paths, code=1)
@@ -49,7 +49,7 @@ def test_the_numbers_are_those_of_the_dense_difference(tmp_path, run, run_json):
         assert layer["same"] is False
     out = run("diff", *paths, code=1)
     assert out.splitlines()[2].split()[:2] == ["first", "differs"]
-    assert out.endswith("2 of 2 layers differ, up to a relative 1e-06\n")
+    assert out.endswith("2 of 2 layers differ (relative tolerance 1e-06)\n")
 
 
 def test_the_tolerance_decides(tmp_path, run):
@@ -63,20 +63,20 @@ def test_the_tolerance_decides(tmp_path, run):
     run("diff", one, other, "--tolerance", "0.01")
 
 
-def test_layers_that_only_one_has(tmp_path, run, run_json):
+def test_layers_that_only_one_adapter_has(tmp_path, run, run_json):
     one = write_peft(tmp_path / "a", weights(paths=("first",)))
     other = write_peft(tmp_path / "b", weights(paths=("second",)))
     out = run("diff", one, other, code=1)
-    assert "first   only in the first\n" in out
-    assert "second  only in the second" in out
+    assert "first   only in A\n" in out
+    assert "second  only in B\n" in out
     first, _ = run_json("diff", one, other, code=1)["layers"]
-    assert (first["problem"], first["relative"], first["same"]) == ("only in the first", None, False)
+    assert (first["problem"], first["relative"], first["same"]) == ("only in A", None, False)
 
 
-def test_layers_of_other_sizes(tmp_path, run):
+def test_layers_of_different_sizes(tmp_path, run):
     one = write_peft(tmp_path / "a", AdapterWeights({"first": LoRALayer(6, 5, 1)}))
     other = write_peft(tmp_path / "b", AdapterWeights({"first": LoRALayer(6, 4, 1)}))
-    assert "6 -> 5 and 6 -> 4" in run("diff", one, other, code=1)
+    assert "6 -> 5 vs. 6 -> 4" in run("diff", one, other, code=1)
 
 
 def test_two_adapters_that_do_nothing_are_the_same(tmp_path, run):
@@ -94,11 +94,11 @@ def test_dora(tmp_path, run, run_json):
     assert first["difference"] == 0
     assert first["relative"] == pytest.approx(1 / 3)
     plain = write_peft(tmp_path / "c", AdapterWeights(source.layers))
-    assert "DoRA only in the first" in run("diff", one, plain, code=1)
-    assert "DoRA only in the second" in run("diff", plain, one, code=1)
+    assert "DoRA only in A" in run("diff", one, plain, code=1)
+    assert "DoRA only in B" in run("diff", plain, one, code=1)
     broken = {name: np.nan * lengths for name, lengths in source.magnitudes.items()}
     other = write_peft(tmp_path / "d", replace(source, magnitudes=broken))
-    assert "its magnitudes are not finite" in run("diff", one, other, code=1)
+    assert "magnitudes not finite" in run("diff", one, other, code=1)
     run("diff", other, other, "--tolerance", 0)
 
 
@@ -107,13 +107,13 @@ def test_dylora_is_compared_at_each_rank(tmp_path, run, run_json):
     one, other = tmp_path / "a.npz", write_peft(tmp_path / "b", dylora())
     out = run("diff", one, other)
     assert out.splitlines()[0].split()[:3] == ["layer", "at", "rank"]
-    # A mixing of the components that leaves the whole as it is changes it at lower ranks.
+    # Permuting the components leaves the full rank unchanged, but not the lower ranks.
     source = load_peft(other)
-    turned = {}
+    permuted = {}
     for name, layer in source.layers.items():
         swap = np.eye(4)[[1, 0, 2, 3]]
-        turned[name] = LoRALayer.from_factors(layer.matrix_a @ swap, swap.T @ layer.matrix_b, layer.alpha)
-    changed = write_peft(tmp_path / "c", replace(source, layers=turned))
+        permuted[name] = LoRALayer.from_factors(layer.matrix_a @ swap, swap.T @ layer.matrix_b, layer.alpha)
+    changed = write_peft(tmp_path / "c", replace(source, layers=permuted))
     first, _ = run_json("diff", other, changed, code=1)["layers"]
     assert first["rank"] == 1
     assert first["relative"] > 0.1
@@ -123,22 +123,22 @@ def test_dylora_is_compared_at_each_rank(tmp_path, run, run_json):
     run("diff", other, at_two)
 
 
-def test_dylora_against_others(tmp_path, run):
+def test_dylora_against_plain_layers_and_other_settings(tmp_path, run):
     one = write_peft(tmp_path / "a", dylora())
     run("convert", one, "-o", tmp_path / "b", "--rank", 2)
-    assert "active ranks [1, 2, 4] and none" in run("diff", one, tmp_path / "b", code=1)
-    assert "active ranks none and [1, 2, 4]" in run("diff", tmp_path / "b", one, code=1)
+    assert "active ranks [1, 2, 4] vs. none" in run("diff", one, tmp_path / "b", code=1)
+    assert "active ranks none vs. [1, 2, 4]" in run("diff", tmp_path / "b", one, code=1)
     run("diff", one, tmp_path / "b", "--rank", 2)
     other = write_peft(tmp_path / "c", dylora(deployed=4))
-    assert "deployment rank 2 and 4" in run("diff", one, other, code=1)
+    assert "deployment rank 2 vs. 4" in run("diff", one, other, code=1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_differs_unless_it_is_the_same(tmp_path, run, run_json, value):
+def test_nonfinite_factors_differ_unless_they_are_identical(tmp_path, run, run_json, value):
     source = weights()
     source.layers["first"].matrix_a[0, 0] = value
     one, other = write_peft(tmp_path / "a", source), write_peft(tmp_path / "b")
-    assert "first   its factors are not finite" in run("diff", one, other, code=1)
+    assert "first   factors not finite" in run("diff", one, other, code=1)
     assert "1 of 2 layers differ" in run("diff", one, other, code=1)
     report = run_json("diff", one, one)
     assert report["layers"][0]["norms"] == [None, None]
@@ -150,7 +150,7 @@ def test_dylora_that_is_not_finite_at_one_rank(tmp_path, run_json):
     model["first"].lora_layer.matrix_a[0, 3] = np.nan
     one, other = write_peft(tmp_path / "a", model), write_peft(tmp_path / "b", dylora())
     first, second = run_json("diff", one, other, code=1)["layers"]
-    assert (first["rank"], first["problem"]) == (4, "its factors are not finite")
+    assert (first["rank"], first["problem"]) == (4, "factors not finite")
     assert second["same"] is True
 
 
@@ -162,10 +162,10 @@ def test_a_task(tmp_path, run, fail):
 
 
 def test_wrong_arguments(misuse):
-    assert "argument --tolerance: must be 0 or above, got '-1'" in misuse("diff", "a", "b", "--tolerance", "-1")
+    assert "argument --tolerance: must be at least 0, got '-1'" in misuse("diff", "a", "b", "--tolerance", "-1")
     assert "the following arguments are required: B" in misuse("diff", "a")
 
 
-def test_an_error_is_no_difference(tmp_path, fail):
+def test_an_error_is_not_a_difference(tmp_path, fail):
     folder = write_peft(tmp_path / "a")
-    assert fail("diff", folder, tmp_path / "b") == f"{tmp_path / 'b'}: there is no such file or folder"
+    assert fail("diff", folder, tmp_path / "b") == f"{tmp_path / 'b'}: no such file or folder"

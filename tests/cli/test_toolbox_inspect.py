@@ -1,13 +1,13 @@
-"""``inspect``: the numbers are those of the dense update, for every format; and the picture."""
+"""``inspect``: the numbers equal those of the dense update in every format; checkpoints; and the plot."""
 
 import sys
 import warnings
 
 import numpy as np
 import pytest
-from lora_np.surgery import effective_rank
 
 from lora_np import LoRALayer, save_layer
+from lora_np.factors.surgery import effective_rank
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import save_peft
 from lora_np.io.safetensors import save_safetensors
@@ -34,12 +34,12 @@ def test_the_table_of_an_adapter(tmp_path, run):
     assert " ".join(lines[2].split()) == "layer in out rank alpha scaling |A| |B| |dW| effective rank energy at r/2"
     assert lines[4].split()[:6] == ["first", "6", "5", "3", "6", "2"]
     assert lines[5].split()[:6] == ["second", "5", "4", "3", "6", "2"]
-    assert "2 layers, 60 parameters, 480 bytes of F64" in lines
+    assert "2 layers, 60 parameters, 480 bytes (F64)" in lines
     assert "Frobenius" in out
 
 
 @pytest.mark.parametrize("write", [write_peft, write_kohya, write_mlx])
-def test_the_numbers_are_those_of_the_dense_update(tmp_path, run_json, write):
+def test_the_numbers_equal_those_of_the_dense_update(tmp_path, run_json, write):
     source = weights(rank=4)
     report = run_json("inspect", write(tmp_path / "adapter", source))
     (adapter,) = report["adapters"]
@@ -72,8 +72,8 @@ def test_the_bytes_are_those_of_the_file(tmp_path, run_json):
 def test_a_model_in_an_npz_file(tmp_path, run, run_json):
     save_layer(standard(), tmp_path / "model.npz")
     out = run("inspect", tmp_path / "model.npz")
-    assert out.startswith(f"{tmp_path / 'model.npz'}: adapters of a model in an npz file (Sequential)\n")
-    assert "2 layers, 60 parameters, 480 bytes of F64" in out
+    assert out.startswith(f"{tmp_path / 'model.npz'}: Sequential model in an npz file\n")
+    assert "2 layers, 60 parameters, 480 bytes (F64)" in out
     assert len(run_json("inspect", tmp_path / "model.npz")["adapters"]) == 1
 
 
@@ -89,11 +89,11 @@ def test_every_task_has_a_table(tmp_path, run, run_json):
         assert [adapter["layers"][0]["rank"] for adapter in report["adapters"]] == [2, 3]
 
 
-def test_dylora_settings_are_told(tmp_path, run, run_json):
+def test_dylora_settings_are_shown(tmp_path, run, run_json):
     folder = write_peft(tmp_path / "a", dylora())
     assert (
-        "DyLoRA (2 layers): active ranks 1, 2, 4, drawn with probabilities 0.3333, 0.3333, 0.3333; deployed at rank 2; "
-        "mode full, scaling max\n"
+        "DyLoRA (2 layers): active ranks 1, 2, 4 with probabilities 0.3333, 0.3333, 0.3333; deployment rank 2; "
+        "mode full; scaling max\n"
     ) in run("inspect", folder)
     assert run_json("inspect", folder)["adapters"][0]["layers"][0]["dylora"]["active_ranks"] == [1, 2, 4]
     model = dylora()
@@ -103,11 +103,9 @@ def test_dylora_settings_are_told(tmp_path, run, run_json):
     assert "DyLoRA (second): active ranks" in out
 
 
-def test_dora_is_told(tmp_path, run, run_json):
+def test_dora_is_shown(tmp_path, run, run_json):
     folder = write_peft(tmp_path / "a", dora())
-    assert "DoRA (2 layers): the rows of weight + dW are scaled to lengths that the adapter holds\n" in run(
-        "inspect", folder
-    )
+    assert "DoRA (2 layers): the rows of weight + dW are rescaled to trained norms\n" in run("inspect", folder)
     layer = run_json("inspect", folder)["adapters"][0]["layers"][0]
     assert layer["norm_magnitude"] == pytest.approx(np.linalg.norm(dora()["first"].magnitude))
     single = dora()["first"]
@@ -116,7 +114,7 @@ def test_dora_is_told(tmp_path, run, run_json):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-def test_what_is_not_finite_is_shown_as_such(tmp_path, run, run_json, value):
+def test_nonfinite_updates_are_shown_as_nan(tmp_path, run, run_json, value):
     source = weights()
     source.layers["first"].matrix_a[0, 0] = value
     source.layers["first"].matrix_b[:] *= 1e200
@@ -130,9 +128,10 @@ def test_what_is_not_finite_is_shown_as_such(tmp_path, run, run_json, value):
     assert second["norm"] > 0
 
 
-def test_a_scaling_that_is_too_large(tmp_path, run_json):
+def test_a_norm_too_large_for_float64(tmp_path, run_json):
     folder = write_peft(tmp_path / "a", weights(alpha=1e308))
-    assert [layer["norm"] for layer in run_json("inspect", folder)["adapters"][0]["layers"]] == [None, None]
+    for layer in run_json("inspect", folder)["adapters"][0]["layers"]:
+        assert (layer["norm"], layer["effective_rank"], layer["energy_at_half_rank"]) == (None, None, None)
 
 
 def test_an_adapter_that_does_nothing(tmp_path, run_json):
@@ -141,16 +140,16 @@ def test_an_adapter_that_does_nothing(tmp_path, run_json):
     assert (layer["norm"], layer["effective_rank"], layer["energy_at_half_rank"]) == (0, 0, 1)
 
 
-def test_names_cannot_command_the_terminal(tmp_path, run):
+def test_names_cannot_control_the_terminal(tmp_path, run):
     layer = weights().layers["first"]
     out = run("inspect", write_kohya(tmp_path / "a.safetensors", AdapterWeights({"a\x1b[2Jb": layer})))
     assert r"a\x1b[2Jb " in out
     assert "\x1b" not in out
 
 
-def test_lenient_leaves_out_what_is_no_factor(tmp_path, run_json, fail):
+def test_lenient_ignores_unknown_keys(tmp_path, run_json, fail):
     path = write_kohya(tmp_path / "a.safetensors", emb=np.ones(2))
-    assert fail("inspect", path) == f"{path}: the key 'emb' is no LoRA factor; --lenient leaves such keys out"
+    assert fail("inspect", path) == f"{path}: unexpected key 'emb': not a LoRA factor; --lenient ignores such keys"
     assert len(run_json("inspect", path, "--lenient")["adapters"][0]["layers"]) == 2
 
 
@@ -160,14 +159,14 @@ def test_lenient_leaves_out_what_is_no_factor(tmp_path, run_json, fail):
 def test_tensors_of_a_file(tmp_path, run, run_json):
     path = write_base(tmp_path / "model.safetensors", "BF16")
     out = run("inspect", path)
-    assert out.startswith(f"{path}: safetensors, no adapter\n\ntensor ")
+    assert out.startswith(f"{path}: safetensors checkpoint\n\ntensor ")
     assert [line.split() for line in out.splitlines()[4:8]] == [
         ["first.weight", "BF16", "5", "x", "6", "60"],
         ["norm.weight", "BF16", "3", "6"],
         ["second.weight", "BF16", "4", "x", "5", "40"],
         ["step", "I64", "scalar", "8"],
     ]
-    assert out.endswith("4 tensors, 54 numbers, 114 bytes\n")
+    assert out.endswith("4 tensors, 54 elements, 114 bytes\n")
     assert run_json("inspect", path)["tensors"][0] == {
         "name": "first.weight",
         "file": "model.safetensors",
@@ -192,40 +191,40 @@ def test_a_folder_of_one_file(tmp_path, run_json):
     assert len(run_json("inspect", tmp_path)["tensors"]) == 4
 
 
-def test_what_was_looked_for_is_told(tmp_path, fail):
+def test_the_error_for_other_folders_names_what_was_expected(tmp_path, fail):
     message = fail("inspect", tmp_path)
-    assert message.startswith(f"{tmp_path}: neither an adapter nor a checkpoint in it; looked for adapter_config.json ")
-    assert message.endswith("model.safetensors.index.json or model.safetensors")
-    assert fail("inspect", tmp_path / "none") == f"{tmp_path / 'none'}: there is no such file or folder"
+    assert message.startswith(f"{tmp_path}: no adapter or checkpoint found; expected a folder with adapter_config.json ")
+    assert message.endswith("; or a checkpoint with model.safetensors or model.safetensors.index.json")
+    assert fail("inspect", tmp_path / "none") == f"{tmp_path / 'none'}: no such file or folder"
     assert str(tmp_path / "x.json") in fail("inspect", tmp_path / "x.json")
 
 
-def test_a_folder_that_is_half_an_adapter(tmp_path, fail):
+def test_a_configuration_without_weights(tmp_path, fail):
     folder = write_peft(tmp_path / "a")
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
     assert fail("inspect", folder) == f"{folder}: there is no adapter_model.safetensors in it"
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- plots
 
 
 @pytest.mark.parametrize(("name", "start"), [("spectra.png", PNG), ("spectra.svg", SVG), ("SPECTRA.SVG", SVG)])
-def test_a_picture(tmp_path, run, name, start):
+def test_a_plot(tmp_path, run, name, start):
     folder = write_peft(tmp_path / "a")
     run("inspect", folder, "--plot", tmp_path / name)
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
-def test_equal_spectra_give_equal_pictures(tmp_path, run):
+def test_equal_spectra_give_equal_plots(tmp_path, run):
     folder, file = write_peft(tmp_path / "a"), tmp_path / "spectra.svg"
-    pictures = []
+    plots = []
     for _ in range(2):
         run("inspect", folder, "--plot", file)
-        pictures.append(file.read_bytes())
-    assert pictures[0] == pictures[1]
+        plots.append(file.read_bytes())
+    assert plots[0] == plots[1]
 
 
-def test_a_picture_names_tasks_and_layers(tmp_path, run):
+def test_a_plot_names_tasks_and_layers(tmp_path, run):
     save_layer(multilora(), tmp_path / "model.npz")
     run("inspect", tmp_path / "model.npz", "--plot", tmp_path / "spectra.svg")
     text = (tmp_path / "spectra.svg").read_text()
@@ -233,7 +232,7 @@ def test_a_picture_names_tasks_and_layers(tmp_path, run):
         assert f"<!-- {label}" in text
 
 
-def test_a_picture_of_many_layers_names_some_of_them(tmp_path, run):
+def test_a_plot_of_many_layers_names_some_of_them(tmp_path, run):
     layer = weights().layers["first"]
     folder = write_peft(tmp_path / "a", AdapterWeights({f"layers.{number}": layer for number in range(50)}))
     run("inspect", folder, "--plot", tmp_path / "spectra.svg")
@@ -243,7 +242,7 @@ def test_a_picture_of_many_layers_names_some_of_them(tmp_path, run):
     assert "<!-- layers.49 -->" in text
 
 
-def test_a_picture_of_awkward_names_and_numbers(tmp_path, run, monkeypatch):
+def test_a_plot_of_awkward_names_and_numbers(tmp_path, run, monkeypatch):
     values = weights()
     values.layers["first"].matrix_a[0, 0] = np.nan
     layers = {
@@ -270,17 +269,18 @@ def test_a_single_layer_without_a_path_has_a_label(tmp_path, run):
     assert "<!-- (the layer itself) -->" in (tmp_path / "spectra.svg").read_text()
 
 
-def test_a_picture_without_matplotlib(tmp_path, fail, monkeypatch):
+def test_a_plot_without_matplotlib(tmp_path, fail, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     message = fail("inspect", write_peft(tmp_path / "a"), "--plot", tmp_path / "spectra.png")
-    assert message == '--plot needs matplotlib; this extra brings it: pip install "lora_np[plot]"'
+    assert message == '--plot requires matplotlib: pip install "lora_np[plot]"'
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_picture_needs_an_adapter_a_known_ending_and_a_folder(tmp_path, fail, misuse):
+def test_a_plot_requires_an_adapter_a_known_extension_and_a_folder(tmp_path, fail, misuse):
     path = write_base(tmp_path / "model.safetensors")
-    assert fail("inspect", path, "--plot", tmp_path / "x.png") == f"{path}: --plot draws adapters, and there is none in it"
+    message = fail("inspect", path, "--plot", tmp_path / "x.png")
+    assert message == f"{path}: --plot requires an adapter, and this is a checkpoint"
     assert misuse("inspect", path, "--plot", "x.pdf").endswith("argument --plot: must end in .png or .svg, got 'x.pdf'")
     folder = write_peft(tmp_path / "a")
     place = tmp_path / "none" / "x.png"
-    assert fail("inspect", folder, "--plot", place) == f"{place}: there is no folder {tmp_path / 'none'} to write it into"
+    assert fail("inspect", folder, "--plot", place) == f"{place}: the folder {tmp_path / 'none'} does not exist"

@@ -1,4 +1,4 @@
-"""``merge`` and ``unmerge``: right numbers, nothing half done, nothing replaced unasked."""
+"""``merge`` and ``unmerge``: correct numbers, no partial output, and nothing overwritten without ``--force``."""
 
 import errno
 import os
@@ -24,6 +24,8 @@ from tests.cli.toolbox import (
     write_peft,
     write_shards,
 )
+
+DORA = "a DoRA adapter can be neither subtracted from weights nor merged into weights stored as (in, out)"
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def test_weights_stored_as_in_out(tmp_path, run, fail, config):
 
 
 @pytest.mark.parametrize(("options", "rank"), [([], 2), (["--rank", "4"], 4)])
-def test_dylora_is_merged_at_its_deployment_rank_or_the_one_asked_for(tmp_path, run, base, options, rank):
+def test_dylora_is_merged_at_its_deployment_rank_or_the_given_one(tmp_path, run, base, options, rank):
     save_layer(dylora(), tmp_path / "model.npz")
     run("merge", base, tmp_path / "model.npz", "-o", tmp_path / "m.safetensors", "--verify", *options)
     merged, old = load_safetensors(tmp_path / "m.safetensors"), checkpoint()
@@ -153,24 +155,25 @@ def test_dora(tmp_path, run, fail, base):
     lengths = np.linalg.norm(load_safetensors(tmp_path / "m.safetensors")["first.weight"], axis=1)
     np.testing.assert_allclose(lengths, np.abs(dora()["first"].magnitude), rtol=1e-5)
     message = fail("unmerge", base, adapter, "-o", tmp_path / "x")
-    assert message == f"{adapter}: a DoRA adapter cannot be taken out of a weight again"
+    assert message == DORA
     message = fail("merge", base, adapter, "-o", tmp_path / "x", "--fan-in-fan-out")
-    assert message == f"{adapter}: a DoRA adapter cannot be merged into weights stored as (in, out)"
+    assert message == DORA
+    assert sorted(os.listdir(tmp_path)) == ["base.safetensors", "dora", "m.safetensors"]
 
 
-# ---------------------------------------------------------------- what is there stays
+# ---------------------------------------------------------------- existing output
 
 
-def test_what_is_there_is_replaced_only_by_force(tmp_path, run, fail, base, adapter):
+def test_existing_output_is_overwritten_only_with_force(tmp_path, run, fail, base, adapter):
     output = tmp_path / "m.safetensors"
     output.write_bytes(b"precious")
-    assert fail("merge", base, adapter, "-o", output) == f"{output}: it is there already; --force replaces it"
+    assert fail("merge", base, adapter, "-o", output) == f"{output}: already exists; use --force to overwrite"
     assert output.read_bytes() == b"precious"
     run("merge", base, adapter, "-o", output, "--force")
     assert_merged(load_safetensors(output))
 
 
-def test_force_leaves_other_files_of_a_folder(tmp_path, run, fail, adapter):
+def test_force_keeps_other_files_of_a_folder(tmp_path, run, fail, adapter):
     folder = write_shards(tmp_path / "model")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "tokenizer.json").write_text("mine")
@@ -182,7 +185,7 @@ def test_force_leaves_other_files_of_a_folder(tmp_path, run, fail, adapter):
     run("inspect", tmp_path / "out")
 
 
-def test_what_names_the_weights_is_replaced_last(tmp_path, run, monkeypatch, adapter):
+def test_the_index_is_replaced_last(tmp_path, run, monkeypatch, adapter):
     folder, replaced = write_shards(tmp_path / "model"), []
     (tmp_path / "out").mkdir()
     replace = os.replace
@@ -193,22 +196,22 @@ def test_what_names_the_weights_is_replaced_last(tmp_path, run, monkeypatch, ada
 
     monkeypatch.setattr(_output.os, "replace", recorded)
     run("merge", folder, adapter, "-o", tmp_path / "out", "--force")
-    assert len(replaced) == 6  # each file first gets its name in the temporary folder
+    assert len(replaced) == 6  # each file is first renamed within the temporary folder
     assert replaced[-1] == "model.safetensors.index.json"
 
 
-def test_an_output_of_the_other_kind(tmp_path, fail, base, adapter):
+def test_an_output_of_the_wrong_kind(tmp_path, fail, base, adapter):
     folder = write_shards(tmp_path / "model")
     (tmp_path / "there").mkdir()
     message = fail("merge", base, adapter, "-o", tmp_path / "there", "--force")
-    assert message == f"{tmp_path / 'there'}: it is a folder, not a file"
-    assert fail("merge", folder, adapter, "-o", base, "--force") == f"{base}: it is a file, not a folder"
+    assert message == f"{tmp_path / 'there'}: is a folder, not a file"
+    assert fail("merge", folder, adapter, "-o", base, "--force") == f"{base}: is a file, not a folder"
     place = tmp_path / "no" / "x"
-    assert fail("merge", base, adapter, "-o", place) == f"{place}: there is no folder {tmp_path / 'no'} to write it into"
+    assert fail("merge", base, adapter, "-o", place) == f"{place}: the folder {tmp_path / 'no'} does not exist"
 
 
 @pytest.mark.parametrize("kind", ["file", "shards", "folder"])
-def test_the_base_is_never_the_output(tmp_path, fail, adapter, kind):
+def test_the_base_cannot_be_the_output(tmp_path, fail, adapter, kind):
     if kind == "file":
         base = write_base(tmp_path / "base.safetensors")
     elif kind == "shards":
@@ -218,7 +221,7 @@ def test_the_base_is_never_the_output(tmp_path, fail, adapter, kind):
         base = str(tmp_path / "model")
         write_base(tmp_path / "model" / "model.safetensors")
     before = tree(tmp_path)
-    assert fail("merge", base, adapter, "-o", base, "--force") == f"{base}: OUT must be another place than BASE"
+    assert fail("merge", base, adapter, "-o", base, "--force") == f"{base}: OUT must not be BASE"
     assert tree(tmp_path) == before
 
 
@@ -228,26 +231,26 @@ def test_the_base_is_never_the_output(tmp_path, fail, adapter, kind):
 def test_errors_name_the_file_and_the_key(tmp_path, fail, base, adapter):
     missing = write_peft(tmp_path / "missing", AdapterWeights({"third": LoRALayer(3, 3, 1)}))
     message = fail("merge", base, missing, "-o", tmp_path / "x")
-    assert message == f"{base}: it has no tensor 'third.weight', which the adapter changes"
+    assert message == f"{base}: missing tensor 'third.weight', which the adapter changes"
     wrong = write_peft(tmp_path / "wrong", AdapterWeights({"first": LoRALayer(3, 3, 1)}))
     message = fail("merge", base, wrong, "-o", tmp_path / "x")
     assert message == f"{base}: first.weight must have shape (3, 3) for the adapter, got (5, 6)"
     nowhere = tmp_path / "nowhere"
-    assert fail("merge", nowhere, adapter, "-o", tmp_path / "x") == f"{nowhere}: there is no such file or folder"
+    assert fail("merge", nowhere, adapter, "-o", tmp_path / "x") == f"{nowhere}: no such file or folder"
     message = fail("merge", adapter, adapter, "-o", tmp_path / "x")
-    assert message == f"{adapter}: there is neither model.safetensors.index.json nor model.safetensors in it"
+    assert message == f"{adapter}: neither model.safetensors.index.json nor model.safetensors found"
     assert "x" not in os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["file", "shards"])
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device: {output!r}"),
         (NotSupportedError("not this"), "not this"),
     ],
 )
-def test_a_failure_leaves_nothing(tmp_path, fail, monkeypatch, adapter, form, error, told):
+def test_a_failure_leaves_nothing(tmp_path, fail, monkeypatch, adapter, form, error, message):
     base = write_base(tmp_path / "b.safetensors") if form == "file" else write_shards(tmp_path / "model")
     before = tree(tmp_path)
 
@@ -257,7 +260,7 @@ def test_a_failure_leaves_nothing(tmp_path, fail, monkeypatch, adapter, form, er
 
     monkeypatch.setattr(verb, "merge_checkpoint", failing)
     output = tmp_path / "out"
-    assert fail("merge", base, adapter, "-o", output) == told.format(output=str(output))
+    assert fail("merge", base, adapter, "-o", output) == message.format(output=str(output))
     assert tree(tmp_path) == before
     assert not any(name.startswith(".") for name in os.listdir(tmp_path))
 
@@ -273,7 +276,7 @@ def test_an_error_about_another_file_keeps_its_name(tmp_path):
         raise OSError("odd")
 
 
-@pytest.mark.parametrize("tampering", ["changed", "untouched", "lost", "not a number"])
+@pytest.mark.parametrize("tampering", ["changed", "untouched", "lost", "nan"])
 @pytest.mark.parametrize("form", ["file", "shards"])
 def test_verify_catches_tampering(tmp_path, fail, monkeypatch, adapter, tampering, form):
     base = write_base(tmp_path / "b.safetensors") if form == "file" else write_shards(tmp_path / "model")
@@ -285,7 +288,7 @@ def test_verify_catches_tampering(tmp_path, fail, monkeypatch, adapter, tamperin
         tensors = load_safetensors(file)
         if tampering == "changed":
             tensors["first.weight"][0, 0] += 1e-3
-        elif tampering == "not a number":
+        elif tampering == "nan":
             tensors["first.weight"][0, 0] = np.nan
         elif tampering == "untouched":
             tensors["norm.weight"][0] += 1e-6
@@ -298,15 +301,17 @@ def test_verify_catches_tampering(tmp_path, fail, monkeypatch, adapter, tamperin
     output = tmp_path / "out"
     message = fail("merge", base, adapter, "-o", output, "--verify")
     assert message.startswith(str(output))
-    if tampering in ("changed", "not a number"):
-        assert f"{output}: first.weight is off by " in message
-        assert message.endswith("; nothing is kept")
+    if tampering in ("changed", "nan"):
+        assert f"{output}: first.weight has a relative error of " in message
+        assert message.endswith("; the output was discarded")
+    elif tampering == "untouched":
+        assert message.endswith(": norm.weight differs from the base, but the adapter does not change it")
     else:
-        assert ": norm.weight is " in message
+        assert message.endswith(": norm.weight is missing, or its dtype or shape differs from the base")
     assert tree(tmp_path) == before
 
 
-def test_what_rounding_explains():
+def test_the_error_that_rounding_explains():
     tensor = MergedTensor("a.weight", "a", "F32")
     assert verb.allowed_error(tensor, 8) < 2e-6
     assert verb.allowed_error(MergedTensor("a.weight", "a", "F64"), 8) < 1e-14
@@ -315,7 +320,7 @@ def test_what_rounding_explains():
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "BF16", "F16"])
 @pytest.mark.parametrize("rank", [1, 64])
-def test_what_rounding_explains_is_enough_for_large_layers(tmp_path, run, rank, dtype):
+def test_rounding_explains_the_errors_of_large_layers(tmp_path, run, rank, dtype):
     rng = np.random.default_rng(rank)
     A, B = rng.normal(size=(300, rank)), rng.normal(size=(rank, 200))
     adapter = write_peft(tmp_path / "adapter", AdapterWeights({"w": LoRALayer.from_factors(A, B)}))
@@ -326,7 +331,7 @@ def test_what_rounding_explains_is_enough_for_large_layers(tmp_path, run, rank, 
 # ---------------------------------------------------------------- progress
 
 
-def test_a_terminal_sees_the_progress(tmp_path, monkeypatch, base, adapter):
+def test_a_terminal_shows_the_progress(tmp_path, monkeypatch, base, adapter):
     tqdm = pytest.importorskip("tqdm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     seen = []
@@ -349,7 +354,7 @@ def test_a_terminal_without_tqdm(tmp_path, monkeypatch, run, base, adapter):
     run("merge", base, adapter, "-o", tmp_path / "m.safetensors")
 
 
-def test_the_bar_goes_to_standard_error_and_vanishes(tmp_path, capsys, monkeypatch, base, adapter):
+def test_the_bar_is_on_standard_error_and_is_cleared(tmp_path, capsys, monkeypatch, base, adapter):
     pytest.importorskip("tqdm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     main(["merge", base, adapter, "-o", str(tmp_path / "m.safetensors"), "--json"])

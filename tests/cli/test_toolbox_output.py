@@ -1,4 +1,4 @@
-"""What the verbs share: help, standard output of every kind, and errors in one line."""
+"""What the verbs share: help, standard output, and one-line errors."""
 
 import io
 import os
@@ -16,13 +16,13 @@ VERBS = ["inspect", "merge", "unmerge", "truncate", "combine", "convert", "diff"
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_has_an_example(verb, capsys):
+def test_help_has_examples(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert out.isascii()
-    assert re.search(rf"^example:\n  lora-np {verb} ", out, re.MULTILINE)
+    assert re.search(rf"^examples:\n  lora-np {verb} ", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -37,7 +37,7 @@ def non_ascii(folder):
 
 
 @pytest.mark.parametrize(("encoding", "name"), [("utf-8", "größe"), ("ascii", r"gr\xf6\xdfe")])
-def test_any_encoding_will_do(tmp_path, encoding, name, monkeypatch):
+def test_standard_output_in_any_encoding(tmp_path, encoding, name, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     assert main(["inspect", non_ascii(tmp_path)]) == 0
@@ -45,14 +45,14 @@ def test_any_encoding_will_do(tmp_path, encoding, name, monkeypatch):
     assert sys.stdout.errors == "strict"
 
 
-def test_any_stream_will_do(tmp_path, monkeypatch):
+def test_standard_output_that_is_not_a_file(tmp_path, monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     assert main(["inspect", write_peft(tmp_path / "a")]) == 0
     assert "2 layers" in stream.getvalue()
 
 
-def test_a_closed_pipe_is_no_accident(tmp_path, monkeypatch, capfd):
+def test_a_closed_pipe_is_not_reported(tmp_path, monkeypatch, capfd):
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as stream:
@@ -88,7 +88,7 @@ def test_output_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, capsys
     stream.detach = None
 
 
-def test_the_stream_is_as_it_was_after_an_error(monkeypatch):
+def test_the_stream_is_restored_after_an_error(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     with pytest.raises(ZeroDivisionError), _streams.any_text():
@@ -97,10 +97,10 @@ def test_the_stream_is_as_it_was_after_an_error(monkeypatch):
 
 
 def test_an_error_is_one_line(tmp_path, fail):
-    assert fail("inspect", f"{tmp_path}/a\nb\x1b[2J") == rf"{tmp_path}/a\nb\x1b[2J: there is no such file or folder"
+    assert fail("inspect", f"{tmp_path}/a\nb\x1b[2J") == rf"{tmp_path}/a\nb\x1b[2J: no such file or folder"
 
 
-def test_words():
+def test_text():
     assert printable("größe\t\x00") == r"größe\t\x00"
     assert counted(1, "layer") == "1 layer"
     assert counted(1234, "byte") == "1,234 bytes"

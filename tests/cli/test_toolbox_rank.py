@@ -1,14 +1,14 @@
-"""``truncate`` and ``combine``: best approximations, exact sums, and errors that are what they say."""
+"""``truncate`` and ``combine``: best approximations, exact sums, and exact errors."""
 
 import json
 import os
 
 import numpy as np
 import pytest
-from lora_np.surgery import spectrum
 
 from lora_np import LoRALayer, save_layer
 from lora_np.cli import combine, truncate
+from lora_np.factors.surgery import spectrum
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import load_peft
 from tests.cli.toolbox import dora, dylora, multilora, tree, weights, write_kohya, write_mlx, write_peft
@@ -47,7 +47,7 @@ def test_truncate_to_an_energy(tmp_path, run_json):
         assert layer["retained_energy"] >= 0.9
 
 
-def test_truncate_keeps_what_it_can(tmp_path, run):
+def test_truncate_keeps_the_configuration_the_dtype_and_lower_ranks(tmp_path, run):
     adapter = write_peft(tmp_path / "a", weights(dtype=np.float32), base_model_name_or_path="base", fan_in_fan_out=True)
     run("truncate", adapter, "-o", tmp_path / "small", "--rank", 8)
     small = load_peft(tmp_path / "small")
@@ -64,12 +64,12 @@ def test_truncate_makes_dylora_plain(tmp_path, run):
     assert not load_peft(tmp_path / "small").nested
 
 
-def test_truncate_takes_dora(tmp_path, run):
+def test_truncate_keeps_the_magnitudes_of_dora(tmp_path, run):
     run("truncate", write_peft(tmp_path / "a", dora()), "-o", tmp_path / "small", "--rank", 1)
     np.testing.assert_array_equal(load_peft(tmp_path / "small").magnitudes["first"], dora()["first"].magnitude)
 
 
-def test_all_energy_is_said_only_of_all_of_it(tmp_path, run):
+def test_100_percent_means_all_of_the_energy(tmp_path, run):
     layer = LoRALayer.from_factors(np.diag([1.0, 1e-4])[:, :2], np.eye(2))
     adapter = write_peft(tmp_path / "a", AdapterWeights({"first": layer}))
     assert "> 99.99 %" in run("truncate", adapter, "-o", tmp_path / "small", "--rank", 1)
@@ -81,16 +81,16 @@ def test_all_energy_is_said_only_of_all_of_it(tmp_path, run):
     [
         ([], "one of the arguments --rank --energy is required"),
         (["--rank", "2", "--energy", "0.5"], "not allowed with argument"),
-        (["--rank", "0"], "argument --rank: must be a whole number of 1 or above, got '0'"),
-        (["--rank", "²"], "argument --rank: must be a whole number of 1 or above, got '²'"),
-        (["--rank", "9" * 5000], "argument --rank: must be a whole number"),
-        (["--energy", "1.5"], "argument --energy: must be above 0 and at most 1, got '1.5'"),
-        (["--energy", "0"], "argument --energy: must be above 0 and at most 1, got '0'"),
-        (["--energy", "much"], "argument --energy: must be a number, got 'much'"),
-        (["--energy", "nan"], "argument --energy: must be a number, got 'nan'"),
+        (["--rank", "0"], "argument --rank: must be a positive integer, got '0'"),
+        (["--rank", "²"], "argument --rank: must be a positive integer, got '²'"),
+        (["--rank", "9" * 5000], "argument --rank: must be a positive integer, got '999"),
+        (["--energy", "1.5"], "argument --energy: must lie in (0, 1], got '1.5'"),
+        (["--energy", "0"], "argument --energy: must lie in (0, 1], got '0'"),
+        (["--energy", "much"], "argument --energy: must be a finite number, got 'much'"),
+        (["--energy", "nan"], "argument --energy: must be a finite number, got 'nan'"),
     ],
 )
-def test_truncate_with_wrong_arguments(misuse, options, reason):
+def test_truncate_with_invalid_arguments(misuse, options, reason):
     assert reason in misuse("truncate", "adapter", "-o", "small", *options)
 
 
@@ -105,7 +105,7 @@ def test_combine_exactly(tmp_path, run, run_json):
     np.testing.assert_allclose(total.delta("first"), expected, atol=1e-12)
     np.testing.assert_allclose(total.delta("second"), 0.5 * weights(1, 2).delta("second"), atol=1e-12)
     lines = [line.split() for line in out.splitlines()]
-    assert lines[0] == ["layer", "ranks", "rank", "|sum|", "|cut", "off|", "relative"]
+    assert lines[0] == ["layer", "ranks", "rank", "|sum|", "|error|", "relative", "error"]
     assert lines[2][:5] == ["first", "2", "+", "1", "3"]
     assert lines[3][:5] == ["second", "2", "+", "0", "2"]
     assert lines[2][-2:] == ["0", "exact"]
@@ -117,7 +117,7 @@ def test_combine_exactly(tmp_path, run, run_json):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_combine_tells_the_exact_error_of_a_rank(tmp_path, run, run_json, dtype):
+def test_combine_reports_the_exact_error_of_a_rank(tmp_path, run, run_json, dtype):
     sources = [weights(seed, dtype=dtype) for seed in (1, 2)]
     paths = [write_peft(tmp_path / str(number), source) for number, source in enumerate(sources)]
     report = run_json("combine", *paths, "-o", tmp_path / "sum", "--rank", 2)
@@ -132,7 +132,7 @@ def test_combine_tells_the_exact_error_of_a_rank(tmp_path, run, run_json, dtype)
     assert "e-01" in run("combine", *paths, "-o", tmp_path / "sum", "--rank", 2, "--force")
 
 
-def test_combine_to_nothing(tmp_path, run_json):
+def test_combine_to_zero(tmp_path, run_json):
     adapter = write_peft(tmp_path / "a")
     report = run_json("combine", adapter, adapter, "-o", tmp_path / "sum", "--weights", "0", "0", "--rank", "1")
     assert {layer["relative"] for layer in report["layers"]} == {0}
@@ -145,39 +145,41 @@ def test_combine_one_task(tmp_path, run, fail):
     assert load_peft(tmp_path / "sum").layers["first"].rank == 3
 
 
-def test_combine_refuses_what_has_no_sum(tmp_path, fail):
+def test_combine_rejects_dora_and_different_sizes(tmp_path, fail):
     plain, special = write_peft(tmp_path / "a"), write_peft(tmp_path / "b", dora())
     message = fail("combine", plain, special, "-o", tmp_path / "sum")
     assert message == f"{special}: first is adapted by DoRA, which does not add a matrix to the weight"
     other = write_peft(tmp_path / "c", AdapterWeights({"first": LoRALayer(6, 9, 1)}))
     message = fail("combine", plain, other, "-o", tmp_path / "sum")
-    assert message == f"{plain} + {other}: first: all layers must be 6 -> 5, got 6 -> 9"
+    assert message == f"{plain} + {other}: first: all layers must have the same sizes, got 6 -> 5 and 6 -> 9"
 
 
-def test_combine_with_wrong_arguments(misuse):
+def test_combine_with_invalid_arguments(misuse):
     message = misuse("combine", "a", "b", "-o", "sum", "--weights", "1")
-    assert message == "lora-np combine: error: --weights must be one for each of 2 adapters, got 1"
-    assert "argument --weights: must be a number, got 'a'" in misuse("combine", "-o", "sum", "--weights", "1", "a")
+    assert message == "lora-np combine: error: --weights must have one value per adapter (2), got 1"
+    assert "argument --weights: must be a finite number, got 'a'" in misuse("combine", "-o", "sum", "--weights", "1", "a")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-def test_what_is_not_finite_is_refused(tmp_path, fail, value):
+def test_nonfinite_factors_are_rejected(tmp_path, fail, value):
     source = weights()
     source.layers["second"].matrix_a[0, 0] = value
     source.layers["second"].matrix_b[:] *= 1e100
     adapter = write_peft(tmp_path / "a", source)
     for verb in (["combine", adapter], ["truncate", adapter, "--rank", 1]):
         message = fail(*verb, "-o", tmp_path / "out")
-        assert message == f"{adapter}: second: its factors hold NaN, infinity, or numbers whose product is too large"
+        assert message == f"{adapter}: second: the factors must be finite, and so must their product"
 
 
-def test_sums_that_are_too_large_are_refused(tmp_path, fail):
+def test_sums_that_are_too_large_are_rejected(tmp_path, fail):
     adapter = write_peft(tmp_path / "a")
     message = fail("combine", adapter, "-o", tmp_path / "out", "--weights", "1e308")
-    assert message.endswith(": the weighted sum is too large for float64")
+    assert message == "the sum: first: the factors must be finite, and so must their product"
+    message = fail("combine", adapter, "-o", tmp_path / "out", "--weights", "1e308", "--rank", "1")
+    assert message == f"{adapter}: first: the factors must be finite, and so must their product"
     small = write_peft(tmp_path / "b", weights(dtype=np.float32))
     message = fail("combine", small, "-o", tmp_path / "out", "--weights", "1e60", "--rank", "5")
-    assert message.startswith("the sum: first: its factors hold ")
+    assert message == "the sum: first: the factors must be finite, and so must their product"
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
@@ -185,12 +187,12 @@ def test_sums_that_are_too_large_are_refused(tmp_path, fail):
 
 
 @pytest.mark.parametrize("verb", ["truncate", "combine"])
-def test_what_is_there_is_replaced_only_by_force(tmp_path, run, fail, verb):
+def test_existing_output_is_overwritten_only_with_force(tmp_path, run, fail, verb):
     adapter = write_peft(tmp_path / "a")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
     arguments = [verb, adapter, "-o", tmp_path / "out", "--rank", "1"]
-    assert fail(*arguments) == f"{tmp_path / 'out'}: it is there already; --force replaces it"
+    assert fail(*arguments) == f"{tmp_path / 'out'}: already exists; use --force to overwrite"
     run(*arguments, "--force")
     assert tree(tmp_path / "out").keys() == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     run(verb, tmp_path / "out", "-o", tmp_path / "out", "--rank", "1", "--force")
@@ -212,7 +214,7 @@ def test_a_failure_leaves_nothing(tmp_path, fail, monkeypatch, verb, module):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_layer_without_a_path_has_no_place_in_a_peft_folder(tmp_path, fail):
+def test_a_layer_without_a_path_cannot_be_written_to_a_peft_folder(tmp_path, fail):
     save_layer(dora()["first"], tmp_path / "layer.npz")
     message = fail("truncate", tmp_path / "layer.npz", "-o", tmp_path / "out", "--rank", "1")
     assert message.startswith(f"{tmp_path / 'out'}: PEFT needs a path for each layer")

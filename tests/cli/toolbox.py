@@ -1,4 +1,4 @@
-"""Adapters and checkpoints for the tests of the verbs that work on files."""
+"""Adapters, checkpoints and fixtures for the tests of the verbs that work on files."""
 
 import json
 
@@ -99,7 +99,7 @@ def write_mlx(folder, source=None):
 
 
 def checkpoint(seed=7, dtype=np.float32):
-    """The tensors of a base, in the layout of torch."""
+    """The tensors of a base, in the layout of PyTorch."""
     rng = np.random.default_rng(seed)
     tensors = {f"{name}.weight": rng.normal(size=sizes[::-1]).astype(dtype) for name, sizes in SIZES.items()}
     return tensors | {"norm.weight": np.ones(3, dtype), "step": np.array(5)}
@@ -124,13 +124,13 @@ def write_shards(folder):
 
 
 def tree(folder):
-    """Every file in a folder, with its bytes."""
+    """The bytes of every file in a folder, by path."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
 def run(capsys):
-    """Run a verb that must succeed without a word on standard error; what it printed."""
+    """Run a verb that must print nothing on standard error, and return its standard output."""
 
     def run(*arguments, code=0):
         assert main([str(argument) for argument in arguments]) == code
@@ -148,7 +148,7 @@ def run_json(run):
 
 @pytest.fixture
 def fail(capsys):
-    """Run a verb that must fail: nothing on standard output, one line on standard error, which is returned."""
+    """Run a verb that must fail with one line on standard error and no output, and return the message."""
 
     def fail(*arguments):
         assert main([str(argument) for argument in arguments]) == 1
@@ -163,7 +163,7 @@ def fail(capsys):
 
 @pytest.fixture
 def misuse(capsys):
-    """Run a verb with wrong arguments: exit code 2, and the last line of standard error, which is returned."""
+    """Run a verb with invalid arguments, which must exit with code 2, and return the last line of standard error."""
 
     def misuse(*arguments):
         with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""A program that is checked: what passes, what fails, and what is said of programs that misbehave."""
+"""Checks of a program: what passes, what fails, and what is reported about programs that misbehave."""
 
 import json
 import os
@@ -23,7 +23,7 @@ CASES = load_vectors()[:3]
 FIRST = CASES[0]
 RIGHT = {case["name"]: case["expected"] for case in load_vectors()}
 
-# A program that knows every answer, and spoils some: its lines may use `case` and `arrays`.
+# A program that knows every answer; the inserted code may change it, using `case` and `arrays`.
 PROGRAM = """
 import json, sys, time
 expected = json.load(open({path!r}))
@@ -38,7 +38,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def program(tmp_path):
-    """Builds the command of such a program."""
+    """Build the command of such a program."""
 
     def build(spoil="pass", end=""):
         answers, script = tmp_path / "answers.json", tmp_path / "program.py"
@@ -50,21 +50,21 @@ def program(tmp_path):
 
 
 def spoiled(program, spoil):
-    """The verdict on the first case, after a line of code that changes the answers."""
+    """The verdict on the first case if a line of code changes the answers."""
     return check_program(program(spoil), CASES).verdicts[0]
 
 
 # ---------------------------------------------------------------- programs that answer
 
 
-def test_right_answers_pass(program):
+def test_correct_answers_pass(program):
     report = check_program(program())
     assert report.ok
     assert (report.count("pass"), report.problems) == (len(RIGHT), ())
     assert all(verdict.error == 0 for verdict in report.verdicts)
 
 
-def test_a_program_is_not_told_what_is_expected(program):
+def test_a_program_does_not_receive_the_expected_arrays(program):
     assert check_program(program("assert set(case) == {'name', 'kind', 'settings', 'arrays'}"), CASES).ok
 
 
@@ -79,7 +79,7 @@ def test_the_tolerance_is_relative_to_the_largest_element(program, factor, resul
     assert spoiled(program, f"arrays['y'][0][1] *= 1 + {factor * 1e-12}").result == result
 
 
-def test_another_tolerance(program):
+def test_a_larger_tolerance(program):
     command = program("arrays['y'][0][1] *= 1 + 1e-6")
     assert not check_program(command, CASES).ok
     assert check_program(command, CASES, tolerance=1e-5).ok
@@ -95,19 +95,19 @@ def test_another_tolerance(program):
         ("arrays['y'] = None", "y must not be None"),
     ],
 )
-def test_what_is_no_such_array_fails(program, spoil, words):
+def test_missing_and_malformed_arrays_fail(program, spoil, words):
     verdict = spoiled(program, spoil)
     assert verdict.result == "FAIL"
     assert re.match(words, verdict.detail)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_what_is_not_finite_fails(program, value):
+def test_nonfinite_elements_fail(program, value):
     verdict = spoiled(program, f"arrays['grad.b'][0] = float('{value}')")
     assert verdict == Verdict("dense-tall", "FAIL", "grad.b", np.inf)
 
 
-def test_further_arrays_do_no_harm(program):
+def test_additional_arrays_are_ignored(program):
     assert check_program(program("arrays['further'] = 'whatever'"), CASES).ok
 
 
@@ -121,7 +121,7 @@ def test_a_case_may_be_skipped(program):
     assert report.count("pass") == 2
 
 
-def test_to_skip_everything_is_no_success(program):
+def test_skipping_everything_is_not_a_success(program):
     report = check_program(program(SKIP), CASES)
     assert not report.ok
     assert report.count("skip") == 3
@@ -139,11 +139,11 @@ def test_a_case_without_an_answer_fails(program):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("hello", "line 1 of the program's output is not JSON: hello"),
-        ("[" * 100_000, "line 1 of the program's output is not JSON: [[["),
-        ("3", "line 1 of the program's output is not an object with a name: 3"),
+        ("hello", "output line 1 is not JSON: hello"),
+        ("[" * 100_000, "output line 1 is not JSON: [[["),
+        ("3", "output line 1 is not an object with a name: 3"),
         ('{"arrays": {}}', "is not an object with a name"),
-        ('{"name": "unknown", "arrays": {}}', "line 1 of the program's output names no case"),
+        ('{"name": "unknown", "arrays": {}}', "output line 1 does not name a case: "),
         ('{"name": "dense-tall"}', 'has neither an object "arrays" nor a string "skip"'),
         ('{"name": "dense-tall", "arrays": 3}', 'has neither an object "arrays" nor a string "skip"'),
     ],
@@ -160,38 +160,38 @@ def test_garbage_is_reported_and_the_rest_counts(program, line, words):
 def test_a_second_answer_is_a_problem(program):
     report = check_program(program("print(json.dumps({'name': case['name'], 'arrays': arrays}))"), CASES)
     assert len(report.problems) == 3
-    assert "is a second result of its case" in report.problems[0]
+    assert "output line 2 repeats the result of a case: " in report.problems[0]
 
 
-def test_output_that_is_no_text_is_a_problem(program):
+def test_output_that_is_not_text_is_a_problem(program):
     report = check_program(program(end="sys.stdout.buffer.write(b'\\xff\\xfe')"), CASES)
     assert "is not JSON" in report.problems[0]
 
 
-def test_empty_lines_do_no_harm(program):
+def test_empty_lines_are_ignored(program):
     assert check_program(program("print()"), CASES).ok
 
 
-def test_a_crash_is_reported_with_its_last_words(program):
+def test_a_crash_is_reported_with_the_last_error_output(program):
     report = check_program(program("if case['name'] == 'dense-wide': sys.exit('out of cheese\\n')"), CASES)
-    assert report.problems == ("the program ended with exit code 1; its last words: out of cheese",)
+    assert report.problems == ("the program exited with code 1; last error output: out of cheese",)
     assert [verdict.result for verdict in report.verdicts] == ["pass", "FAIL", "FAIL"]
 
 
 def test_a_silent_crash(program):
-    assert check_program(program(end="sys.exit(3)"), CASES).problems == ("the program ended with exit code 3",)
+    assert check_program(program(end="sys.exit(3)"), CASES).problems == ("the program exited with code 3",)
 
 
 def test_a_program_that_hangs_is_stopped(program):
     start = time.monotonic()
     report = check_program(program("if case['name'] == 'dense-wide': time.sleep(60)"), CASES, timeout=1.5)
     assert time.monotonic() - start < 20
-    assert report.problems == ("the program had not ended after 1.5 s and was stopped",)
+    assert report.problems == ("the program did not exit within 1.5 s and was stopped",)
     assert [verdict.result for verdict in report.verdicts] == ["pass", "FAIL", "FAIL"]
 
 
 def ends(pid):
-    """Whether the process is gone before long; a zombie that nobody has waited for is gone, too."""
+    """Whether the process ends soon; a zombie counts as ended."""
     for _ in range(200):
         try:
             os.kill(pid, 0)
@@ -205,7 +205,7 @@ def ends(pid):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
-def test_what_a_hanging_program_has_started_is_stopped_too(program, tmp_path):
+def test_children_of_a_hanging_program_are_stopped_too(program, tmp_path):
     mark = tmp_path / "pid"
     child = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     check_program(program(f"__import__('subprocess').run([sys.executable, '-c', {child!r}])"), CASES, timeout=1.5)
@@ -220,10 +220,13 @@ def test_a_program_that_reads_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("", "command must name a program, got an empty one"),
-        ("no-such-program-here --fast", "command must name a program that runs, got 'no-such-program-here': No such file"),
-        (os.path.dirname(__file__), "command must name a program that runs"),
-        ("'open", 'command must be a program and its arguments, got "\'open": No closing quotation'),
+        ("", "command must name a program, got ''"),
+        (
+            "no-such-program-here --fast",
+            "command must name an executable program, got 'no-such-program-here': No such file",
+        ),
+        (os.path.dirname(__file__), f"command must name an executable program, got {os.path.dirname(__file__)!r}: "),
+        ("'open", 'command must be quoted as for a POSIX shell, got "\'open": No closing quotation'),
     ],
 )
 def test_a_command_that_cannot_run(command, words):
@@ -235,14 +238,17 @@ def test_a_command_that_cannot_run(command, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"command": None}, "command must be a program and its arguments in one string, got None"),
-        ({"command": ["node", "a.js"]}, "command must be a program and its arguments in one string"),
+        ({"command": None}, "command must be a string with a program and its arguments, got None"),
+        (
+            {"command": ["node", "a.js"]},
+            r"command must be a string with a program and its arguments, got \['node', 'a.js'\]",
+        ),
         ({"timeout": 0}, "timeout must be greater than 0, got 0"),
         ({"timeout": np.nan}, "timeout must be finite"),
         ({"tolerance": -1e-9}, "tolerance must be at least 0"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_runs(options, words):
+def test_invalid_options_are_rejected_before_anything_runs(options, words):
     with pytest.raises(ArgumentError, match=words):
         check_program(**({"command": "no-such-program-here"} | options))
 
@@ -271,13 +277,13 @@ def test_the_error_is_the_largest_difference_over_the_largest_element(pairs):
     assert error == pytest.approx(difference, rel=1e-12, abs=1e-300)
 
 
-def test_an_array_of_almost_zeros_is_measured_absolutely():
+def test_the_error_of_an_array_of_almost_zeros_is_absolute():
     assert relative_error(np.array([1e-20]), np.array([0.0])) == 1e-20
     assert relative_error(np.array([0.0]), np.array([7e-35])) == 7e-35
     assert relative_error(np.array([0.0]), np.array([7e-3])) == 1
 
 
-def test_a_report_without_cases_is_no_success():
+def test_a_report_without_cases_is_not_a_success():
     assert not Report((), ()).ok
     assert not Report((Verdict("a", "pass", "y", 0.0),), ("a crash",)).ok
     assert compare(FIRST, None).detail == "no answer"
@@ -287,11 +293,11 @@ def test_a_report_without_cases_is_no_success():
 
 
 def test_the_verb_writes_the_files(tmp_path, capsys):
-    assert main(["vectors", "--out", str(tmp_path / "out")]) == 0
+    assert main(["vectors", "--output", str(tmp_path / "out")]) == 0
     assert f"{len(RIGHT)} cases in vectors.json, schema.json, vectors.safetensors" in capsys.readouterr().out
     assert main(["vectors", "-o", str(tmp_path / "out")]) == 1
-    assert "--force" in capsys.readouterr().err
-    assert main(["vectors", "--json", "--force", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == f"lora-np: error: {tmp_path / 'out'}: already exists; use --force to overwrite\n"
+    assert main(["vectors", "--json", "--force", "--output", str(tmp_path / "out")]) == 0
     assert json.loads(capsys.readouterr().out)["cases"] == len(RIGHT)
 
 
@@ -305,15 +311,15 @@ def test_the_verb_checks_a_program(program, capsys):
     assert lines[-1] == f"{len(RIGHT) - merged} passed, {merged} failed, 0 skipped"
 
 
-def test_the_verb_succeeds_where_all_pass(program, capsys):
+def test_the_verb_succeeds_if_all_cases_pass(program, capsys):
     assert main(["vectors", "--check", program()]) == 0
     assert "0 failed" in capsys.readouterr().out
 
 
-def test_the_verb_tells_of_problems(program, capsys):
+def test_the_verb_reports_problems(program, capsys):
     command = program("time.sleep(60)", end="")
     assert main(["vectors", "--check", command, "--timeout", "0.5"]) == 1
-    assert "the program had not ended after 0.5 s" in capsys.readouterr().out
+    assert "\nthe program did not exit within 0.5 s and was stopped\n" in capsys.readouterr().out
     assert main(["vectors", "--check", "no-such-program-here"]) == 1
     assert "no-such-program-here" in capsys.readouterr().err
 
@@ -326,8 +332,8 @@ def test_the_verb_in_json(program, capsys):
     assert values["cases"][0] == {"case": "dense-tall", "result": "FAIL", "detail": "y", "error": None}
 
 
-@pytest.mark.parametrize("words", [[], ["--out", "a", "--check", "b"], ["--check", "b", "--timeout", "0"]])
-def test_wrong_arguments(words, capsys):
+@pytest.mark.parametrize("words", [[], ["--output", "a", "--check", "b"], ["--check", "b", "--timeout", "0"]])
+def test_invalid_arguments(words, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["vectors", *words])
     assert caught.value.code == 2
