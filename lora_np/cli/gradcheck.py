@@ -1,4 +1,4 @@
-"""``lora-np gradcheck``: every gradient of the package against its numerical value."""
+"""``lora-np gradcheck``: compare every gradient of the package with its numerical value."""
 
 import argparse
 import itertools
@@ -21,15 +21,15 @@ from .verb import Verb, add_json, add_seed, print_json
 LIMIT = TOLERANCES["complex"]
 
 SIZES: tuple[tuple[int, int, tuple[int, ...]], ...] = ((7, 4, (4,)), (3, 6, (2, 3)), (4, 2, ()))
-"""Input size, output size and leading axes: never square, where a transposed factor would go unnoticed."""
+"""Input size, output size and leading axes. No layer is square, so a transposed factor cannot go unnoticed."""
 
 ROUTED_SIZES = ((5, 3, (6,)), (3, 6, (6, 2)))
-"""The same for mixed batches, which need rows."""
+"""The same for mixed batches, whose first leading axis matches the tasks in `_multilora_cases`."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One layer to check, in one mode."""
+    """A layer to check, and the run to check it in."""
 
     kind: str
     layer: Layer
@@ -43,7 +43,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """The worst gradient of an array over all cases of a kind."""
+    """The largest error of an array's gradient over all cases of a kind."""
 
     kind: str
     array: str
@@ -52,11 +52,11 @@ class Row:
     ok: bool
 
 
-# ---------------------------------------------------------------- what is checked
+# ---------------------------------------------------------------- cases
 
 
 def cases() -> Iterator[Case]:
-    """Every layer, activation and adapter, at several sizes, ranks and settings."""
+    """Every layer, activation and adapter, with several sizes, ranks and settings."""
     yield from _layer_cases()
     yield from _low_rank_cases()
     yield from _adapter_cases()
@@ -85,7 +85,7 @@ def _low_rank_cases() -> Iterator[Case]:
 
 
 class _Setting(NamedTuple):
-    """A base layer for an adapter, and how to adapt it."""
+    """A base layer, and how to adapt it."""
 
     base: AffineLayer
     freeze: bool
@@ -102,7 +102,7 @@ def _settings(
 
 
 def _ranks(inputs: int, outputs: int) -> list[int]:
-    """The lowest, one in the middle where there is one, and the highest."""
+    """The lowest rank, a middle one if there is one, and the highest."""
     highest = min(inputs, outputs)
     return sorted({1, (highest + 1) // 2, highest})
 
@@ -123,7 +123,7 @@ def _dylora_cases() -> Iterator[Case]:
             full = DyLoRAAdapter(base, ranks[-1], ranks, 3.0, freeze, scaling=scaling)  # type: ignore[arg-type]
             full.set_deployment_rank(rank)
             yield Case("DyLoRAAdapter full", full, leading)
-            # The frozen mode leaves a part of the true gradient out on purpose: only the rest can be compared.
+            # The frozen mode omits part of the true gradient by design, so only the active part can be compared.
             frozen = DyLoRAAdapter(base, ranks[-1], ranks, 3.0, freeze, mode="frozen", scaling=scaling)  # type: ignore[arg-type]
             yield Case("DyLoRAAdapter frozen", frozen, leading, training=True, rank=rank, active_only=True)
 
@@ -149,25 +149,25 @@ def _multilora(base: AffineLayer, freeze: bool, ranks: list[int]) -> MultiLoRAAd
 
 
 def check(cases: Iterable[Case], rng: np.random.Generator) -> list[Row]:
-    """Check every case with random values in all of its arrays, by the complex step.
+    """Check every case with random values in all of its arrays, using the complex step.
 
     Returns
     -------
     list of Row
-        By kind, in the order of the cases.
+        One for each kind and array, in the order of the cases.
     """
     errors: dict[str, dict[str, list[float]]] = {}
     for case in cases:
-        # Where B is zero, as in a new adapter, the gradient of A is zero, and a check of it sees nothing.
+        # In a new adapter B is zero, so the gradient of A is zero and checking it would prove nothing.
         for values in case.layer.named_parameters(frozen=True).values():
             values[...] = rng.standard_normal(values.shape)
         x = rng.standard_normal((*case.leading, case.layer.input_size))
-        knows: dict[str, Any] = {"training": case.training, "tasks": case.tasks, "rank": case.rank}
-        found = gradient_errors(case.layer, x, **knows, active_only=case.active_only, method="complex", rng=rng)
+        run: dict[str, Any] = {"training": case.training, "tasks": case.tasks, "rank": case.rank}
+        found = gradient_errors(case.layer, x, **run, active_only=case.active_only, method="complex", rng=rng)
         for array, error in found.items():
             errors.setdefault(case.kind, {}).setdefault(array, []).append(error)
     return [
-        # np.max and not max, and "all are below" and not "none is above": a NaN is no pass.
+        # np.max propagates NaN, and `error <= LIMIT` is false for it: NaN must not pass.
         Row(kind, array, len(of_array), float(np.max(of_array)), all(error <= LIMIT for error in of_array))
         for kind, of_kind in errors.items()
         for array, of_array in of_kind.items()
@@ -193,14 +193,14 @@ def _run(arguments: argparse.Namespace) -> int:
         cells = [[row.kind, row.array, str(row.cases), f"{row.error:.1e}", "ok" if row.ok else "WRONG"] for row in rows]
         print(table(header, cells, left=2))
         total = sum(row.cases for row in rows)
-        verdict = f"wrong: {', '.join(wrong)}" if wrong else f"all are right to a relative error of {LIMIT:g}"
-        print(f"\n{total:,} gradients checked by the complex step: {verdict}")
+        verdict = f"wrong: {', '.join(wrong)}" if wrong else f"all correct to a relative error of {LIMIT:g}"
+        print(f"\n{total:,} gradients checked with the complex step: {verdict}")
     return 1 if wrong else 0
 
 
 GRADCHECK = Verb(
     name="gradcheck",
-    summary="compare every gradient of every layer, activation and adapter with its numerical value",
+    summary="compare the gradients of every layer, activation and adapter with numerical derivatives",
     example="lora-np gradcheck --seed 7",
     add_arguments=_add_arguments,
     run=_run,

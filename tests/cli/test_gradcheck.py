@@ -13,20 +13,20 @@ from lora_np.layers import Layer
 
 @final
 class Wrong(Layer):
-    """``y = 2 x + b``, whose gradients may be wrong by one part in a thousand."""
+    """``y = 2 x + b``, whose gradients may have relative errors."""
 
     parameter_names = ("bias",)
 
-    def __init__(self, slip_of_input=0.0, slip_of_bias=0.0):
+    def __init__(self, error_of_input=0.0, error_of_bias=0.0):
         super().__init__(3, 3)
         self.bias = np.zeros(3)
-        self.slips = slip_of_input, slip_of_bias
+        self.errors = error_of_input, error_of_bias
 
     def apply(self, x, run):
         return 2 * x + self.bias, ()
 
     def vjp(self, dy, cache, *, parameters=True, inputs=True):
-        of_input, of_bias = self.slips
+        of_input, of_bias = self.errors
         return 2 * dy * (1 + of_input), {"bias": dy.sum(axis=0) * (1 + of_bias)}
 
     def estimate_flops(self):
@@ -37,13 +37,13 @@ def plant(monkeypatch, *layers):
     monkeypatch.setattr(gradcheck, "cases", lambda: [Case(f"planted {i}", layer, (4,)) for i, layer in enumerate(layers)])
 
 
-def test_every_gradient_of_the_package_is_right(capsys):
+def test_every_gradient_of_the_package_is_correct(capsys):
     assert main(["gradcheck", "--seed", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     *rows, blank, verdict = lines[2:]
     assert blank == ""
     assert all(row.endswith("  ok") for row in rows)
-    assert "all are right" in verdict
+    assert verdict.endswith(" gradients checked with the complex step: all correct to a relative error of 1e-09")
     kinds = {row.split("  ")[0] for row in rows}
     assert kinds == {
         "DenseLayer",
@@ -62,7 +62,7 @@ def test_every_gradient_of_the_package_is_right(capsys):
     }
 
 
-def test_the_cases_are_not_square_and_leave_nothing_out():
+def test_the_cases_are_not_square_and_cover_every_setting():
     cases = list(gradcheck.cases())
     assert all(
         case.layer.input_size != case.layer.output_size for case in cases if not isinstance(case.layer, ActivationLayer)
@@ -79,9 +79,9 @@ def test_the_cases_are_not_square_and_leave_nothing_out():
     assert all(case.training and case.active_only for case in dylora if case.layer.mode == "frozen")
 
 
-@pytest.mark.parametrize(("slips", "wrong"), [((1e-3, 0), ["input"]), ((0, 1e-3), ["bias"]), ((np.nan, 0), ["input"])])
-def test_a_wrong_gradient_is_exit_code_1(monkeypatch, capsys, slips, wrong):
-    plant(monkeypatch, Wrong(), Wrong(*slips))
+@pytest.mark.parametrize(("errors", "wrong"), [((1e-3, 0), ["input"]), ((0, 1e-3), ["bias"]), ((np.nan, 0), ["input"])])
+def test_a_wrong_gradient_exits_with_code_1(monkeypatch, capsys, errors, wrong):
+    plant(monkeypatch, Wrong(), Wrong(*errors))
     assert main(["gradcheck"]) == 1
     *_, verdict = lines = capsys.readouterr().out.splitlines()
     assert verdict.endswith("wrong: " + ", ".join(f"planted 1 {name}" for name in wrong))
@@ -93,7 +93,7 @@ def test_a_wrong_gradient_is_exit_code_1(monkeypatch, capsys, slips, wrong):
     assert report["ok"] is False
 
 
-def test_rows_stand_together_by_kind(capsys, monkeypatch):
+def test_rows_are_grouped_by_kind(capsys, monkeypatch):
     cases = [Case("one", Wrong(), (2,)), Case("two", DenseLayer(3, 2, rng=0), (2,)), Case("one", Wrong(), (3,))]
     monkeypatch.setattr(gradcheck, "cases", lambda: cases)
     assert main(["gradcheck", "--json", "--seed", "5"]) == 0
@@ -110,7 +110,7 @@ def test_rows_stand_together_by_kind(capsys, monkeypatch):
     assert all(0 <= row["error"] < 1e-12 for row in report["gradients"])
 
 
-def test_an_infinite_error_is_null_in_json(monkeypatch, capsys):
+def test_a_nonfinite_error_is_null_in_json(monkeypatch, capsys):
     plant(monkeypatch, Wrong(np.nan, 0))
     main(["gradcheck", "--json"])
     rows = json.loads(capsys.readouterr().out)["gradients"]
