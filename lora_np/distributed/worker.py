@@ -88,8 +88,9 @@ def differentiate(job: Job, shard: Shard, moment: Moment, rows: Any, ranks: Rank
     ):
         rank = dict(zip(ranked(model), ranks, strict=True)).__getitem__ if ranks else None
         value, dy = job.loss.value_and_gradient(samples.forward(model, rows, rank)(), samples.targets[rows])
-        if np.isfinite(value):
-            model.backward(dy)
+        if not np.isfinite(value):
+            return ShardGradient(value, {}, {})
+        model.backward(dy)
         return ShardGradient(value, dict(model.gradients), dict(model.pending_parts))
 
 
