@@ -25,7 +25,7 @@ from functools import partial
 import numpy as np
 
 from lora_np import SGD, DenseLayer, Layer, MeanSquaredError, Sequential, StandardLoRAAdapter, apply_lora, relu
-from lora_np.cli.table import table
+from lora_np.terminal.table import table
 from lora_np.distributed import dask_executor, fit_shards
 from lora_np.training import Progress
 

@@ -14,7 +14,7 @@ from .adapters import (
     VeRAAdapter,
     VeRALayer,
 )
-from .adapters.dylora import geometric
+from .adapters.rank_distribution import RankDistribution, geometric
 from .base.weight_loadable import WeightLoadResult, WeightLoadValidation
 from .errors import (
     ArgumentError,
@@ -26,6 +26,7 @@ from .errors import (
     NonFiniteError,
     NotSupportedError,
 )
+from .factors.weights import at_rank
 from .functions.activations import (
     Activation,
     elu,
@@ -63,14 +64,9 @@ from .layers import (
     LowRankLayer,
     Sequential,
 )
-from .models.adapting import (
-    apply_lora,
-    has_adapters,
-    has_multi_lora_adapters,
-    merge_in_place,
-    select_task,
-    trainable_parameters,
-)
+from .models.adapting import apply_lora, merge_in_place, without_adapters
+from .models.finding import find, has_adapters, has_multi_lora_adapters, select_rank, select_task
+from .models.parameter_table import trainable_parameters
 from .run import Draw, Run
 from .training.fit import fit
 from .training.optimizers import SGD, Adam, AdamW, Momentum, Optimizer
@@ -142,6 +138,7 @@ __all__ = [
     "NonFiniteError",
     "NotSupportedError",
     "Optimizer",
+    "RankDistribution",
     "Regularization",
     "Run",
     "SGD",
@@ -154,7 +151,9 @@ __all__ = [
     "WeightLoadResult",
     "WeightLoadValidation",
     "apply_lora",
+    "at_rank",
     "elu",
+    "find",
     "fit",
     "gelu",
     "gelu_exact",
@@ -167,6 +166,7 @@ __all__ = [
     "merge_in_place",
     "relu",
     "save_layer",
+    "select_rank",
     "select_task",
     "selu",
     "sigmoid",
@@ -176,6 +176,7 @@ __all__ = [
     "swish",
     "tanh",
     "trainable_parameters",
+    "without_adapters",
 ]
 
 _SUBMODULES = (

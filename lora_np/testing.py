@@ -22,7 +22,7 @@ import numpy as np
 
 from ._typing import RNG, Array, Generator, Gradients, Parts
 from ._validation import generator, non_negative_float, one_of, real_array, same_shape
-from .base import Layer
+from .base import Layer, listeners, trained_parts
 from .errors import ArgumentError, GradientError
 from .functions.numerical import numerical_gradient
 from .run import Run
@@ -74,8 +74,8 @@ def check_gradients(
         Whether to take the derivative along one random direction of each array instead of along each element: one
         evaluation for each array, for large layers.
     active_only : bool, default False
-        Whether to compare the trained part of each array alone (`Layer.active_parts`), for passes that leave a part of the
-        true gradient out on purpose; elsewhere the gradient must then be exactly zero.
+        Whether to compare only the part of each array that the pass trains, for passes that omit a part of the
+        true gradient on purpose; elsewhere the gradient must then be exactly zero.
     rtol : float, optional
         The largest error to accept, relative to the largest element of the array's gradient; 1e-9 for the complex step and
         1e-6 for central differences if left out.
@@ -193,7 +193,7 @@ def _analytic(twin: Layer, x: Array, dy: Array, run: Run) -> tuple[Gradients, Pa
             raise GradientError(
                 f"{twin.layer_name}: the gradient of {name} has shape {gradient.shape}, and the array {arrays[name].shape}"
             )
-    return complete, twin.active_parts(cache)
+    return complete, trained_parts(listeners(twin), run)
 
 
 class _Numeric:
@@ -264,6 +264,6 @@ def _with_dtype(layer: Layer, dtype: np.dtype[Any]) -> Layer:
     """A copy of a layer with all arrays in another dtype, complex ones included."""
     twin = copy.deepcopy(layer)
     for inner in twin.walk().values():
-        for name in inner.parameter_names + inner.frozen_names:
+        for name in inner.parameter_names:
             setattr(inner, name, getattr(inner, name).astype(dtype))
     return twin

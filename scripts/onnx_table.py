@@ -15,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lora_np import ActivationLayer
-from lora_np.cli.table import table
+from lora_np.terminal.table import table
 from lora_np.functions.activations import ACTIVATIONS
 from lora_np.io.onnx import to_onnx
 from tests.kinds import LAYERS, batch, randomised

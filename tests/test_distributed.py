@@ -422,8 +422,8 @@ def test_the_fingerprint_tells_what_matters():
 class Doubled(Layer):
     """A user-defined layer without a config."""
 
-    parameter_names = ("factor",)
-    frozen_names = ("shift",)
+    parameter_names = ("factor", "shift")
+    frozen = frozenset({"shift"})
 
     def __init__(self, shift=0.0):
         super().__init__(data.IN, data.IN)

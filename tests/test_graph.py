@@ -140,7 +140,7 @@ def test_a_low_rank_branch_reads_like_its_equation():
         "v1 = input @ base.weight # (..., 3)",
         "v2 = v1 + base.bias # (..., 3)",
         "v3 = input @ lora.matrix_a[:, :1] # (..., 1)",
-        "v4 = v3 * lora.scaling # (..., 1)",
+        "v4 = lora.scaling * v3 # (..., 1)",
         "v5 = v4 @ lora.matrix_b[:1] # (..., 3)",
         "v6 = v2 + v5 # (..., 3)",
     ]

@@ -44,8 +44,8 @@ ODD_NAMES = ["größe ☃ 数", "a.b", "a/b", "../up", "two words", "file", "typ
 class Scale(Layer):
     """A user-defined layer: an array, a zero-dimensional array, and a setting."""
 
-    parameter_names = ("factor",)
-    frozen_names = ("shift",)
+    parameter_names = ("factor", "shift")
+    frozen = frozenset({"shift"})
     settings = ("power",)
 
     def __init__(self, size, dtype=np.float64):
@@ -183,7 +183,7 @@ def test_a_loaded_layer_trains_the_same_parameters(build):
     twin = load_layer(saved(layer))
     assert twin.named_parameters().keys() == layer.named_parameters().keys()
     np.testing.assert_array_equal(twin.get_parameters(), layer.get_parameters())
-    assert twin.details() == layer.details()
+    assert twin._details() == layer._details()
 
 
 @each

@@ -46,6 +46,7 @@ NAMES = {
     "NonFiniteError",
     "NotSupportedError",
     "Optimizer",
+    "RankDistribution",
     "Regularization",
     "Run",
     "SGD",
@@ -58,7 +59,9 @@ NAMES = {
     "WeightLoadResult",
     "WeightLoadValidation",
     "apply_lora",
+    "at_rank",
     "elu",
+    "find",
     "fit",
     "gelu",
     "gelu_exact",
@@ -71,6 +74,7 @@ NAMES = {
     "merge_in_place",
     "relu",
     "save_layer",
+    "select_rank",
     "select_task",
     "selu",
     "sigmoid",
@@ -80,6 +84,7 @@ NAMES = {
     "swish",
     "tanh",
     "trainable_parameters",
+    "without_adapters",
 }
 
 ERRORS = {

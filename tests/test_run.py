@@ -21,9 +21,9 @@ from lora_np import (
     merge_in_place,
     relu,
     tanh,
+    without_adapters,
 )
 from lora_np.base import prefixed
-from lora_np.sklearn.networks import without_adapters
 from lora_np.testing import check_gradients
 from tests.kinds import batch, randomised
 
@@ -42,7 +42,7 @@ class Residual(Layer):
         return x + y, cache
 
     def vjp(self, dy, cache, *, parameters=True, inputs=True):
-        dx, gradients = self.inner.vjp(dy, cache, parameters=parameters and "inner" not in self.frozen_children)
+        dx, gradients = self.inner.vjp(dy, cache, parameters=parameters and "inner" not in self.frozen)
         return dy + dx, prefixed("inner", gradients)
 
     def children(self):
@@ -50,9 +50,6 @@ class Residual(Layer):
 
     def with_children(self, changed):
         return Residual(changed.get("inner", self.inner))
-
-    def active_parts(self, cache):
-        return prefixed("inner", self.inner.active_parts(cache))
 
     def estimate_flops(self):
         return self.inner.estimate_flops() + self.output_size
@@ -74,7 +71,7 @@ def test_one_draw_for_one_pass_in_a_loop_of_ones_own():
     layer, seen = model(), set()
     for _ in range(40):
         layer.forward(batch(3, 6))
-        ranks = {adapter.rank_in(layer.last_run) for adapter in adapters(layer)}
+        ranks = {adapter.rank_in(layer._pass.run) for adapter in adapters(layer)}
         assert len(ranks) == 1
         layer.backward(batch(3, 6))
         rank = ranks.pop()
@@ -127,12 +124,13 @@ def test_a_rank_needs_a_layer_that_has_ranks():
         StandardLoRAAdapter(DenseLayer(6, 6), 2).forward(batch(3, 6), rank=1)
 
 
-def test_frozen_mode_refuses_ranks_of_rows_in_training_alone():
-    adapter = randomised(dylora(mode="frozen"))
+@pytest.mark.parametrize("is_training", [True, False])
+def test_frozen_mode_refuses_ranks_by_row_if_a_backward_pass_may_follow(is_training):
+    adapter = randomised(dylora(mode="frozen")).train(is_training)
     with pytest.raises(InvalidOperationError, match="mode must be 'full'"):
         adapter.forward(batch(3, 6), rank=[1, 2, 4])
-    adapter.predict(batch(3, 6), rank=[1, 2, 4])
-    adapter.eval().forward(batch(3, 6), rank=[1, 2, 4])
+    expected = [adapter.predict(row, rank=rank) for row, rank in zip(batch(3, 6), [1, 2, 4], strict=True)]
+    assert_allclose(adapter.predict(batch(3, 6), rank=[1, 2, 4]), expected, rtol=1e-13)
 
 
 def test_a_training_pass_without_a_draw_is_no_evaluation():
@@ -180,7 +178,7 @@ def test_a_container_that_cannot_change_says_so():
     class Closed(Residual):
         with_children = Layer.with_children
 
-    with pytest.raises(NotSupportedError, match="a Closed does not say how to change its children"):
+    with pytest.raises(NotSupportedError, match="Closed does not implement with_children"):
         apply_lora(Closed(DenseLayer(6, 6)), lambda layer: StandardLoRAAdapter(layer, 2))
 
 

@@ -108,9 +108,6 @@ class Tampered(Layer):
         self.change(changed)
         return changed.pop("input"), changed
 
-    def active_parts(self, cache):
-        return prefixed("inner", self.inner.active_parts(cache))
-
     def estimate_flops(self):
         return self.inner.estimate_flops()
 
@@ -176,7 +173,7 @@ def test_a_float32_layer_is_checked_in_float64(name):
         layer = BUILDERS[name]()
         for inner in layer.walk().values():
             inner.dtype = np.dtype(np.float32)
-            for array in inner.parameter_names + inner.frozen_names:
+            for array in inner.parameter_names:
                 setattr(inner, array, getattr(inner, array).astype(np.float32))
         return layer
 

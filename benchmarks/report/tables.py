@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from lora_np.cli.table import table
+from lora_np.terminal.table import table
 
 from ..groups import Group, Row
 from ..harness import Measure

@@ -1,8 +1,8 @@
 """The adapters. A new one is one file, and one line here."""
 
-from .base import AdditiveAdapter as AdditiveAdapter
+from .additive import AdditiveAdapter as AdditiveAdapter
+from .additive import Selection as Selection
 from .base import LoRAAdapterBase as LoRAAdapterBase
-from .base import Selection as Selection
 from .dora import DoRAAdapter as DoRAAdapter
 from .dylora import DyLoRAAdapter as DyLoRAAdapter
 from .multilora import MultiLoRAAdapter as MultiLoRAAdapter

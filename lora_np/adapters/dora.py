@@ -1,22 +1,31 @@
-"""DoRA: a weight decomposed into magnitude and direction, and a low-rank change of the direction."""
+"""`DoRAAdapter`: a weight decomposed into magnitude and direction, with a low-rank change of the direction."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import Any, Self, final
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self, final
 
 import numpy as np
 
-from .._typing import RNG, Array, Cache, Gradients, Parts
-from .._validation import not_none
-from ..base import prefixed
+from .._typing import RNG, Array, Cache, Gradients
+from ..base import Layer, prefixed
 from ..errors import ArgumentError
 from ..kernels import sum_rows
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
 from ..run import Run
 from .base import LoRAAdapterBase
+
+
+class DoRACache(NamedTuple):
+    """What `DoRAAdapter.vjp` needs."""
+
+    base: Cache
+    lora: Cache
+    V: Array
+    n: Array
+    c: Array
+    u: Array
 
 
 @final
@@ -26,29 +35,30 @@ class DoRAAdapter(LoRAAdapterBase):
     Parameters
     ----------
     base_layer : DenseLayer or FullyConnectedLayer
-        What to adapt, without an activation.
+        The layer to adapt, without an activation.
     rank : int
         r, in 1..min(input_size, output_size).
     alpha : float, default -1
-        s = alpha / r; a negative one stands for the rank.
+        s = alpha / r. A negative value means `rank`.
     freeze_base_layer : bool, default True
-        Whether W and b stay as they are.
+        Whether W and b are frozen.
     norm_gradient : bool, default True
-        Whether gradients go through the norm. False takes it for a constant, as the paper (eq. 11) and PEFT do to save
-        memory; the gradients of A, B and W are then not those of the function.
+        Whether gradients flow through the norm. If False, it is treated as a constant, as in the paper (eq. 11) and in
+        PEFT, to save memory; the gradients of A, B and W are then not those of the function.
     scaling : {"max", "paper", "rslora"}, default "max"
-        ``"rslora"`` makes it s = alpha / √r; the others are the same here.
+        With ``"rslora"``, s = alpha / √r; the other two are equal here.
     rng : seed or numpy.random.Generator, optional
         For the initial A.
 
     Notes
     -----
-    The parameters are the magnitude m, (output_size,), at first the column norms of W, and the A and B of the branch. A
+    The parameters are the magnitude m, (output_size,), initially the column norms of W, and the A and B of the branch. A
     column of zero norm stays zero. With n = ‖V‖, c = m / n, U = X V and G = dL/dY (sums over rows)::
 
         Y = c U + b
         dc = Σ G U,  dm = dc / n,  dU = c G
-        X and V see dU as in a linear layer; the norm adds  dV = -V · dc m / n³,  whence dA = s dV Bᵀ, dB = s Aᵀ dV, dW = dV
+        X and V receive dU as in a linear layer; the norm adds  dV = -V · dc m / n³
+        and through V = W + s A B,  dA = s dV Bᵀ,  dB = s Aᵀ dV,  dW = dV
     """
 
     parameter_names = ("magnitude",)
@@ -64,17 +74,35 @@ class DoRAAdapter(LoRAAdapterBase):
         scaling: str = "max",
         rng: RNG = None,
     ) -> None:
-        not_none("base_layer", base_layer)
         super().__init__(base_layer, freeze_base_layer)
+        self._measure(norm_gradient)
+        self._lora = LoRALayer(self.input_size, self.output_size, rank, alpha, scaling=scaling, dtype=self.dtype, rng=rng)
+
+    @classmethod
+    def around(  # type: ignore[override]  # each kind of adapter has its own choices
+        cls, base_layer: Layer, branch: LoRALayer, freeze_base_layer: bool = True, *, norm_gradient: bool = True
+    ) -> Self:
+        """An adapter with a given branch, whose magnitude is that of the base; see `LoRAAdapterBase.around`."""
+        adapter = cls.__new__(cls)
+        LoRAAdapterBase.__init__(adapter, base_layer, freeze_base_layer)
+        adapter._measure(norm_gradient)
+        adapter._lora = adapter.fitted(branch)
+        return adapter
+
+    def _measure(self, norm_gradient: bool) -> None:
         try:
-            self._base = self.mergeable_base()
+            base = self.mergeable_base()
         except self.merge_error as error:
             raise ArgumentError(f"base_layer must be a linear DenseLayer or FullyConnectedLayer: {error}") from None
         self.norm_gradient = bool(norm_gradient)
-        self._lora = LoRALayer(self.input_size, self.output_size, rank, alpha, scaling=scaling, dtype=self.dtype, rng=rng)
-        self.magnitude: Array = _column_norms(self._base.matrix)
+        self.magnitude: Array = _column_norms(base.matrix)
 
-    def apply(self, x: Array, run: Run) -> tuple[Array, Cache]:
+    @property
+    def _base(self) -> AffineLayer:
+        assert isinstance(self.base_layer, AffineLayer)
+        return self.base_layer
+
+    def apply(self, x: Array, run: Run) -> tuple[Array, DoRACache]:
         """``y = c (base(x) - b + branch(x)) + b``, with c = m / ‖W + s A B‖."""
         b, m = self._base.bias, self.magnitude
         z, base_cache = self._base.apply(x, run)
@@ -84,10 +112,10 @@ class DoRAAdapter(LoRAAdapterBase):
         c = m / n
         u = z - b + branch
         y = c * u + b
-        return y, (base_cache, lora_cache, V, n, c, u)
+        return y, DoRACache(base_cache, lora_cache, V, n, c, u)
 
     def vjp(
-        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+        self, dy: Array, cache: DoRACache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
         """``dc = Σ dy u``, ``dm = dc / n``, ``du = c dy`` for base and branch; ``dV = -V dc c / n²`` through the norm."""
         base_cache, lora_cache, V, n, c, u = cache
@@ -109,10 +137,6 @@ class DoRAAdapter(LoRAAdapterBase):
         dx = base_dx + lora_dx if inputs else None  # type: ignore[operator]
         return dx, gradients
 
-    def active_parts(self, cache: Cache) -> Parts:
-        """The branch trains whole."""
-        return prefixed("lora", self._lora.active_parts(cache[1]))
-
     def merge_to_original_layer(self) -> AffineLayer:
         """A new layer with the weight ``V · m / ‖V‖``; the base is untouched."""
         V = self._base.matrix + self._lora.merge_weights()
@@ -123,15 +147,11 @@ class DoRAAdapter(LoRAAdapterBase):
         """The branch."""
         return self._lora
 
-    def details(self) -> dict[str, str]:
-        """The branch's details, and whether gradients go through the norm."""
-        return super().details() | {"dora.norm_gradient": str(self.norm_gradient)}
+    def _details(self) -> dict[str, str]:
+        return super()._details() | {"dora.norm_gradient": str(self.norm_gradient)}
 
-    def with_branches(self, change: Callable[[LoRALayer], LoRALayer]) -> Self:
-        """A copy in which the branch is what `change` makes of it; the base layer is shared."""
-        twin = copy.copy(self)
-        twin._lora = self.changed(self._lora, change)
-        return twin
+    def _set_branches(self, branches: Mapping[str, LoRALayer]) -> None:
+        self._lora = branches["lora"]
 
     def config(self) -> dict[str, Any]:
         """The base, the branch, and the two choices."""
@@ -146,7 +166,7 @@ class DoRAAdapter(LoRAAdapterBase):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """A new adapter with this base and branch."""
         choices = {name: config[name] for name in ("freeze_base_layer", "norm_gradient")}
-        return cls(config["base_layer"], 1, **choices).with_branches(lambda _: config["lora_layer"])
+        return cls.around(config["base_layer"], config["lora_layer"], **choices)
 
 
 def _column_norms(V: Array) -> Array:

@@ -1,36 +1,45 @@
-"""The branch of a mixed batch, in which every row has a task of its own."""
+"""`MixedBranch`: the branch of a mixed batch, in which each row has its own task."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 
-from .._typing import Array, Cache, Gradients, Parts
+from .._typing import Array, Gradients
 from ..layers.lora import LoRALayer
 from ..run import Run, Tasks
 
 
+class MixedCache(NamedTuple):
+    """What `MixedBranch.vjp` needs, with the rows sorted by task."""
+
+    x_rows: Array
+    hs: list[Array]
+    stops: list[int]
+    scaling: Array
+
+
 @final
 class MixedBranch:
-    """``y_i = s_t (x_i A_t) B_t``, with t the task of row i; zero where it has none.
+    """``y_i = s_t (x_i A_t) B_t``, with t the task of row i; zero for rows without a task.
 
     Parameters
     ----------
     tasks : Tasks
         The task of each entry of the first axis, grouped.
     branches : mapping of LoRALayer
-        By task; it must hold those of `tasks`.
+        By task, at least those in `tasks`.
     like : LoRALayer
         Any layer of the branches' sizes and dtype.
 
     Notes
     -----
-    The batch is sorted by task, so that each task's rows are one slice and cost two small products; a batch that is sorted
-    already is not moved. A row without a task belongs to a task of rank 0, whose products are zeros. The scalings multiply
-    whole rows, which is one operation for all tasks. With G = dL/dY, for the rows of each task::
+    The batch is sorted by task, unless it already is, so that the rows of each task are one slice and cost two small
+    products. Rows without a task belong to a task of rank 0, whose products are zero. The scalings multiply whole rows, in
+    one operation for all tasks. With G = dL/dY, for the rows of each task::
 
         G' = s G
         dB = (X A)ᵀ G',  dH = G' Bᵀ,  dA = Xᵀ dH,  dX = dH Aᵀ
@@ -44,11 +53,13 @@ class MixedBranch:
         nothing = like.matrix_a[:, :0], like.matrix_b[:0]
         self._factors = [nothing if layer is None else (layer.matrix_a, layer.matrix_b) for layer in layers]
         scalings = [1.0 if layer is None else layer.scaling for layer in layers]
-        # In the dtype of the layers: float64 scalings would make float64 products of float32 rows.
+        # In the layers' dtype: float64 scalings would turn float32 rows into float64 products.
         self._scaling = np.array(scalings, like.dtype).repeat(tasks.counts)
 
-    def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
-        """``h = x A``, ``y = s h B`` with the factors of each row's task, at their full rank."""
+    def apply(
+        self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0
+    ) -> tuple[Array, MixedCache]:
+        """``h = x A``, ``y = s h B`` with the factors of each row's task, at full rank."""
         inner = math.prod(x.shape[1:-1])
         scaling, stops = self._scaling.repeat(inner)[:, None], (inner * self._stops).tolist()
         dtype = np.result_type(x, *{factor.dtype for factors in self._factors for factor in factors})
@@ -61,15 +72,15 @@ class MixedBranch:
             hs.append(h)
             start = stop
         y_rows *= scaling
-        return self._tasks.apart(y_rows, x.shape), (x_rows, hs, stops, scaling)
+        return self._tasks.apart(y_rows, x.shape), MixedCache(x_rows, hs, stops, scaling)
 
     def vjp(
-        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+        self, dy: Array, cache: MixedCache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
         """``dB = hᵀ (s dy)``, ``dh = (s dy) Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ`` for the rows of each task present."""
         x_rows, hs, stops, scaling = cache
         dy_rows = (self._tasks.together(dy) * scaling).astype(np.result_type(dy, x_rows), copy=False)
-        # One block of memory for all tasks, each with r rows: as many small arrays take several times as long to allocate.
+        # One block of memory for all tasks, with r rows each: allocating many small arrays takes several times as long.
         ranks = sum(h.shape[1] for h in hs) if parameters else 0
         dAs, dBs = (np.empty((ranks, size), dy_rows.dtype) for size in (x_rows.shape[1], dy_rows.shape[1]))
         dx_rows = np.empty_like(x_rows, dy_rows.dtype) if inputs else None
@@ -89,7 +100,3 @@ class MixedBranch:
             start = stop
         dx = None if dx_rows is None else self._tasks.apart(dx_rows, (*dy.shape[:-1], x_rows.shape[1]))
         return dx, gradients
-
-    def active_parts(self, cache: Cache) -> Parts:
-        """Every array of a task present trains whole."""
-        return {}

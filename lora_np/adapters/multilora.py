@@ -1,55 +1,61 @@
-"""MultiLoRA: one shared base, many named tasks, each with a low-rank branch of its own."""
+"""`MultiLoRAAdapter`: one shared base and many named tasks, each with its own low-rank branch."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
 from typing import Any, Self, final
 
 from .._typing import RNG
 from .._validation import generator, not_none, rank_within
-from ..base import Layer
+from ..base import FixedAttributes, Layer, Listener
 from ..errors import ArgumentError, ArgumentNullError, InvalidOperationError, NotSupportedError
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
 from ..run import Run
-from .base import AdditiveAdapter, Selection
+from .additive import AdditiveAdapter, Selection
 from .mixed import MixedBranch
+from .task_children import TaskChildren
 
 
 @final
-class MultiLoRAAdapter(AdditiveAdapter):
-    """``y = base(x) + s_t (x A_t) B_t``, with t the current task, or in a mixed batch each row's own.
+class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, Listener):
+    """``y = base(x) + s_t (x A_t) B_t``, where t is the current task or, in a mixed batch, the task of each row.
 
     Parameters
     ----------
     base_layer : Layer
-        What to adapt; shared by all tasks.
+        The layer to adapt, shared by all tasks.
     default_task_name : str
-        The first task, current at first; not empty or blank.
+        The first task, initially the current one; not blank.
     default_rank : int
         Its rank, in 1..min(input_size, output_size).
     alpha : float, default -1
-        Its alpha; a negative one stands for its rank.
+        Its alpha. A negative value means its rank.
     freeze_base_layer : bool, default True
-        Whether the base's parameters stay as they are.
+        Whether the base's parameters are frozen.
     rng : seed or numpy.random.Generator, optional
         For the initial A of every task.
 
     Raises
     ------
     ArgumentNullError
-        `base_layer` or `default_task_name` is None.
+        If `base_layer` or `default_task_name` is None.
     ArgumentError
-        Another rule above is broken.
+        If another argument violates the constraints above.
 
     Notes
     -----
-    A pass gives gradients to the tasks that took part in it, and to no other: an update leaves every other task's arrays
-    as they are, to the bit. The flat vector holds the base, where it is not frozen, then each task in the order in which
-    the tasks were added.
+    A pass computes gradients for the tasks that took part in it and for no others: an update leaves the arrays of every
+    other task bit-identical. With X_t and G_t the rows of X and of G = dL/dY that belong to task t::
+
+        H_t = s_t X_t A_t,  Y_t = base(X_t) + H_t B_t
+        dB_t = H_tᵀ G_t,  dH_t = s_t G_t B_tᵀ,  dA_t = X_tᵀ dH_t,  dX_t = dX_base + dH_t A_tᵀ
+
+    If all rows have one task, its `LoRALayer` computes this; otherwise `MixedBranch` does. The flat vector holds the base,
+    unless it is frozen, then each task in the order in which the tasks were added.
 
     Examples
     --------
@@ -83,8 +89,20 @@ class MultiLoRAAdapter(AdditiveAdapter):
         self._add("default_task_name", default_task_name, default_rank, alpha)
         self._current_task = default_task_name
 
+    @classmethod
+    def around_tasks(cls, base_layer: Layer, branches: Mapping[str, LoRALayer], freeze_base_layer: bool = True) -> Self:
+        """An adapter with given branches by task, the first of which is current; see `LoRAAdapterBase.around`."""
+        adapter = cls.__new__(cls)
+        AdditiveAdapter.__init__(adapter, base_layer, freeze_base_layer)
+        adapter._rng, adapter._tasks = generator(None), {}
+        for name, branch in branches.items():
+            adapter._check_new("branches", name)
+            adapter._tasks[name] = adapter.fitted(branch)
+        adapter._current_task = next(iter(branches))
+        return adapter
+
     def select(self, run: Run) -> Selection:
-        """The branch of the one task that all rows have, the current one at first; or those of all tasks present."""
+        """The branch of the task that all rows have, by default the current one; or the branches of all tasks present."""
         names = (self._current_task,) if run.tasks is None else run.tasks.names
         if len(names) == 1 and names[0] is not None:
             return Selection(f"tasks.{names[0]}", self._tasks[names[0]])
@@ -92,13 +110,13 @@ class MultiLoRAAdapter(AdditiveAdapter):
         return Selection("tasks", MixedBranch(run.tasks, self._tasks, self.lora_layer))
 
     def check_run(self, run: Run) -> None:
-        """Raise ArgumentError where there is no such task."""
+        """Raise ArgumentError if a task is unknown."""
         for name in () if run.tasks is None else run.tasks.names:
             if name is not None and name not in self._tasks:
                 raise ArgumentError(f"tasks must be known to {self.layer_name}, got {name!r}")
 
     def bound_to(self, run: Run) -> Hashable:
-        """The branches of the tasks present, or of the current one; None in the place of one that is gone."""
+        """The branches of the tasks present, or that of the current one; None for a task that has been removed."""
         names = (self._current_task,) if run.tasks is None else run.tasks.names
         return tuple([self._tasks.get(name) for name in names if name is not None])
 
@@ -109,7 +127,7 @@ class MultiLoRAAdapter(AdditiveAdapter):
 
     @property
     def task_adapters(self) -> Mapping[str, LoRALayer]:
-        """The branches by task, in insertion order: a live view that cannot be written to."""
+        """The branches by task, in insertion order: a live, read-only view."""
         return MappingProxyType(self._tasks)
 
     @property
@@ -125,7 +143,7 @@ class MultiLoRAAdapter(AdditiveAdapter):
 
     @property
     def current_task(self) -> str:
-        """The task of `forward`, `predict` and merging; setting an unknown one raises ArgumentError."""
+        """The task of `forward`, `predict` and merging; must be a known task."""
         return self._current_task
 
     @current_task.setter
@@ -138,56 +156,59 @@ class MultiLoRAAdapter(AdditiveAdapter):
         self.current_task = task_name
 
     def add_task(self, task_name: str, rank: int, alpha: float = -1.0) -> None:
-        """Add a task; the current one stays.
+        """Add a task; the current task does not change.
 
         Parameters
         ----------
         task_name : str
-            Not empty or blank, and not there yet.
+            New and not blank.
         rank : int
             In 1..min(input_size, output_size).
         alpha : float, default -1
-            A negative one stands for this task's rank.
+            A negative value means this task's rank.
 
         Raises
         ------
         ArgumentError
-            A rule above is broken; nothing is changed.
+            If an argument violates the constraints above; nothing is changed.
         """
         self._add("task_name", task_name, rank, alpha)
 
     def _add(self, argument: str, name: str, rank: int, alpha: float) -> None:
+        self._check_new(argument, name)
+        branch = LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, rng=self._rng)
+        self._tasks[name] = self.fitted(branch)
+
+    def _check_new(self, argument: str, name: str) -> None:
         not_none(argument, name)
         if not isinstance(name, str) or not name.strip():
             raise ArgumentError(f"{argument} must be a string that is not blank, got {name!r}")
         if name in self._tasks:
-            raise ArgumentError(f"{argument} must be new, and there is a task {name!r} already")
-        branch = LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, rng=self._rng)
-        branch.is_training = self.is_training
-        self._tasks[name] = branch
+            raise ArgumentError(f"{argument} must be new, but the task {name!r} exists")
 
     def replace_task(self, task_name: str, branch: LoRALayer) -> None:
-        """Put another branch of the same sizes and dtype, of any rank, in the place of a task's.
+        """Replace the branch of a task by another one of the same sizes and dtype, of any rank.
 
         Raises
         ------
         ArgumentError
-            There is no such task, or the branch does not fit; nothing is changed.
+            If the task is unknown, or if the branch does not fit; nothing is changed.
         """
-        self._tasks[task_name] = self.changed(self.get_task_adapter(task_name), lambda _: branch)
+        self.get_task_adapter(task_name)
+        self._tasks[task_name] = self.fitted(branch)
 
     def remove_task(self, task_name: str) -> bool:
-        """Remove a task and its branch; where it was the current one, the first that remains is current.
+        """Remove a task and its branch. If it was the current one, the first of the others becomes current.
 
         Returns
         -------
         bool
-            False where there is no such task.
+            False if the task is unknown.
 
         Raises
         ------
         InvalidOperationError
-            It is the last one.
+            If it is the last task.
         """
         if not isinstance(task_name, str) or task_name not in self._tasks:
             return False
@@ -211,46 +232,42 @@ class MultiLoRAAdapter(AdditiveAdapter):
         return self.get_task_adapter(task_name).rank
 
     def merge_task_to_layer(self, task_name: str) -> AffineLayer:
-        """A new layer with ``W + s_t A_t B_t`` of this task, in the base's layout; base and current task are untouched.
+        """A new layer with ``W + s_t A_t B_t``, in the base's layout; the base and the current task are untouched.
 
         Raises
         ------
         ArgumentError
-            There is no such task.
+            If the task is unknown.
         NotSupportedError
-            The base is not a DenseLayer or FullyConnectedLayer, or it has an activation.
+            If the base is not a DenseLayer or FullyConnectedLayer, or if it has an activation.
         """
         branch, base = self.get_task_adapter(task_name), self.mergeable_base()
         return base.with_matrix(base.matrix + branch.merge_weights())
 
     def children(self) -> Mapping[str, Layer]:
-        """The base layer and every task's branch: a live view that cannot be written to."""
-        return _Children(self.base_layer, self._tasks)
+        """The base layer and every task's branch: a live, read-only view."""
+        return TaskChildren(self.base_layer, self._tasks)
 
     def compute_auxiliary_loss(self) -> Any:
-        """The penalty of the base, where it trains; branches have none."""
+        """The penalty of the base, unless it is frozen; branches have none."""
         return 0 if self.is_base_layer_frozen else self.base_layer.compute_auxiliary_loss()
 
-    def details(self) -> dict[str, str]:
-        """The current branch's details and the tasks."""
-        return super().details() | {
+    def _details(self) -> dict[str, str]:
+        return super()._details() | {
             "multilora.number_of_tasks": str(len(self._tasks)),
             "multilora.current_task": self._current_task,
             "multilora.tasks": ", ".join(self._shown_tasks()),
         }
 
     def _shown_tasks(self, form: Callable[[str], str] = str) -> list[str]:
-        """The names of the tasks for people to read: of many, the first seven and how many there are."""
+        """The names of the tasks; if there are many, the first seven and their number."""
         count = len(self._tasks)
         names = [form(name) for name in itertools.islice(self._tasks, count if count <= 8 else 7)]
         return names if count <= 8 else [*names, f"... {count} in all"]
 
-    def with_branches(self, change: Callable[[LoRALayer], LoRALayer]) -> Self:
-        """A copy in which each task's branch is what `change` makes of it; the base layer is shared."""
-        twin = copy.copy(self)
-        twin._rng = copy.deepcopy(self._rng)
-        twin._tasks = {name: self.changed(branch, change) for name, branch in self._tasks.items()}
-        return twin
+    def _set_branches(self, branches: Mapping[str, LoRALayer]) -> None:
+        self._rng = copy.deepcopy(self._rng)
+        self._tasks = self._tasks | {name.removeprefix("tasks."): branch for name, branch in branches.items()}
 
     def config(self) -> dict[str, Any]:
         """The base, each task's branch, and whether the base is frozen."""
@@ -263,33 +280,4 @@ class MultiLoRAAdapter(AdditiveAdapter):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """A new adapter with these tasks."""
-        tasks = dict(config["tasks"])
-        adapter = cls(config["base_layer"], next(iter(tasks)), 1, freeze_base_layer=config["freeze_base_layer"])
-        for name, branch in tasks.items():
-            if name not in adapter:
-                adapter.add_task(name, 1)
-            adapter.replace_task(name, branch)
-        return adapter
-
-
-class _Children(Mapping[str, Layer]):
-    """The base and the branches by name, looked up in the tasks themselves: making it costs the same for any number."""
-
-    def __init__(self, base: Layer, tasks: Mapping[str, Layer]) -> None:
-        self._base, self._tasks = base, tasks
-
-    def __getitem__(self, name: str) -> Layer:
-        if name == "base":
-            return self._base
-        kind, _, task = name.partition(".")
-        if kind != "tasks":
-            raise KeyError(name)
-        return self._tasks[task]
-
-    def __iter__(self) -> Iterator[str]:
-        yield "base"
-        for task in self._tasks:
-            yield f"tasks.{task}"
-
-    def __len__(self) -> int:
-        return 1 + len(self._tasks)
+        return cls.around_tasks(config["base_layer"], dict(config["tasks"]), config["freeze_base_layer"])

@@ -1,16 +1,15 @@
-"""LoRA as its authors wrote it: one branch at one rank."""
+"""`StandardLoRAAdapter`: LoRA as in the original paper, one branch at one rank."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Self, final
 
 from .._typing import RNG
 from ..base import Layer
 from ..layers.lora import LoRALayer
 from ..run import Run
-from .base import AdditiveAdapter, Selection
+from .additive import AdditiveAdapter, Selection
 
 
 @final
@@ -20,17 +19,24 @@ class StandardLoRAAdapter(AdditiveAdapter):
     Parameters
     ----------
     base_layer : Layer
-        What to adapt.
+        The layer to adapt.
     rank : int
         r, in 1..min(input_size, output_size).
     alpha : float, default -1
-        s = alpha / r; a negative one stands for the rank.
+        s = alpha / r. A negative value means `rank`.
     freeze_base_layer : bool, default True
-        Whether the base's parameters stay as they are.
+        Whether the base's parameters are frozen.
     scaling : {"max", "paper", "rslora"}, default "max"
-        ``"rslora"`` makes it s = alpha / √r; the others are the same here.
+        With ``"rslora"``, s = alpha / √r; the other two are equal here.
     rng : seed or numpy.random.Generator, optional
         For the initial A.
+
+    Notes
+    -----
+    Forward, backward and merge are those of `AdditiveAdapter` with a `LoRALayer` as the branch::
+
+        Y = base(X) + H B,  H = s X A
+        dB = Hᵀ G,  dH = s G Bᵀ,  dA = Xᵀ dH,  dX = dX_base + dH Aᵀ
 
     Examples
     --------
@@ -52,20 +58,27 @@ class StandardLoRAAdapter(AdditiveAdapter):
         super().__init__(base_layer, freeze_base_layer)
         self._lora = LoRALayer(self.input_size, self.output_size, rank, alpha, scaling=scaling, dtype=self.dtype, rng=rng)
 
+    @classmethod
+    def around(  # type: ignore[override]  # each kind of adapter has its own choices
+        cls, base_layer: Layer, branch: LoRALayer, freeze_base_layer: bool = True
+    ) -> Self:
+        """An adapter with a given branch; see `LoRAAdapterBase.around`."""
+        adapter = cls.__new__(cls)
+        AdditiveAdapter.__init__(adapter, base_layer, freeze_base_layer)
+        adapter._lora = adapter.fitted(branch)
+        return adapter
+
     @property
     def lora_layer(self) -> LoRALayer:
         """The branch."""
         return self._lora
 
     def select(self, run: Run) -> Selection:
-        """The branch, whole."""
+        """The branch, at its full rank."""
         return Selection("lora", self._lora)
 
-    def with_branches(self, change: Callable[[LoRALayer], LoRALayer]) -> Self:
-        """A copy in which the branch is what `change` makes of it; the base layer is shared."""
-        twin = copy.copy(self)
-        twin._lora = self.changed(self._lora, change)
-        return twin
+    def _set_branches(self, branches: Mapping[str, LoRALayer]) -> None:
+        self._lora = branches["lora"]
 
     def config(self) -> dict[str, Any]:
         """The base, the branch, and whether the base is frozen."""
@@ -78,5 +91,4 @@ class StandardLoRAAdapter(AdditiveAdapter):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """A new adapter with this base and branch."""
-        adapter = cls(config["base_layer"], 1, freeze_base_layer=config["freeze_base_layer"])
-        return adapter.with_branches(lambda _: config["lora_layer"])
+        return cls.around(config["base_layer"], config["lora_layer"], config["freeze_base_layer"])

@@ -1,19 +1,29 @@
-"""VeRA: frozen random factors, shared by many layers, and two trained vectors that scale them."""
+"""`VeRALayer` and `VeRAAdapter`: frozen random factors, which layers may share, scaled by two trained vectors."""
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from .._typing import RNG, Array, Cache, Gradients, Parts
+from .._typing import RNG, Array, Gradients
 from .._validation import finite_float, generator, rank_within
 from ..base import Layer
 from ..functions.initializers import he_uniform
 from ..kernels import product, sum_rows
-from ..layers.lora import LowRankLayer
+from ..layers.low_rank import LowRankLayer
 from ..run import Run
-from .base import AdditiveAdapter, Selection
+from .additive import AdditiveAdapter, Selection
+
+
+class VeRACache(NamedTuple):
+    """What `VeRALayer.vjp` needs."""
+
+    h: Array
+    t: Array
+    r: int
+    s: float | Array
+    trained_from: int
 
 
 @final
@@ -23,11 +33,11 @@ class VeRALayer(LowRankLayer):
     Parameters
     ----------
     input_size, output_size, rank, alpha, dtype
-        As in `LoRALayer`, but the rank has no upper limit.
+        As in `LoRALayer`, except that the rank has no upper limit.
     initial_d : float, default 0.1
-        The initial value of every element of d; b begins at zero.
+        The initial value of every element of d; b is initially zero.
     rng : seed or numpy.random.Generator, optional
-        For A and B. Layers of one size with one seed share their factors' values.
+        For A and B. Layers of the same sizes and seed have the same factors.
 
     Notes
     -----
@@ -37,8 +47,8 @@ class VeRALayer(LowRankLayer):
         db = Σ G T,  dT = G b,  dQ = s dT Bᵀ,  dd = Σ H dQ,  dX = (dQ d) Aᵀ
     """
 
-    parameter_names = ("vector_d", "vector_b")
-    frozen_names = ("projection_a", "projection_b")
+    parameter_names = ("vector_d", "vector_b", "projection_a", "projection_b")
+    frozen = frozenset({"projection_a", "projection_b"})
 
     def __init__(
         self,
@@ -58,16 +68,18 @@ class VeRALayer(LowRankLayer):
         self.projection_a: Array = he_uniform((self.input_size, self.rank), self.dtype, random)
         self.projection_b: Array = he_uniform((self.rank, self.output_size), self.dtype, random)
 
-    def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
+    def apply(
+        self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0
+    ) -> tuple[Array, VeRACache]:
         """``h = x A``, ``t = s (h d) B``, ``y = t b``."""
-        r, s = self.cut(rank, x.shape[:-1])
+        r, s = self.components_at(rank, x.shape[:-1])
         A, B, d, b = self.projection_a[:, :r], self.projection_b[:r], self.vector_d[:r], self.vector_b
         h = product(x, A)  # (..., in) @ (in, r) -> (..., r)
         t = product(s * (h * d), B)  # (..., r) @ (r, out) -> (..., out)
-        return t * b, (h, t, r, s, trained_from)
+        return t * b, VeRACache(h, t, r, s, trained_from)
 
     def vjp(
-        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+        self, dy: Array, cache: VeRACache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
         """``db = Σ dy t``, ``dq = s (dy b) Bᵀ``, ``dd = Σ h dq``, ``dx = (dq d) Aᵀ``."""
         h, t, r, s, first = cache
@@ -80,11 +92,6 @@ class VeRALayer(LowRankLayer):
             gradients = {"vector_d": dd, "vector_b": sum_rows(dy * t)}
         dx = product(dq * d, A.T) if inputs else None  # (..., r) @ (r, in) -> (..., in)
         return dx, gradients
-
-    def active_parts(self, cache: Cache) -> Parts:
-        """The elements of d that trained."""
-        *_, r, _, first = cache
-        return {"vector_d": (slice(first, r),)}
 
     def merge_weights(self, *, rank: int | None = None) -> Array:
         """``s (A d) B b``, with the first `rank` components: shape (input_size, output_size)."""
@@ -104,17 +111,17 @@ class VeRAAdapter(AdditiveAdapter):
     Parameters
     ----------
     base_layer : Layer
-        What to adapt.
+        The layer to adapt.
     rank : int
         r, at least 1.
     alpha : float, default -1
-        s = alpha / r; a negative one stands for the rank, so that s = 1 as in the paper.
+        s = alpha / r. A negative value means `rank`, so that s = 1 as in the paper.
     freeze_base_layer : bool, default True
-        Whether the base's parameters stay as they are.
+        Whether the base's parameters are frozen.
     initial_d : float, default 0.1
         The initial value of every element of d.
     rng : seed or numpy.random.Generator, optional
-        For A and B; adapters of one size with one seed share their values.
+        For A and B; adapters of the same sizes and seed have the same factors.
     """
 
     def __init__(
@@ -138,7 +145,7 @@ class VeRAAdapter(AdditiveAdapter):
         return self._lora
 
     def select(self, run: Run) -> Selection:
-        """The branch, whole."""
+        """The branch, at its full rank."""
         return Selection("lora", self._lora)
 
     def config(self) -> dict[str, Any]:

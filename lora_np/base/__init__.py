@@ -1,4 +1,12 @@
 """What every layer has: `Layer`, its arrays in parameters.py, and one file for each interface of the documented API."""
 
+from .fixed_attributes import FixedAttributes as FixedAttributes
 from .layer import Layer as Layer
+from .listening import Listener as Listener
+from .listening import listeners as listeners
+from .listening import trained_parts as trained_parts
+from .memory import pending as pending
+from .parameters import become as become
+from .parameters import parameter_of as parameter_of
 from .parameters import prefixed as prefixed
+from .training_mode import training_mode as training_mode

@@ -1,4 +1,4 @@
-"""`DiagnosticsProvider` (C#: IDiagnosticsProvider): what a layer says of itself, and what it costs."""
+"""`DiagnosticsProvider` (C#: IDiagnosticsProvider): a description of the layer, and estimates of its cost."""
 
 from __future__ import annotations
 
@@ -13,21 +13,17 @@ from .parameters import ParameterTree
 
 
 class DiagnosticsProvider(ParameterTree, ABC):
-    """Needs the arrays and sizes, `apply`, and `estimate_flops`; a layer says more of itself in `details`."""
+    """Needs the arrays and sizes, `apply`, and `estimate_flops`; a layer adds its own entries in `_details`."""
 
-    input_size: int
-    output_size: int
     if TYPE_CHECKING:  # what `Layer` has
         apply: Any
         is_training: Any
-
-    # ---------------------------------------------------------------- what a layer may say
 
     @abstractmethod
     def estimate_flops(self) -> int:
         """Floating-point operations of one row's forward pass, a multiply-add counting as two."""
 
-    def details(self) -> dict[str, str]:
+    def _details(self) -> dict[str, str]:
         """What sets this layer apart, for `get_diagnostics` and `repr`: strings by dotted name."""
         return {}
 
@@ -35,17 +31,15 @@ class DiagnosticsProvider(ParameterTree, ABC):
         """The names of the activations inside, in order."""
         return tuple(name for child in self.children().values() for name in child.get_activation_types())
 
-    # ---------------------------------------------------------------- what follows
-
     @property
     def supports_training(self) -> bool:
         """Whether there are trainable parameters."""
-        trained = (child for name, child in self.children().items() if name not in self.frozen_children)
-        return bool(self.parameter_names) or any(child.supports_training for child in trained)
+        own = any(name not in self.frozen for name in self.parameter_names)
+        return own or any(child.supports_training for child in self._trained_children())
 
     @property
     def is_initialized(self) -> bool:
-        """Always true: sizes are known and weights are drawn at construction."""
+        """Always true: the constructor sets sizes and draws weights."""
         return True
 
     def get_input_shape(self) -> tuple[int, ...]:
@@ -57,7 +51,7 @@ class DiagnosticsProvider(ParameterTree, ABC):
         return (self.output_size,)
 
     def get_diagnostics(self) -> dict[str, str]:
-        """The layer and its state in words and numbers: strings by dotted name."""
+        """The layer and its state: strings by dotted name."""
         return {
             "layer.type": type(self).__name__,
             "layer.name": self.layer_name,
@@ -68,18 +62,18 @@ class DiagnosticsProvider(ParameterTree, ABC):
             "layer.supports_training": str(self.supports_training),
             "layer.is_training": str(self.is_training),
             "layer.activation": ", ".join(self.get_activation_types()) or "none",
-        } | self.details()
+        } | self._details()
 
     def __repr__(self) -> str:
         trainable = self.parameter_count
         total = sum(array.size for array in self.named_parameters(frozen=True).values())
         size = f"{trainable:,} parameters" if trainable == total else f"{trainable:,} of {total:,} parameters train"
         words = [f"{self.input_size} -> {self.output_size}"]
-        words += [f"{name.rpartition('.')[2]}={value}" for name, value in self.details().items()]
+        words += [f"{name.rpartition('.')[2]}={value}" for name, value in self._details().items()]
         return f"{type(self).__name__}({', '.join([*words, size])})"
 
     def estimate_activation_memory(self) -> int:
-        """Bytes that one more row makes a pass keep: its input, its share of the cache, and its output."""
+        """Bytes that a pass keeps for each row: its input, its share of the cache, and its output."""
         return self._kept_bytes(rows=2) - self._kept_bytes(rows=1)
 
     def _kept_bytes(self, rows: int) -> int:

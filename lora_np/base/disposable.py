@@ -11,10 +11,10 @@ class Disposable(ABC):
 
     @abstractmethod
     def reset_state(self) -> None:
-        """Drop what is remembered."""
+        """Drop what `forward` and `backward` remember."""
 
     def close(self) -> None:
-        """`reset_state`; may be called again, and the layer may be used again."""
+        """Call `reset_state`. It may be called repeatedly, and the layer can still be used afterwards."""
         self.reset_state()
 
     def __enter__(self) -> Self:

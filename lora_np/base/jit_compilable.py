@@ -1,4 +1,4 @@
-"""`JitCompilable` (C#: IJitCompilable): a layer whose inference can be written down as a graph."""
+"""`JitCompilable` (C#: IJitCompilable): a layer whose inference can be exported as a computation graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class JitCompilable:
-    """Needs what a `Recordable` has: `apply`, the arrays, and sizes."""
+    """Needs `apply`, the arrays and the sizes: the Protocol `Recordable`."""
 
     @property
     def supports_jit_compilation(self: Recordable) -> bool:
@@ -25,8 +25,8 @@ class JitCompilable:
         Parameters
         ----------
         input_nodes : list of ComputationNode
-            Pass an empty list, and the new input node, which all branches share, is appended to it. Pass a node, such as
-            the output of another graph, and this graph continues from there.
+            If it is empty, the new input node, which all branches share, is appended to it. If it holds a node, such as
+            the output of another graph, this graph continues from there.
 
         Returns
         -------
@@ -36,9 +36,9 @@ class JitCompilable:
         Raises
         ------
         ArgumentError
-            Not such a list, or the node in it has another size or dtype than the layer's input.
+            If it is not such a list, or if the node's size or dtype differs from that of the layer's input.
         NotSupportedError
-            The `apply` of a layer inside does something that cannot be recorded; the message says which layer, and why.
+            If the `apply` of a layer inside does something that cannot be recorded; the message names the layer and why.
         """
         from ..graph import recording
 

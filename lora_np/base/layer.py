@@ -1,6 +1,7 @@
-"""`Layer`: a pure pair, `apply` and `vjp`, and the same pair with a memory, `forward`, `backward` and `update_parameters`.
+"""`Layer`: a pure pair, `apply` and `vjp`, and the same pair with a memory: `forward`, `backward`, `update_parameters`.
 
-Its arrays are in parameters.py; each of its bases is one interface of the documented API, in the file of that name.
+Its arrays and children are in parameters.py. Each of its other bases is one interface of the documented API, in the file of
+that name.
 """
 
 from __future__ import annotations
@@ -8,18 +9,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final, overload
+from typing import TYPE_CHECKING, Any, Literal, final, overload
 
 import numpy as np
 
-from .._typing import Array, Cache, Gradients, Parts
+from .._typing import Array, Cache, Gradients
 from .._validation import finite_float, float_dtype, last_axis, positive_int, real_array, same_shape
 from ..errors import InvalidOperationError
-from ..run import Rank, Run
+from ..run import EVALUATION, Rank, Run
 from .diagnostics_provider import DiagnosticsProvider
 from .disposable import Disposable
 from .jit_compilable import JitCompilable
-from .listening import Bond, Listening
+from .listening import Listening
+from .memory import Pass, Pending, unaliased
 from .packable import Packable
 from .parameters import new_name
 from .serializable import Serializable
@@ -27,32 +29,22 @@ from .training_mode import TrainingMode
 from .weight_loadable import WeightLoadable
 
 
-class _Pass(NamedTuple):
-    """What `forward` remembers."""
-
-    cache: Cache
-    output_shape: tuple[int, ...]
-    run: Run
-    bonds: tuple[Bond, ...]
-
-
 class Layer(
     Serializable, WeightLoadable, DiagnosticsProvider, JitCompilable, Disposable, TrainingMode, Listening, Packable
 ):
     """A differentiable map of rows, ``(..., input_size) -> (..., output_size)``, with named parameters.
 
-    A concrete layer writes `apply` and `vjp`, side by side, and names its arrays in `parameter_names`. All else follows.
+    A concrete layer implements `apply` and `vjp`, side by side, and names its arrays in `parameter_names`.
 
     Parameters
     ----------
     input_size, output_size : int
-        Sizes of the last axis before and after.
     dtype : {float64, float32}
         Of parameters and outputs; inputs are cast to it.
     """
 
-    _pass: _Pass | None
-    _pending: tuple[Gradients, _Pass] | None  # of the last `backward`
+    _pass: Pass | None  # of the last `forward`
+    _pending: tuple[Gradients, Pass] | None  # of the last `backward`
 
     def __init__(self, input_size: int, output_size: int, dtype: Any = np.float64) -> None:
         self.input_size = positive_int("input_size", input_size)
@@ -61,62 +53,50 @@ class Layer(
         self.layer_name = new_name(self)
         self._forget()
 
-    # ---------------------------------------------------------------- pure: what a concrete layer writes
+    # ---------------------------------------------------------------- pure: implemented by each layer
 
     @abstractmethod
     def apply(self, x: Array, run: Run) -> tuple[Array, Cache]:
-        """The map itself: the output, and a cache of what `vjp` needs. It depends on its arguments and the arrays alone."""
+        """The map itself: the output, and a cache for `vjp`. A function of its arguments and of the arrays alone."""
 
     @abstractmethod
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
-        """The vector-Jacobian product of `apply`: ``Jᵀ dy`` for the input, and for each parameter by name.
+        """The vector-Jacobian product of `apply`: ``Jᵀ dy`` with respect to the input, and to each parameter by name.
 
-        Gradients are sums over rows. A parameter without one is frozen, or was not used. What is not asked for
-        (`parameters`, `inputs`) is not computed.
+        Gradients are sums over rows. Frozen parameters, and those that the pass did not use, have none. `parameters` and
+        `inputs` say which gradients to compute; the others are skipped.
         """
-
-    def children(self) -> Mapping[str, Layer]:
-        """The layers inside this one, by name."""
-        return {}
-
-    def active_parts(self, cache: Cache) -> Parts:
-        """For each array of which this pass trains only a part: that part."""
-        return {}
-
-    def compute_auxiliary_loss(self) -> Any:
-        """The penalties of the trainable weights, to be added to the loss; `vjp` already includes their gradients."""
-        trained = (child for name, child in self.children().items() if name not in self.frozen_children)
-        return sum(child.compute_auxiliary_loss() for child in trained)
 
     # ---------------------------------------------------------------- the pair with a memory
 
     def forward(
         self, input: Any, *, tasks: Iterable[str | None] | None = None, rank: Rank | Iterable[int] | None = None
     ) -> Array:
-        """The output, in the layer's mode; remembers what `backward` needs. The caller may reuse the input's memory.
+        """The output, in the layer's mode. It remembers what `backward` needs; the caller may reuse the input's memory.
 
         Parameters
         ----------
         input : array, shape (..., input_size)
         tasks : sequence of str or None, optional
-            The task of each entry of the first axis, at every `MultiLoRAAdapter`; None is the base alone. Left out, each
-            has its current task. The `backward` that follows gives every task present its own gradients.
-        rank : int, or sequence of int, or callable, optional
-            The rank of every `DyLoRAAdapter`: one for the pass; one for each entry of the first axis; or a rule that gives
-            an adapter its rank. Left out, it is drawn in training, once for all layers, and each adapter's deployment rank
-            in evaluation.
+            For each `MultiLoRAAdapter`, the task of each entry of the first axis; None means the base alone. By default,
+            each adapter's current task. The following `backward` computes gradients for every task present.
+        rank : int, sequence of int, or callable, optional
+            For each `DyLoRAAdapter`, the rank: one for the pass, one for each entry of the first axis, or a function from
+            the adapter to either. By default, it is drawn once for the whole model in training; in evaluation, it is each
+            adapter's deployment rank.
 
         Raises
         ------
         ArgumentError
-            An input of another size; tasks or ranks that do not fit, or that no layer inside has; nothing is changed.
+            If the input has the wrong size, or if tasks or ranks do not fit it or the layer. Nothing is changed.
         """
         x = self.check_input(input, copy=True)
-        run = self.new_run(x, tasks=tasks, rank=rank, training=self.is_training)
+        listeners = self._listeners()
+        run = self._run(x, listeners, tasks=tasks, rank=rank, training=self.is_training)
         y, cache = self.apply(x, run)
-        self._pass = _Pass(cache, y.shape, run, self._bonds(run))
+        self._pass = Pass.of(cache, y, run, listeners)
         return unaliased(y, x)
 
     __call__ = forward
@@ -124,7 +104,7 @@ class Layer(
     def predict(
         self, input: Any, *, tasks: Iterable[str | None] | None = None, rank: Rank | Iterable[int] | None = None
     ) -> Array:
-        """The output for inference, in any mode: nothing is random or remembered; safe to call from many threads.
+        """The output for inference, in any mode: nothing is random or remembered, and many threads may call it.
 
         The parameters are those of `forward`.
         """
@@ -133,7 +113,7 @@ class Layer(
         return unaliased(y, x)
 
     def check_input(self, input: Any, *, copy: bool = False, name: str = "input") -> Array:
-        """The input as `apply` takes it, or an ArgumentError. A layer of other inputs than rows of numbers overrides it."""
+        """The input as `apply` takes it, or an ArgumentError. Layers whose inputs are not rows of numbers override it."""
         x = real_array(name, input, self.dtype, copy=copy)
         last_axis(name, x, self.input_size)
         return x
@@ -143,15 +123,21 @@ class Layer(
     @overload
     def backward(self, output_gradient: Any, *, need_input_grad: bool) -> Array | None: ...
     def backward(self, output_gradient: Any, *, need_input_grad: bool = True) -> Array | None:
-        """The gradient of the input, from that of the last output; remembers those of the parameters.
+        """The gradient with respect to the input, given that of the last output; the parameters' gradients are remembered.
 
-        A second call replaces the gradients of the first. Without `need_input_grad` the result is None, and the product
-        that it takes is saved. Raises InvalidOperationError where there was no `forward` since the last step, or where
-        the task has changed since.
+        A second call replaces the gradients of the first. Without `need_input_grad` the result is None, which saves a
+        matrix product.
+
+        Raises
+        ------
+        InvalidOperationError
+            If there has been no `forward` since the last step, or if a task has changed since.
+        ArgumentError
+            If the shape differs from that of the last output.
         """
         if self._pass is None:
-            raise InvalidOperationError(f"{self.layer_name}: backward needs a forward pass first; a step uses it up")
-        self._check_bonds("backward", self._pass.run, self._pass.bonds)
+            raise InvalidOperationError(f"{self.layer_name}: backward needs a forward pass first; a step consumes it")
+        self._pass.check(self.layer_name, "backward")
         dy = real_array("output_gradient", output_gradient, self.dtype)
         same_shape("output_gradient", dy, self._pass.output_shape)
         dx, gradients = self.vjp(dy, self._pass.cache, inputs=need_input_grad)
@@ -159,21 +145,21 @@ class Layer(
         return None if dx is None else unaliased(dx, dy)
 
     def update_parameters(self, learning_rate: Any) -> None:
-        """One step of gradient descent, ``p -= learning_rate · dp``. It uses up the pass and its gradients.
+        """One step of gradient descent, ``p -= learning_rate · dp``, which consumes the pass and its gradients.
 
-        An array in place of the rate is the documented overload that replaces all parameters: see `set_parameters`.
+        Given an array instead of a rate, it replaces all parameters, as documented: see `set_parameters`.
         """
         if isinstance(learning_rate, list | tuple) or (isinstance(learning_rate, np.ndarray) and learning_rate.ndim):
             self.set_parameters(learning_rate)
         else:
             step = np.array(-finite_float("learning_rate", learning_rate), self.dtype)
-            for p, dp in self._trained(self.pending_gradients()):
+            for p, dp in self._trained(self._pending_step().gradients, skip_frozen=True):
                 p += step * dp
             self._forget()
 
     @final
     def apply_updates(self, updates: Mapping[str, Array]) -> None:
-        """Add an update to each named parameter, in place, all or none. Uses up the pass and its gradients."""
+        """Add an update to each named parameter, in place, all or none. It consumes the pass and its gradients."""
         for p, update in self._trained({name: real_array(name, update) for name, update in updates.items()}):
             p += update
         self._forget()
@@ -185,40 +171,27 @@ class Layer(
         """The gradients of the last `backward` by name; empty before it and after a step."""
         return MappingProxyType({} if self._pending is None else self._pending[0])
 
-    @property
-    def last_run(self) -> Run | None:
-        """What the last `forward` knew; None before it and after a step."""
-        return None if self._pass is None else self._pass.run
-
-    @property
-    def pending_parts(self) -> Parts:
-        """The trained part of each pending gradient that is not trained as a whole."""
-        return {} if self._pending is None else self.active_parts(self._pending[1].cache)
-
-    def pending_gradients(self) -> Mapping[str, Array]:
-        """`gradients`, for a step: raises InvalidOperationError where there are none, or where the task has changed."""
+    def _pending_step(self) -> Pending:
+        """`gradients` for a step; raises InvalidOperationError if there are none, or if a task has changed since."""
         if self._pending is not None:
-            self._check_bonds("a step", self._pending[1].run, self._pending[1].bonds)
-        elif self.supports_training:
+            gradients, done = self._pending
+            done.check(self.layer_name, "a step")
+            return Pending(gradients, done.parts, done.run)
+        if self.supports_training:
             raise InvalidOperationError(f"{self.layer_name}: a step needs the gradients of a backward pass first")
-        return self.gradients
-
-    def get_parameter_gradients(self) -> Array:
-        """The pending gradients as one vector; exactly zero where there is none."""
-        arrays = self.named_parameters()
-        return self._flat(self.gradients.get(name, np.zeros_like(array)) for name, array in arrays.items())
+        return Pending({}, {}, EVALUATION)
 
     def clear_gradients(self) -> None:
         """Drop the pending gradients."""
         self._pending = None
 
     def reset_state(self) -> None:
-        """Drop what `forward` and `backward` remember, here and in every child."""
+        """Drop what `forward` and `backward` remember, in this layer and in every layer inside."""
         for layer in self.walk().values():
             layer._forget()
 
     def _forget(self) -> None:
-        # After a step, what the pass computed is not true of the new parameters; and its arrays take most of the memory.
+        # After a step the pass no longer belongs to the parameters; and its arrays take most of the memory.
         self._pass = None
         self.clear_gradients()
 
@@ -229,8 +202,3 @@ class Layer(
     if TYPE_CHECKING:
 
         def walk(self, prefix: str = "") -> dict[str, Layer]: ...  # noqa: D102
-
-
-def unaliased(result: Array, argument: Array) -> Array:
-    """The result, or a copy where it shares memory with an argument that somebody else may write to."""
-    return result.copy() if np.may_share_memory(result, argument) else result

@@ -1,39 +1,58 @@
-"""`Listening` (C#: ForwardWithContext): how a pass comes to know its tasks and its ranks.
+"""`Listening` (C#: ForwardWithContext): how the layers inside a model learn their tasks and their ranks for a pass.
 
-A layer that reads them says so in `listens_to`. Everything that is random, or may be refused, is settled before the pass:
-`apply` itself is a function of its arguments and the arrays.
+Everything that is random, or that may be refused, is settled before the pass: `apply` itself is a function of its arguments
+and of the arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, ClassVar
 
-from .._typing import Array
-from ..errors import ArgumentError, InvalidOperationError
+from .._typing import Array, Parts
+from ..errors import ArgumentError
 from ..run import EVALUATION, INFERENCE, Draw, Rank, Run, Tasks, checked_rank
-from .parameters import ParameterTree
+from .parameters import ParameterTree, prefixed
 
 
-class Bond(NamedTuple):
-    """What a pass is bound to besides its arrays: it must be the same at `backward` and at the step."""
+class Listener:
+    """What a layer that reads the run of a pass says of it. An adapter with tasks or ranks is one."""
 
-    listener: Listening
-    bound_to: Hashable
+    listens_to: ClassVar[str]
+    """The field of `Run` that it reads: ``"tasks"`` or ``"rank"``."""
+
+    def check_run(self, run: Run) -> None:
+        """Raise ArgumentError if the run asks for a task or a rank that this layer does not have."""
+
+    def draw(self) -> Draw | None:
+        """The random choice for a training pass, if this layer needs one."""
+        return None
+
+    def bound_to(self, run: Run) -> Hashable:
+        """What must still be the same at `backward` and at the step, besides the arrays."""
+        return None
+
+    def trained_parts(self, run: Run) -> Parts:
+        """The part of each of its arrays that a pass trains, by name; an array that is not named is trained whole."""
+        return {}
 
 
 class Listening(ParameterTree):
-    """Needs the layers inside, and gives the `Run` of a pass."""
+    """Needs the children, and gives the `Run` of a pass."""
 
-    listens_to: ClassVar[str] = ""
-    """The field of `Run` that the layer itself reads: ``"tasks"``, ``"rank"``, or none."""
+    def _listeners(self) -> dict[str, Any]:
+        """Every `Listener` inside, and this layer if it is one, by dotted path, in the order of the pass."""
+        found: dict[str, Any] = {}
+        for name, child in self._searched().items():
+            for path, listener in child._listeners().items():
+                found[f"{name}.{path}" if path else name] = listener
+        if isinstance(self, Listener):
+            found[""] = self
+        return found
 
-    def listeners(self) -> tuple[Any, ...]:
-        """The layers that read what a pass knows: this one and those inside, in the order of the pass."""
-        found: tuple[Any, ...] = ()
-        for child in self.children().values():
-            found += child.listeners()
-        return (*found, self) if self.listens_to else found
+    def _searched(self) -> Mapping[str, Any]:
+        """The children that may hold listeners."""
+        return self.children()
 
     def new_run(
         self,
@@ -44,73 +63,64 @@ class Listening(ParameterTree):
         training: bool = False,
         keep: bool = True,
     ) -> Run:
-        """What a pass of this input knows, as `apply` takes it. In training without a rank, this draws one for all layers.
+        """What a pass of this input knows, as `apply` takes it; see `forward`. It makes the one draw of a training pass.
 
         Raises
         ------
         ArgumentError
-            Tasks or ranks that do not fit, or no layer inside has any.
+            If tasks or ranks do not fit the input, or if no layer inside has any.
         """
+        if tasks is None and rank is None and not training:
+            return EVALUATION if keep else INFERENCE
+        return self._run(x, self._listeners(), tasks=tasks, rank=rank, training=training, keep=keep)
+
+    def _run(
+        self, x: Array, listeners: Mapping[str, Any], *, tasks: Any, rank: Any, training: bool, keep: bool = True
+    ) -> Run:
         if tasks is None and rank is None:
-            return Run(True, None, self._drawn(), keep) if training else EVALUATION if keep else INFERENCE
-        listeners, rows = self.listeners(), len(x) if x.ndim > 1 else None
-        run = Run(
-            training,
-            None if tasks is None else self._grouped(tasks, x, listeners),
-            self._drawn() if rank is None and training else self._ranks(rank, rows, listeners),
-            keep,
-        )
-        for listener in listeners:
+            return Run(True, None, _drawn(listeners), keep) if training else EVALUATION if keep else INFERENCE
+        drawn = _drawn(listeners) if rank is None and training else self._rank(rank, x, listeners)
+        run = Run(training, None if tasks is None else self._tasks_of(tasks, x, listeners), drawn, keep)
+        for listener in listeners.values():
             listener.check_run(run)
         return run
 
-    def _drawn(self) -> Draw | None:
-        """The one draw of a training pass, from the first layer that needs one."""
-        for listener in self.listeners():
-            draw: Draw | None = listener.draw()
-            if draw is not None:
-                return draw
-        return None
-
-    def _grouped(self, tasks: Iterable[str | None], x: Array, listeners: tuple[Any, ...]) -> Tasks:
+    def _tasks_of(self, tasks: Iterable[str | None], x: Array, listeners: Mapping[str, Any]) -> Tasks:
         if x.ndim < 2:
-            raise ArgumentError(f"input must have shape (rows, ..., {x.shape[-1]}), got {x.shape}: each row has a task")
+            raise ArgumentError(f"input must have shape (rows, ..., {x.shape[-1]}) to have tasks by row, got {x.shape}")
         grouped = Tasks.of(tasks, len(x))
-        if not any(each.listens_to == "tasks" for each in listeners) and any(name is not None for name in grouped.names):
+        if not _listen_to("tasks", listeners) and any(name is not None for name in grouped.names):
             raise ArgumentError(f"tasks must be None for every row: no layer of {self.layer_name} has tasks")
         return grouped
 
-    def _ranks(self, rank: Any, rows: int | None, listeners: tuple[Any, ...]) -> Rank | None:
-        if rank is not None and not any(each.listens_to == "rank" for each in listeners):
+    def _rank(self, rank: Any, x: Array, listeners: Mapping[str, Any]) -> Rank | None:
+        if rank is not None and not _listen_to("rank", listeners):
             raise ArgumentError(f"rank must be None: no layer of {self.layer_name} has ranks to choose from")
-        return checked_rank(rank, rows)
+        return checked_rank(rank, len(x) if x.ndim > 1 else None)
 
-    # ---------------------------------------------------------------- what a listener says
 
-    def check_run(self, run: Run) -> None:
-        """Raise ArgumentError where the layer itself cannot do what this asks of it."""
+def listeners(layer: Listening) -> dict[str, Any]:
+    """Every `Listener` in a layer, by dotted path, in the order of the pass."""
+    return layer._listeners()
 
-    def draw(self) -> Draw | None:
-        """The random choice for a training pass, if this layer itself needs one."""
-        return None
 
-    def bound_to(self, run: Run) -> Hashable:
-        """What of the layer itself a pass is bound to besides its arrays."""
-        return None
+def trained_parts(listeners: Mapping[str, Any], run: Run) -> Parts:
+    """The trained part of each array that a pass does not train as a whole, by dotted name."""
+    parts: dict[str, Any] = {}
+    for path, listener in listeners.items():
+        own = listener.trained_parts(run)
+        parts |= prefixed(path, own) if path else own
+    return parts
 
-    # ---------------------------------------------------------------- what holds until the step
 
-    def _bonds(self, run: Run) -> tuple[Bond, ...]:
-        return tuple([Bond(each, each.bound_to(run)) for each in self.listeners() if each.listens_to == "tasks"])
+def _listen_to(field: str, listeners: Mapping[str, Any]) -> bool:
+    return any(listener.listens_to == field for listener in listeners.values())
 
-    def _check_bonds(self, what: str, run: Run, bonds: tuple[Bond, ...]) -> None:
-        for listener, bound_to in bonds:
-            if listener.bound_to(run) != bound_to:
-                raise InvalidOperationError(
-                    f"{self.layer_name}: the task has changed since the forward pass, so {what} would mix tasks; "
-                    "select the task before forward, and keep it until the step is done"
-                )
 
-    if TYPE_CHECKING:
-
-        def children(self) -> Any: ...  # noqa: D102
+def _drawn(listeners: Mapping[str, Any]) -> Draw | None:
+    """The one draw of a training pass, by the first layer that needs one."""
+    for listener in listeners.values():
+        draw: Draw | None = listener.draw()
+        if draw is not None:
+            return draw
+    return None

@@ -1,7 +1,7 @@
 """`Packable`: weights that do not train, copied once into the form in which they are multiplied fastest.
 
-The copies belong to the arrays, in kernels.py: a packed array is read-only, and whoever multiplies by it gains. So no
-formula knows of packing.
+The copies belong to the arrays, inside the kernels: a packed array is read-only, and every product with it is faster. No
+formula mentions packing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Memory: TypeAlias = Literal["lean", "fast", "max"]
 
 
 class Packable(ParameterTree):
-    """Needs the arrays; a layer names the `matrices` that it multiplies by."""
+    """Needs the arrays; a layer that multiplies by matrices lists them in `_matrices`."""
 
-    def matrices(self) -> tuple[Array, ...]:
-        """The matrices of its own that the layer multiplies its input by, as (input_size, output_size)."""
+    def _matrices(self) -> tuple[Array, ...]:
+        """The layer's own matrices that multiply its input, as (input_size, output_size)."""
         return ()
 
     def pack(self, memory: Memory = "fast") -> Self:
@@ -32,21 +32,22 @@ class Packable(ParameterTree):
         Parameters
         ----------
         memory : {"lean", "fast", "max"}, default "fast"
-            ``"lean"``: no copies, as without packing. ``"fast"``: one more copy of each weight, for `forward` and
-            `predict`. ``"max"``: two, for `backward` too. `estimate_memory` says what that costs.
+            ``"lean"``: no copies, as without packing. ``"fast"``: one copy of each weight, for `forward` and `predict`.
+            ``"max"``: two, for `backward` too. `estimate_memory` tells how large they are.
 
         Notes
         -----
-        What does not train: the frozen children (an adapter's base, the layers named by ``Sequential.freeze``), and a
-        DenseLayer or FullyConnectedLayer that is itself asked to pack. Where the processor is not known to gain, nothing
-        is copied. Do not write through a view that was taken earlier: NumPy cannot forbid it, and the copy would be stale.
+        What does not train: the frozen children (an adapter's base, layers named by ``Sequential.freeze``), and a
+        DenseLayer or FullyConnectedLayer on which `pack` is called directly. On processors where packing is not known to be
+        faster, nothing is copied. Do not write through a view taken before packing: NumPy cannot forbid it, and the copy
+        would be stale.
         """
         memory = one_of("memory", memory, ("lean", "fast", "max"))  # type: ignore[assignment]
         for layer in self._at_rest() if self.children() else [self]:
             if memory == "lean":
                 layer._unpack_own()
             else:
-                for matrix in layer.matrices():
+                for matrix in layer._matrices():
                     kernels.pack(matrix, backward=memory == "max")
         return self
 
@@ -64,15 +65,14 @@ class Packable(ParameterTree):
         return {"trainable": trainable, "frozen": frozen, "packed": sum(map(kernels.packed_bytes, everything))}
 
     def _unpack_own(self) -> None:
-        # Arrays of its own in the place of packed ones, which other layers may share.
-        for name in self.parameter_names + self.frozen_names:
+        for name in self.parameter_names:
             array = getattr(self, name)
-            if not array.flags.writeable:
+            if not array.flags.writeable:  # other layers may share it: this one gets a copy
                 setattr(self, name, array.copy(order="K"))
 
     def _at_rest(self) -> list[Packable]:
         """The layers inside this one that do not train."""
         found: list[Packable] = []
         for name, child in self.children().items():
-            found += child.walk().values() if name in self.frozen_children else child._at_rest()
+            found += child.walk().values() if name in self.frozen else child._at_rest()
         return found

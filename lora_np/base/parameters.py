@@ -1,4 +1,7 @@
-"""The arrays of a layer: by name, and as one vector. The only code that writes into them."""
+"""`ParameterTree`: the arrays of a layer and the layers inside it, by name and as one vector.
+
+This is the only code that writes into the arrays.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +19,33 @@ _numbers = itertools.count(1)
 
 
 class ParameterTree:
-    """Arrays with names, and layers inside whose arrays have dotted names.
+    """Arrays with names, and layers inside, whose arrays have dotted names.
 
-    The named arrays are the truth. The flat vector, files and optimizers are derived from them at each call.
+    The named arrays are the truth. The flat vector, files and optimizers derive from them at each call.
     """
 
     parameter_names: ClassVar[tuple[str, ...]] = ()
-    """Attributes that hold the layer's own parameters, in the order of the flat vector."""
+    """Attributes that hold the layer's own arrays, in the order of the flat vector."""
 
-    frozen_names: ClassVar[tuple[str, ...]] = ()
-    """Attributes that hold its own arrays that never train, such as the random projections of VeRA."""
-
-    frozen_children: frozenset[str] = frozenset()
-    """Children whose parameters do not train; the gradient of the input still flows through them."""
+    frozen: frozenset[str] = frozenset()
+    """The own arrays and the children that do not train; the gradient of the input still flows through them."""
 
     input_size: int
     output_size: int
     dtype: np.dtype[Any]
     layer_name: str
+    if TYPE_CHECKING:  # what `Layer` has
+        gradients: Any
+
+    # ---------------------------------------------------------------- the layers inside
 
     def children(self) -> Mapping[str, Any]:
         """The layers inside this one, by name."""
         return {}
+
+    def with_children(self, changed: Mapping[str, Any]) -> Self:
+        """A layer like this one with other layers under the given names; all else is shared. Containers implement it."""
+        raise NotSupportedError(f"{self.layer_name}: {type(self).__name__} does not implement with_children")
 
     def walk(self, prefix: str = "") -> dict[str, Any]:
         """The layer and all layers inside it, by dotted path; its own path is the empty string."""
@@ -46,31 +54,12 @@ class ParameterTree:
             layers |= child.walk(f"{prefix}.{name}" if prefix else name)
         return layers
 
-    def with_children(self, changed: Mapping[str, Any]) -> Self:
-        """A layer like this one with others in the places of these names; all else is shared. Containers write it."""
-        raise NotSupportedError(f"{self.layer_name}: a {type(self).__name__} does not say how to change its children")
+    def _trained_children(self) -> list[Any]:
+        return [child for name, child in self.children().items() if name not in self.frozen]
 
-    def replace(self, changed: Mapping[str, Any]) -> None:
-        """Put other layers of the same sizes in the places of these names, all or none, in this very object.
-
-        Raises
-        ------
-        ArgumentError
-            An unknown name, or a layer that does not fit; nothing is changed.
-        """
-        for name in changed:
-            if name not in self.children():
-                raise ArgumentError(f"changed must name layers among {', '.join(self.children())}, got {name!r}")
-        twin = self.with_children(changed)
-        if (twin.input_size, twin.output_size) != (self.input_size, self.output_size):
-            raise ArgumentError(
-                f"changed must keep the sizes {self.input_size} -> {self.output_size}, "
-                f"got {twin.input_size} -> {twin.output_size}"
-            )
-        if twin.dtype != self.dtype:
-            raise ArgumentError(f"changed must keep the dtype {self.dtype}, got {twin.dtype}")
-        vars(self).update(vars(twin) | {"layer_name": self.layer_name})
-        self.reset_state()
+    def compute_auxiliary_loss(self) -> Any:
+        """The penalties of the trainable weights, to be added to the loss; `vjp` already includes their gradients."""
+        return sum(child.compute_auxiliary_loss() for child in self._trained_children())
 
     # ---------------------------------------------------------------- by name
 
@@ -82,27 +71,23 @@ class ParameterTree:
         frozen : bool
             Whether to include the arrays that do not train.
         """
-        names = self.parameter_names + self.frozen_names if frozen else self.parameter_names
-        arrays: dict[str, Array] = {name: getattr(self, name) for name in names}
+        arrays: dict[str, Array] = {
+            name: getattr(self, name) for name in self.parameter_names if frozen or name not in self.frozen
+        }
         for child_name, child in self.children().items():
-            if frozen or child_name not in self.frozen_children:
+            if frozen or child_name not in self.frozen:
                 arrays |= prefixed(child_name, child.named_parameters(frozen=frozen))
         return arrays
 
-    def parameter(self, name: str, *, frozen: bool = False) -> Array | None:
-        """One of `named_parameters`, found without listing the others; None where there is none of this name."""
-        owner = self._owner(name, frozen)
-        return None if owner is None else getattr(*owner)
-
     def _owner(self, name: str, frozen: bool) -> tuple[ParameterTree, str] | None:
-        """The layer that has this parameter, and the attribute there."""
-        if name in self.parameter_names or (frozen and name in self.frozen_names):
-            return self, name
+        """The layer that has this parameter, and the attribute there; found without listing the others."""
+        if name in self.parameter_names:
+            return (self, name) if frozen or name not in self.frozen else None
         children = self.children()
         child_name = name
         while child_name := child_name.rpartition(".")[0]:  # a child's name may itself hold dots: the longest match wins
             child = children.get(child_name)
-            if child is not None and (frozen or child_name not in self.frozen_children):
+            if child is not None and (frozen or child_name not in self.frozen):
                 owner: tuple[ParameterTree, str] | None = child._owner(name[len(child_name) + 1 :], frozen)
                 if owner is not None:
                     return owner
@@ -119,13 +104,18 @@ class ParameterTree:
         """A copy of all trainable parameters as one vector, row-major, in the order of `named_parameters`."""
         return self._flat(self.named_parameters().values())
 
+    def get_parameter_gradients(self) -> Array:
+        """The pending gradients as one vector; exactly zero for parameters without one."""
+        arrays = self.named_parameters()
+        return self._flat(self.gradients.get(name, np.zeros_like(array)) for name, array in arrays.items())
+
     def set_parameters(self, parameters: Any) -> None:
         """Replace all trainable parameters, in place, by a vector such as `get_parameters` returns.
 
         Raises
         ------
         ArgumentError
-            Wrong length, or not real numbers; nothing is changed.
+            If the length is wrong, or if the elements are not real numbers; nothing is changed.
         """
         vector = real_array("parameters", parameters, self.dtype, copy=True)
         arrays = self.named_parameters()
@@ -139,18 +129,18 @@ class ParameterTree:
     def _flat(self, arrays: Iterable[Array]) -> Array:
         return np.concatenate([np.empty(0, self.dtype), *(array.ravel() for array in arrays)])
 
-    if TYPE_CHECKING:  # what `Layer` has
-
-        def reset_state(self) -> None: ...  # noqa: D102
-
     # ---------------------------------------------------------------- writing
 
-    def _trained(self, values: Mapping[str, Array]) -> list[tuple[Array, Array]]:
-        """Each value with the trainable parameter that it is for, after a check that all of them may be written to."""
+    def _trained(self, values: Mapping[str, Array], *, skip_frozen: bool = False) -> list[tuple[Array, Array]]:
+        """Each value with the trainable parameter that it is for, all of which may be written to."""
         pairs = []
         for name, value in values.items():
-            layer, attribute, parameter = self._place(name, value, frozen=False)
-            if not parameter.flags.writeable:
+            owner = self._owner(name, False)
+            if owner is None and skip_frozen:
+                continue  # a container may not care which of its arrays are frozen
+            parameter = self._live(name, value, owner)
+            if owner is not None and not parameter.flags.writeable:
+                layer, attribute = owner
                 raise InvalidOperationError(
                     f"{self.layer_name}: {attribute} of {layer.layer_name} is packed, so it cannot train; unpack() first"
                 )
@@ -159,21 +149,33 @@ class ParameterTree:
 
     def _assign(self, values: Mapping[str, Array]) -> None:
         """Replace arrays, frozen or not, in place, all or none."""
-        places = [(*self._place(name, value, frozen=True), value) for name, value in values.items()]
-        for layer, attribute, array, value in places:
-            if not array.flags.writeable:  # it is packed: layers that share it keep it
+        owners = {name: self._owner(name, True) for name in values}
+        arrays = [self._live(name, value, owners[name]) for name, value in values.items()]
+        for owner, array, value in zip(owners.values(), arrays, values.values(), strict=True):
+            if owner is not None and not array.flags.writeable:  # it is packed: layers that share it keep it
                 array = np.empty_like(array)
-                setattr(layer, attribute, array)
+                setattr(*owner, array)
             array[...] = value
 
-    def _place(self, name: str, value: Array, *, frozen: bool) -> tuple[ParameterTree, str, Array]:
-        """The layer that has a parameter, the attribute there, and the array, whose shape the value must have."""
-        owner = self._owner(name, frozen)
+    def _live(self, name: str, value: Array, owner: tuple[ParameterTree, str] | None) -> Array:
+        """The array of a parameter, which must be there and have the shape of the value."""
         if owner is None:
-            raise ArgumentError(f"{self.layer_name} has no such trainable parameter: {name!r}")
+            raise ArgumentError(f"{self.layer_name} has no trainable parameter {name!r}")
         array: Array = getattr(*owner)
         same_shape(name, value, array.shape)
-        return *owner, array
+        return array
+
+
+def parameter_of(layer: ParameterTree, name: str, *, frozen: bool = False) -> Array | None:
+    """One of `named_parameters`, found without listing the others; None if there is none of this name."""
+    owner = layer._owner(name, frozen)
+    return None if owner is None else getattr(*owner)
+
+
+def become(layer: Any, twin: Any) -> None:
+    """Turn a layer into its twin from `with_children`, in place; it keeps its name."""
+    vars(layer).update(vars(twin) | {"layer_name": layer.layer_name})
+    layer.reset_state()
 
 
 def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

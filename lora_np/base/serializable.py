@@ -30,7 +30,7 @@ class Serializable(ParameterTree, ABC):
 
     @abstractmethod
     def reset_state(self) -> None:
-        """Drop what is remembered."""
+        """Drop what `forward` and `backward` remember."""
 
     def config(self) -> dict[str, Any]:
         """The arguments with which `from_config` builds a layer of the same structure; the values may be layers."""

@@ -10,13 +10,13 @@ from .parameters import ParameterTree
 
 
 class TrainingMode(ParameterTree):
-    """Needs the layers inside."""
+    """Needs the children."""
 
     _is_training = True
 
     @property
     def is_training(self) -> bool:
-        """Whether `forward` runs in training mode; setting it reaches every child."""
+        """Whether `forward` runs in training mode; setting it reaches every layer inside."""
         return self._is_training
 
     @is_training.setter
@@ -25,25 +25,26 @@ class TrainingMode(ParameterTree):
             layer._is_training = bool(is_training)
 
     def set_training_mode(self, is_training: bool) -> None:
-        """Set `is_training`, here and in every child."""
+        """Set `is_training`."""
         self.is_training = is_training
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; returns the layer."""
+        """Switch to training mode; returns the layer."""
         self.is_training = mode
         return self
 
     def eval(self) -> Self:
-        """Evaluation mode; returns the layer."""
+        """Switch to evaluation mode; returns the layer."""
         return self.train(False)
 
-    @contextmanager
-    def training_mode(self, is_training: bool) -> Iterator[None]:
-        """A block in this mode; after it, or after an error in it, every layer inside is in its own mode again."""
-        kept = [(layer, layer._is_training) for layer in self.walk().values()]
-        self.is_training = is_training
-        try:
-            yield
-        finally:
-            for layer, mode in kept:
-                layer._is_training = mode
+
+@contextmanager
+def training_mode(layer: TrainingMode, is_training: bool) -> Iterator[None]:
+    """Context manager: run a block in the given mode, then restore each layer's mode, even if the block raises."""
+    kept = [(inner, inner._is_training) for inner in layer.walk().values()]
+    layer.is_training = is_training
+    try:
+        yield
+    finally:
+        for inner, mode in kept:
+            inner._is_training = mode

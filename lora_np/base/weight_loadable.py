@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from .._typing import Array
 from .._validation import real_array
 from ..errors import ArgumentError
-from .parameters import ParameterTree
+from .parameters import ParameterTree, parameter_of
 
 NameMapping: TypeAlias = Callable[[str], str | None]
 
@@ -85,12 +85,12 @@ class WeightLoadable(ParameterTree):
 
     def try_get_parameter(self, name: str) -> Array | None:
         """A copy of an array; None where there is none of this name."""
-        array = self.parameter(name, frozen=True)
+        array = parameter_of(self, name, frozen=True)
         return None if array is None else array.copy()
 
     def get_parameter_shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of an array; None where there is none of this name."""
-        array = self.parameter(name, frozen=True)
+        array = parameter_of(self, name, frozen=True)
         return None if array is None else array.shape
 
     def set_parameter(self, name: str, value: Any) -> bool:
@@ -101,7 +101,7 @@ class WeightLoadable(ParameterTree):
         ArgumentError
             Another shape, or not real numbers; nothing is changed.
         """
-        if self.parameter(name, frozen=True) is None:
+        if parameter_of(self, name, frozen=True) is None:
             return False
         self._assign({name: real_array(name, value, self.dtype)})
         return True

@@ -13,7 +13,7 @@ from ..adapters import DoRAAdapter, DyLoRAAdapter, MultiLoRAAdapter, StandardLoR
 from ..functions.activations import ACTIVATIONS, Activation, identity, softplus, tanh
 from ..functions.regularization import Regularization
 from ..layers import ActivationLayer, AffineLayer, DenseLayer, FullyConnectedLayer, Layer, LoRALayer, Sequential
-from ..layers.lora import SCALINGS
+from ..layers.low_rank import SCALINGS
 from ..terminal.table import table
 from ..testing import TOLERANCES, gradient_errors
 from .verb import Verb, add_json, add_seed, print_json

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from .._typing import Array
 from ..adapters import DyLoRAAdapter, MultiLoRAAdapter
 from ..layers import Layer
-from ..models.adapting import merge_in_place, select_task
+from ..models.adapting import merge_in_place
+from ..models.finding import select_task
 from .training import largest_difference
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from .._typing import Array
 from ..adapters import MultiLoRAAdapter
 from ..layers import AffineLayer, Layer
-from ..models.adapting import apply_lora, select_task
+from ..models.adapting import apply_lora
+from ..models.finding import select_task
 from ..terminal.progress import Listener, silent
 from .digits import VIEWS, Digits, Rows, upright
 from .settings import Settings, Stream

@@ -14,7 +14,7 @@ import numpy as np
 
 from .._typing import RNG, Array, Part
 from .._validation import generator, integer, not_none, positive_int
-from ..base import Layer
+from ..base import Layer, training_mode
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
 from ..training.fit import History, Progress, check_parts, stopped
@@ -142,7 +142,7 @@ def fit_shards(
     source: Source = Given(model) if replica is None else replica
     job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards))
     workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)
-    with closing(workers), model.training_mode(True):
+    with closing(workers), training_mode(model, True):
         batches = Batches(workers.measure(model), batch_size)
         state, descent = State(generator(rng)), Descent(model, loss, optimizer)
         training = _Training(descent, workers, batches, state, bool(shuffle), rank_schedule)

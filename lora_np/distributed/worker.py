@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from .._typing import Array, Gradients, Parts
-from ..base import Layer
+from ..base import Layer, listeners, pending
 from ..errors import ArgumentError
 from ..functions.losses import Loss
 from ..run import Ranked
@@ -27,7 +27,7 @@ Ranks: TypeAlias = Sequence[int | Array]
 
 def ranked(model: Layer) -> list[Ranked]:
     """The layers of a model that have ranks to choose from, in an order that every replica shares."""
-    return [layer for layer in model.listeners() if layer.listens_to == "rank"]
+    return [layer for layer in listeners(model).values() if layer.listens_to == "rank"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def differentiate(job: Job, shard: Shard, moment: Moment, rows: Any, ranks: Rank
         if not np.isfinite(value):
             return ShardGradient(value, {}, {})
         model.backward(dy)
-        return ShardGradient(value, dict(model.gradients), dict(model.pending_parts))
+        gradients, parts, _ = pending(model)
+        return ShardGradient(value, dict(gradients), dict(parts))
 
 
 def forget(job: Job) -> None:

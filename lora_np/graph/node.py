@@ -68,7 +68,7 @@ class ComputationNode:
     v2 = v1 + base.bias        # (..., 3)
     v3 = tanh(v2)              # (..., 3)
     v4 = input @ lora.matrix_a # (..., 2)
-    v5 = v4 * lora.scaling     # (..., 2)
+    v5 = lora.scaling * v4     # (..., 2)
     v6 = v5 @ lora.matrix_b    # (..., 3)
     v7 = v3 + v6               # (..., 3)
     >>> x = np.ones((4, 5))

@@ -25,7 +25,8 @@ from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights, extract, extract_tasks
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
-from ..models.adapting import apply_adapters, has_multi_lora_adapters
+from ..models.adapting import apply_adapters
+from ..models.finding import has_multi_lora_adapters
 from ._factors import factors_by_path, layer_of, magnitude, matrix
 from .safetensors import save_safetensors
 

@@ -6,5 +6,5 @@ from .dense import AffineLayer as AffineLayer
 from .dense import DenseLayer as DenseLayer
 from .dense import FullyConnectedLayer as FullyConnectedLayer
 from .lora import LoRALayer as LoRALayer
-from .lora import LowRankLayer as LowRankLayer
+from .low_rank import LowRankLayer as LowRankLayer
 from .sequential import Sequential as Sequential

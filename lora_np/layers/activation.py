@@ -1,4 +1,4 @@
-"""An activation as a layer of its own."""
+"""`ActivationLayer`: an activation as a separate layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ActivationLayer(Layer):
     Parameters
     ----------
     size : int
-        Of the last axis, before and after.
+        Of the last axis of input and output.
     activation : Activation
         f.
     dtype : {float64, float32}
@@ -51,8 +51,7 @@ class ActivationLayer(Layer):
         """The activation's name."""
         return (self.activation.name,)
 
-    def details(self) -> dict[str, str]:
-        """The activation."""
+    def _details(self) -> dict[str, str]:
         return {"activation.function": self.activation.name}
 
     def config(self) -> dict[str, Any]:

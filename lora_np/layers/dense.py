@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import numpy as np
 
-from .._typing import RNG, Array, Cache, Gradients
+from .._typing import RNG, Array, Gradients
 from .._validation import array_shape, generator, real_array, same_shape
 from ..base import Layer
 from ..errors import ArgumentError
@@ -19,6 +19,13 @@ from ..run import Run
 from .activation import ActivationLayer
 
 
+class DenseCache(NamedTuple):
+    """What `AffineLayer.vjp` needs; without an activation, z is not kept."""
+
+    x: Array
+    z: Array | None
+
+
 class AffineLayer(Layer):
     """``y = f(x W + b)``, whatever the layout in which W is stored.
 
@@ -26,18 +33,18 @@ class AffineLayer(Layer):
     ----------
     input_size, output_size : int
     activation : Activation, optional
-        f; the identity if it is left out.
+        f; by default, the identity.
     initializer : callable, optional
-        ``(shape, dtype, rng) -> array`` with shape (input_size, output_size), for W; b begins at zero.
+        ``(shape, dtype, rng) -> array`` with shape (input_size, output_size), for W; b is initially zero.
     regularization : Regularization, optional
-        A penalty on W, added to the loss by `compute_auxiliary_loss` and to dW here.
+        A penalty on W: `compute_auxiliary_loss` returns it, and `vjp` adds its gradient to dW.
     dtype : {float64, float32}
     rng : seed or numpy.random.Generator, optional
 
     Raises
     ------
     ArgumentError
-        A size below 1, or an argument of another type.
+        If a size is below 1, or if an argument has the wrong type.
 
     Notes
     -----
@@ -77,27 +84,27 @@ class AffineLayer(Layer):
     @staticmethod
     @abstractmethod
     def in_layout(matrix: Array) -> Array:
-        """A view of an (in, out) matrix in the layout of `weight`, and the other way round: it is its own inverse."""
+        """A view of an (in, out) matrix in the layout of `weight`, and vice versa: the function is its own inverse."""
 
     @property
     def matrix(self) -> Array:
         """A view of W as (input_size, output_size), whatever its layout."""
         return self.in_layout(self.weight)
 
-    def apply(self, x: Array, run: Run) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run) -> tuple[Array, DenseCache]:
         """``y = f(x W + b)``."""
         W, b = self.matrix, self.bias
         z = add(product(x, W), b)  # (..., in) @ (in, out) -> (..., out)
         y = self.activation.apart(z)
-        return y, (x, None if self.activation is identity else z)  # the identity's vjp does not look at z
+        return y, DenseCache(x, None if self.activation is identity else z)  # the identity's vjp does not look at z
 
     def vjp(
-        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+        self, dy: Array, cache: DenseCache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
         """``dz = f-vjp(dy, z)``, ``dW = xᵀ dz``, ``db = Σ dz``, ``dx = dz Wᵀ``."""
         x, z = cache
         W = self.matrix
-        dz = self.activation.vjp(dy, z)
+        dz = dy if z is None else self.activation.vjp(dy, z)
         gradients = {}
         if parameters:
             dW = self.in_layout(sum_outer(x, dz))  # (in, ...) @ (..., out) -> (in, out)
@@ -107,8 +114,7 @@ class AffineLayer(Layer):
         dx = product(dz, W.T) if inputs else None  # (..., out) @ (out, in) -> (..., in)
         return dx, gradients
 
-    def matrices(self) -> tuple[Array, ...]:
-        """W."""
+    def _matrices(self) -> tuple[Array, ...]:
         return (self.matrix,)
 
     def compute_auxiliary_loss(self) -> Any:
@@ -116,7 +122,7 @@ class AffineLayer(Layer):
         return self.regularization.penalty(self.weight)
 
     def with_matrix(self, matrix: Array) -> Self:
-        """A new layer that differs in W alone.
+        """A copy of the layer with another W.
 
         Parameters
         ----------
@@ -127,7 +133,7 @@ class AffineLayer(Layer):
         return twin
 
     def split_activation(self) -> tuple[Self, ActivationLayer]:
-        """The same map as two layers: a linear one that shares this one's arrays, and the activation."""
+        """The same map as two layers: a linear one, which shares this layer's arrays, and the activation."""
         linear = self.from_config(self.config() | {"activation": identity, "initializer": zeros})
         linear.weight, linear.bias = self.weight, self.bias
         return linear, ActivationLayer(self.output_size, self.activation, dtype=self.dtype)
@@ -140,8 +146,7 @@ class AffineLayer(Layer):
         """The activation's name."""
         return (self.activation.name,)
 
-    def details(self) -> dict[str, str]:
-        """The activation, and the regularization if there is one."""
+    def _details(self) -> dict[str, str]:
         details = {} if self.activation == identity else {"dense.activation": self.activation.name}
         if self.regularization != NO_REGULARIZATION:
             details["dense.regularization"] = f"{self.regularization.l1:g} l1 + {self.regularization.l2:g} l2"
@@ -162,7 +167,7 @@ class AffineLayer(Layer):
 class DenseLayer(AffineLayer):
     """``y = f(x W + b)`` with W stored as (input_size, output_size).
 
-    The parameters are those of `AffineLayer`; the flat vector holds W row by row, then b.
+    The parameters are those of `AffineLayer`. The flat vector holds W in row-major order, then b.
 
     Examples
     --------
@@ -183,7 +188,7 @@ class DenseLayer(AffineLayer):
 class FullyConnectedLayer(AffineLayer):
     """``y = f(x Wᵀ + b)`` with W stored as (output_size, input_size).
 
-    The parameters are those of `AffineLayer`; the flat vector holds the stored W row by row, then b.
+    The parameters are those of `AffineLayer`. The flat vector holds W as stored, in row-major order, then b.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Layers one after the other."""
+"""`Sequential`: layers applied one after another."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self, final
 
-from .._typing import Array, Cache, Gradients, Parts
+from .._typing import Array, Cache, Gradients
 from .._validation import not_none
-from ..base import Layer, prefixed
+from ..base import Layer, become, prefixed
 from ..errors import ArgumentError
 from ..run import Run
 
@@ -21,19 +21,19 @@ class Sequential(Layer):
     Parameters
     ----------
     layers : sequence of layers, or mapping of layers by name
-        At least one; each must take what the one before gives, in the same dtype. Layers of a sequence are named "0", "1"
-        and so on. A name has no dot in it, and a layer occurs once.
+        At least one. The output size of each must be the input size of the next, and all have one dtype. Layers of a
+        sequence are named "0", "1" and so on. Names contain no dot, and no layer occurs twice.
     frozen : names
         Layers that do not train; gradients flow through them.
 
     Raises
     ------
     ArgumentError
-        A rule above is broken.
+        If an argument violates the constraints above.
 
     Notes
     -----
-    The chain rule: the `vjp` of each layer, from the last to the first, takes the input gradient of the next as its dy.
+    The chain rule: from the last layer to the first, the `vjp` of each takes the input gradient of the next as its dy.
 
     Examples
     --------
@@ -59,49 +59,41 @@ class Sequential(Layer):
         self.freeze(*frozen)
 
     def freeze(self, *names: str) -> None:
-        """Make these the layers that do not train, instead of any earlier ones."""
+        """Freeze exactly the layers with these names."""
         for name in names:
             if name not in self._layers:
                 raise ArgumentError(f"frozen must name layers among {', '.join(self._layers)}, got {name!r}")
-        for name in self.frozen_children.difference(names):
+        for name in self.frozen.difference(names):
             self._layers[name].unpack()
-        self.frozen_children = frozenset(names)
+        self.frozen = frozenset(names)
         self.reset_state()
 
-    def apply(self, x: Array, run: Run) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run) -> tuple[Array, list[Cache]]:
         """Each layer's output is the next one's input."""
         caches = []
         for layer in self._layers.values():
             x, cache = layer.apply(x, run)
             caches.append(cache if run.keep else None)
-            del cache  # where nothing is kept, its arrays are gone before the next layer makes its own
+            del cache  # if nothing is kept, its arrays are freed before the next layer allocates its own
         return x, caches
 
     def vjp(
-        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+        self, dy: Array, cache: list[Cache], *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
-        """Each layer's input gradient is the previous one's output gradient, down to the last that is wanted."""
+        """Each layer's input gradient is the previous one's output gradient, down to the lowest that is needed."""
         gradients: Gradients = {}
         dx: Array | None = dy
-        names, layers = list(self._layers), self.layers
-        trained = [
-            parameters and name not in self.frozen_children and layer.supports_training
-            for name, layer in self._layers.items()
+        trains = [
+            parameters and name not in self.frozen and layer.supports_training for name, layer in self._layers.items()
         ]
-        lowest = 0 if inputs else (*trained, True).index(True)  # nothing is wanted of the layers below
-        for i in reversed(range(lowest, len(layers))):
+        lowest = 0 if inputs else (*trains, True).index(True)
+        steps = list(zip(self._layers.items(), cache, trains, strict=True))
+        for i in reversed(range(lowest, len(steps))):
+            (name, layer), layer_cache, layer_trains = steps[i]
             assert dx is not None
-            dx, own = layers[i].vjp(dx, cache[i], parameters=trained[i], inputs=inputs or i > lowest)
-            gradients |= prefixed(names[i], own)
+            dx, own = layer.vjp(dx, layer_cache, parameters=layer_trains, inputs=inputs or i > lowest)
+            gradients |= prefixed(name, own)
         return (dx if inputs else None), gradients
-
-    def active_parts(self, cache: Cache) -> Parts:
-        """The parts of every layer that trains."""
-        parts: dict[str, Any] = {}
-        for (name, layer), own in zip(self._layers.items(), cache, strict=True):
-            if name not in self.frozen_children:
-                parts |= prefixed(name, layer.active_parts(own))
-        return parts
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -109,12 +101,33 @@ class Sequential(Layer):
         return tuple(self._layers.values())
 
     def children(self) -> Mapping[str, Layer]:
-        """The layers by name: a live view that cannot be written to."""
+        """The layers by name: a live, read-only view."""
         return MappingProxyType(self._layers)
 
     def with_children(self, changed: Mapping[str, Layer]) -> Self:
-        """A stack with other layers in the places of these names."""
-        return type(self)(self._layers | dict(changed), frozen=sorted(self.frozen_children))
+        """A Sequential with other layers under the given names."""
+        return type(self)(self._layers | dict(changed), frozen=sorted(self.frozen))
+
+    def replace(self, changed: Mapping[str, Layer]) -> None:
+        """Put other layers under the given names, in this very object, all or none; the sizes of the whole must not change.
+
+        Raises
+        ------
+        ArgumentError
+            If a name is unknown, or if a layer does not fit; nothing is changed.
+        """
+        for name in changed:
+            if name not in self._layers:
+                raise ArgumentError(f"changed must name layers among {', '.join(self._layers)}, got {name!r}")
+        twin = self.with_children(changed)
+        if (twin.input_size, twin.output_size) != (self.input_size, self.output_size):
+            raise ArgumentError(
+                f"changed must keep the sizes {self.input_size} -> {self.output_size}, "
+                f"got {twin.input_size} -> {twin.output_size}"
+            )
+        if twin.dtype != self.dtype:
+            raise ArgumentError(f"changed must keep the dtype {self.dtype}, got {twin.dtype}")
+        become(self, twin)
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -132,12 +145,12 @@ class Sequential(Layer):
 
     def config(self) -> dict[str, Any]:
         """The layers and the names of the frozen ones."""
-        return {"layers": self._layers, "frozen": sorted(self.frozen_children)}
+        return {"layers": self._layers, "frozen": sorted(self.frozen)}
 
 
 def _check(layers: Mapping[str, Layer]) -> None:
     if not layers:
-        raise ArgumentError("layers must hold at least one layer, got none")
+        raise ArgumentError("layers must contain at least one layer, got none")
     for name, layer in layers.items():
         if not isinstance(name, str) or not name or "." in name:
             raise ArgumentError(f"layers must have names without a dot, got {name!r}")
@@ -149,7 +162,8 @@ def _check(layers: Mapping[str, Layer]) -> None:
     for (name, layer), (next_name, following) in itertools.pairwise(ordered):
         if layer.output_size != following.input_size:
             raise ArgumentError(
-                f"layers must fit: {name!r} gives {layer.output_size} values, {next_name!r} takes {following.input_size}"
+                f"layers must fit: output_size of {name!r} is {layer.output_size}, "
+                f"input_size of {next_name!r} is {following.input_size}"
             )
         if layer.dtype != following.dtype:
             raise ArgumentError(f"layers must have one dtype: {name!r} has {layer.dtype}, {next_name!r} {following.dtype}")

@@ -21,7 +21,8 @@ from ..adapters import LoRAAdapterBase
 from ..errors import ArgumentError, InvalidOperationError
 from ..functions.activations import Activation
 from ..layers import AffineLayer, Layer, Sequential
-from ..models.adapting import apply_lora, has_adapters
+from ..models.adapting import apply_lora
+from ..models.finding import has_adapters
 from ..training.fit import Progress, fit
 from ..training.optimizers import Optimizer
 from . import files, networks

@@ -16,6 +16,7 @@ from ..base import serializable as serialization
 from ..errors import FormatError, NotSupportedError
 from ..functions.activations import Activation
 from ..io.npz import load_layer
+from ..models.adapting import without_adapters
 from ..training.optimizers import SGD, Adam, AdamW, Momentum
 from . import networks
 
@@ -55,7 +56,7 @@ def load(kind: type[Estimator], file: str | os.PathLike[str] | BinaryIO, begin: 
         raise FormatError(f"the file must contain a {kind.__name__}, got a {said.get('type')}")
     model = load_layer(file)
     try:
-        base = None if said["base"] is None else networks.without_adapters(model.walk()[said["base"]]).clone()
+        base = None if said["base"] is None else without_adapters(model.walk()[said["base"]]).clone()
         parameters = {name: _decoded(value) for name, value in said["parameters"].items()}
         learned = {name: _decoded(value) for name, value in said["attributes"].items()}
         estimator = _built(kind, base, parameters, learned | {"model_": model})

@@ -17,7 +17,8 @@ from ..adapters import LoRAAdapterBase, MultiLoRAAdapter
 from ..errors import ArgumentError
 from ..functions.activations import relu, softmax
 from ..layers import AffineLayer, Layer, Sequential
-from ..models.adapting import merge_in_place, select_task
+from ..models.adapting import merge_in_place
+from ..models.finding import select_task
 from ..training.optimizers import Adam
 from . import files
 from .estimator import LoRAEstimator

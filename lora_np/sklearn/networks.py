@@ -9,11 +9,10 @@ import numpy as np
 
 from .._typing import Array, Generator
 from .._validation import positive_int
-from ..adapters import LoRAAdapterBase
 from ..errors import ArgumentError
 from ..functions.activations import Activation
 from ..layers import DenseLayer, Layer, Sequential
-from ..models.adapting import has_adapters, rebuilt
+from ..models.finding import has_adapters
 
 BASE, HEAD = "base", "head"
 """The names of the two parts of a network with an added head."""
@@ -48,16 +47,6 @@ def with_head(base: Sequential, outputs: int, rng: Generator, *, freeze_base: bo
     """The base, followed by a linear layer with the given number of outputs."""
     head = DenseLayer(base.output_size, outputs, dtype=base.dtype, rng=rng)
     return Sequential({BASE: base, HEAD: head}, frozen=[BASE] if freeze_base else [])
-
-
-def without_adapters(model: Layer) -> Layer:
-    """The network before it was adapted; the arrays are shared."""
-    bare: Layer = rebuilt(
-        model,
-        lambda _, layer: layer.base_layer if isinstance(layer, LoRAAdapterBase) else layer,
-        frozen=lambda layer: False,
-    )
-    return bare
 
 
 def choice_of_outputs(total: int, chosen: Array, dtype: Any) -> DenseLayer:

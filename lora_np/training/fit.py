@@ -11,7 +11,7 @@ import numpy as np
 
 from .._typing import RNG, Array
 from .._validation import generator, positive_int, real_array
-from ..base import Layer
+from ..base import Layer, listeners, training_mode
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
 from ..run import Rank
@@ -120,11 +120,11 @@ def fit(
     rows = len(samples.inputs)
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
     random = generator(rng)
-    adapters = [layer for layer in model.listeners() if layer.listens_to == "rank"]
+    adapters = [layer for layer in listeners(model).values() if layer.listens_to == "rank"]
     descent = Descent(model, loss, optimizer)
     history = History()
     steps = epochs * -(-rows // batch_size)
-    with model.training_mode(True):
+    with training_mode(model, True):
         for epoch in range(1, epochs + 1):
             order = random.permutation(rows) if shuffle else np.arange(rows)
             total = 0.0

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._typing import Array, Generator
 from .._validation import finite_float, not_none, one_of, positive_int
-from ..base import Layer
+from ..base import Layer, training_mode
 from ..errors import ArgumentError, NonFiniteError
 from ..functions.losses import FunctionLoss, Loss
 from ..run import Draw, Rank, Ranked
@@ -68,7 +68,7 @@ def nested_dropout(
         return adapter.forward(x, rank=_rank_of_rows(rng.random(), x) if draws_rows else None)
 
     means = []
-    with adapter.training_mode(True):
+    with training_mode(adapter, True):
         for epoch in range(1, epochs + 1):
             try:
                 losses = [descent.step(partial(forward, x), target) for x, target in pairs]

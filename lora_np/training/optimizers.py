@@ -15,7 +15,7 @@ import numpy as np
 
 from .._typing import Array, Part, Parts
 from .._validation import finite_float, fraction, non_negative_float, same_shape
-from ..base import Layer
+from ..base import Layer, parameter_of, pending
 from ..errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 
 
@@ -92,16 +92,17 @@ class Optimizer(ABC):
         InvalidOperationError
             If no gradient is pending.
         """
-        return self.updates_of(layer, layer.pending_gradients(), layer.pending_parts)
+        step = pending(layer)
+        return self.updates_of(layer, step.gradients, step.parts)
 
     @final
     def updates_of(self, layer: Layer, gradients: Mapping[str, Array], parts: Parts) -> dict[str, Array]:
         """The updates for the given gradients, keyed by parameter name; see `update`."""
         updates = {}
         for name, dp in gradients.items():
-            parameter = layer.parameter(name)
-            assert parameter is not None
-            updates[name] = self.update(name, dp, parameter, parts.get(name))
+            parameter = parameter_of(layer, name)
+            if parameter is not None:  # a container may compute gradients of its frozen arrays
+                updates[name] = self.update(name, dp, parameter, parts.get(name))
         return updates
 
     @abstractmethod

@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from .._typing import Array, Parts
-from ..base import Layer
+from ..base import Layer, parameter_of, pending
 from ..errors import NonFiniteError
 from ..functions.losses import Loss
 from ..run import Run
@@ -48,12 +48,12 @@ class Descent:
         layer = self.layer
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             y = forward()
-            self.run = layer.last_run
             value, dy = self.loss.value_and_gradient(y, targets)
             objective = value + float(layer.compute_auxiliary_loss())
             if np.isfinite(objective):
                 layer.backward(dy, need_input_grad=False)
-        self.descend(objective, layer.gradients, layer.pending_parts)
+        gradients, parts, self.run = pending(layer) if np.isfinite(objective) else ({}, {}, None)
+        self.descend(objective, gradients, parts)
         return objective
 
     def descend(self, objective: float, gradients: Mapping[str, Array], parts: Parts) -> None:
@@ -78,7 +78,7 @@ class Descent:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             updates = self.optimizer.updates_of(self.layer, gradients, parts)
         self._require_finite("update", updates, objective)
-        self.before = {name: array.copy() for name in updates if (array := self.layer.parameter(name)) is not None}
+        self.before = {name: array.copy() for name in updates if (array := parameter_of(self.layer, name)) is not None}
         self.layer.apply_updates(updates)
 
     def _require_finite(self, kind: str, arrays: Mapping[str, Array], objective: float) -> None:

@@ -166,7 +166,7 @@ class TestRoundTrip:
         twin = apply_peft(network(dtype=dtype), saved(tmp_path, model))
         assert bits(twin.named_parameters(frozen=True)) == bits(model.named_parameters(frozen=True))
         for path in ("body.up", "head"):
-            assert twin.walk()[path].details() == model.walk()[path].details()
+            assert twin.walk()[path]._details() == model.walk()[path]._details()
         assert np.array_equal(twin.predict(X), model.predict(X))
 
 

@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lora_np import ArgumentError, InvalidOperationError, Layer, load_layer
+from lora_np.base import parameter_of
 from lora_np.run import Run
 from lora_np.testing import check_gradients, numerical_gradient
 from tests.kinds import batch, bits, build, randomised, snapshot
@@ -87,7 +88,7 @@ def test_a_parameter_is_found_by_name(layer):
     for frozen in (False, True):
         named = layer.named_parameters(frozen=frozen)
         for name in [*layer.named_parameters(frozen=True), "", ".", "weight.", "base.lora", "nothing"]:
-            assert layer.parameter(name, frozen=frozen) is named.get(name)
+            assert parameter_of(layer, name, frozen=frozen) is named.get(name)
 
 
 def test_gradients_are_sums_over_rows(layer, x, dy):

@@ -379,7 +379,7 @@ class Odd(Layer):
         ({"base": "digits"}, "base must be a lora_np layer or None, got 'digits'"),
         ({"base": DenseLayer(5, 3)}, "X must have 5 features, the input size of base, got 4"),
         ({"base": apply_lora(network(), lambda layer: MultiLoRAAdapter(layer, "a", 1))}, "base must not contain adapters"),
-        ({"base": Odd(4, 3)}, "targets must leave something to adapt"),
+        ({"base": Odd(4, 3)}, "targets must leave at least one of the dense layers"),
         ({"base": network(), "targets": ["7"]}, "targets must match dense layers"),
     ],
 )

@@ -1,0 +1,99 @@
+"""`RankChoice`: the active ranks of an adapter, and how it chooses one of them for a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+
+from .._typing import RNG, Array
+from .._validation import generator, integer, one_of
+from ..base import Listener
+from ..errors import InvalidOperationError
+from ..run import Draw, Run
+from .rank_distribution import RankDistribution
+
+
+class RankChoice(Listener):
+    """Needs `layer_name`. A pass that is given no rank draws one in training, and takes the deployment rank otherwise."""
+
+    listens_to = "rank"
+    layer_name: str
+    mode: str
+    """Which components a pass trains: ``"full"``, all up to its rank; ``"frozen"``, the block above the previous rank."""
+
+    def _choose(
+        self,
+        max_rank: int,
+        active_ranks: Sequence[int],
+        mode: str = "full",
+        rank_distribution: Sequence[float] | None = None,
+        rng: RNG = None,
+    ) -> None:
+        self._ranks = RankDistribution.of(active_ranks, max_rank, rank_distribution)
+        self.mode = one_of("mode", mode, ("full", "frozen"))
+        self._rng = generator(rng)
+        self._deployment_rank = self.active_ranks[-1]
+
+    @property
+    def active_ranks(self) -> tuple[int, ...]:
+        """The ranks to train and deploy, ascending."""
+        return self._ranks.ranks
+
+    @property
+    def rank_distribution(self) -> tuple[float, ...]:
+        """The probability of each active rank in training."""
+        return self._ranks.probabilities
+
+    @property
+    def current_deployment_rank(self) -> int:
+        """The rank of `predict`, of evaluation mode and of merging; must be an active rank."""
+        return self._deployment_rank
+
+    @current_deployment_rank.setter
+    def current_deployment_rank(self, rank: int) -> None:
+        self.check_rank(rank)
+        self._deployment_rank = int(rank)
+
+    def set_deployment_rank(self, rank: int) -> None:
+        """Set `current_deployment_rank`."""
+        self.current_deployment_rank = rank
+
+    def check_rank(self, rank: int) -> None:
+        """Raise ArgumentError if a rank is not active."""
+        self._ranks.check(integer("rank", rank))
+
+    def rank_in(self, run: Run) -> int | Array:
+        """The rank that a pass uses here: a number, or one for each entry of the first axis."""
+        rank = run.rank(self) if callable(run.rank) else run.rank
+        if rank is None and run.training:
+            raise InvalidOperationError(f"{self.layer_name}: a training pass needs a rank; `new_run` draws one")
+        return self._deployment_rank if rank is None else rank
+
+    def draw(self) -> Draw:
+        """One random number, from which every layer of the pass takes its rank."""
+        return Draw(self._rng.random())
+
+    def check_run(self, run: Run) -> None:
+        """Raise ArgumentError if a rank is not active, InvalidOperationError for ranks by row in frozen mode."""
+        rank = None if run.rank is None else self.rank_in(run)
+        if isinstance(rank, np.ndarray) and self.mode == "frozen" and run.keep:
+            raise InvalidOperationError(
+                f"{self.layer_name}: mode must be 'full' if each row has its own rank, got 'frozen', "
+                "which trains one block of components per pass"
+            )
+        if rank is not None:
+            self._ranks.check(rank)
+
+    @overload
+    def rank_at(self, quantile: float) -> int: ...
+    @overload
+    def rank_at(self, quantile: Array) -> Array: ...
+    def rank_at(self, quantile: float | Array) -> int | Array:
+        """The active rank at a quantile in [0, 1) of the rank distribution, or at each of several quantiles."""
+        return self._ranks.at(quantile)
+
+    def trained_from(self, rank: int | Array) -> int:
+        """The number of leading components that a pass at this rank does not train."""
+        return self._ranks.previous(rank) if self.mode == "frozen" and not isinstance(rank, np.ndarray) else 0

@@ -1,0 +1,104 @@
+"""What every low-rank branch has: a rank, an alpha, and the scaling at each rank."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+
+from .._typing import Array, Cache
+from .._validation import array_shape, one_of, positive_int, resolved_alpha
+from ..base import Layer
+from ..run import Run
+
+SCALINGS = ("max", "paper", "rslora")
+
+
+class LowRankLayer(Layer):
+    """A linear layer without bias that is a product of factors, usable at any rank up to its own.
+
+    Parameters
+    ----------
+    input_size, output_size : int
+    rank : int
+        The number of components: columns of the first factor, rows of the second.
+    alpha : float, default -1
+        The LoRA alpha. A negative value means `rank`; 0 switches the layer off.
+    scaling : {"max", "paper", "rslora"}
+        The rule of `scaling_at`.
+    dtype : {float64, float32}
+    """
+
+    def __init__(
+        self, input_size: int, output_size: int, rank: int, alpha: float, scaling: str, dtype: Any = np.float64
+    ) -> None:
+        super().__init__(input_size, output_size, dtype)
+        self.rank = positive_int("rank", rank)
+        array_shape("input_size, rank", self.input_size, self.rank)
+        array_shape("rank, output_size", self.rank, self.output_size)
+        self.alpha = resolved_alpha(alpha, self.rank)
+        self.scaling_rule = one_of("scaling", scaling, SCALINGS)
+
+    @abstractmethod
+    def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
+        """The map of the first `rank` components; `vjp` computes gradients for components `trained_from` up to `rank`."""
+
+    @abstractmethod
+    def merge_weights(self, *, rank: int | None = None) -> Array:
+        """The weight of the first `rank` components as one matrix, scaling included, shape (input_size, output_size)."""
+
+    def scaling_at(self, rank: int) -> float:
+        """The factor s of the first `rank` components.
+
+        ``"max"``: alpha / (full rank), the same at every rank; ``"paper"``: alpha / rank (Valipour et al. 2022, eq. 7);
+        ``"rslora"``: alpha / √rank (Kalajdzievski 2023, eq. 3).
+        """
+        if self.scaling_rule == "max":
+            return self.alpha / self.rank
+        return self.alpha / (rank if self.scaling_rule == "paper" else math.sqrt(rank))
+
+    @property
+    def scaling(self) -> float:
+        """The factor at the full rank."""
+        return self.scaling_at(self.rank)
+
+    def components_at(self, rank: int | Array | None, leading: tuple[int, ...]) -> tuple[int, float | Array]:
+        """How many components a pass needs, and how to scale them.
+
+        Parameters
+        ----------
+        rank : int, or array of int with one for each entry of the first axis, or None for the full rank
+        leading : tuple of int
+            The input's shape without the last axis; its first axis counts the rows.
+
+        Returns
+        -------
+        r : int
+            The largest rank.
+        s : float, or array of shape (rows, 1, ..., 1, r)
+            If each row has its own rank, row i of s is ``scaling_at`` of that rank in the columns up to it, and zero beyond
+            (nested dropout: Rippel et al. 2014).
+        """
+        if not isinstance(rank, np.ndarray):
+            r = self.rank if rank is None else rank
+            return r, self.scaling_at(r)
+        r = int(rank.max(initial=1))
+        scalings = np.array([self.scaling_at(each) for each in range(1, r + 1)], self.dtype)
+        by_rank = np.tri(r, dtype=self.dtype) * scalings[:, np.newaxis]  # row k: the first k + 1 components
+        return r, by_rank[rank - 1].reshape(*leading[:1], *[1] * (len(leading) - 1), r)
+
+    def _details(self) -> dict[str, str]:
+        details = {"lora.rank": str(self.rank), "lora.alpha": f"{self.alpha:g}"}
+        return details | {"lora.scaling": f"{self.scaling:g}"}
+
+    def config(self) -> dict[str, Any]:
+        """Sizes, rank, alpha and dtype."""
+        return {
+            "input_size": self.input_size,
+            "output_size": self.output_size,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "dtype": self.dtype,
+        }

@@ -1,0 +1,99 @@
+"""What a model contains, and which task or rank its adapters use. A model is any layer: a Sequential, or one adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
+
+from ..adapters.base import LoRAAdapterBase
+from ..adapters.dylora import DyLoRAAdapter
+from ..adapters.multilora import MultiLoRAAdapter
+from ..base import Layer
+from ..errors import ArgumentError, InvalidOperationError
+
+Kind = TypeVar("Kind")
+
+
+def find(model: Layer, kind: Callable[..., Kind]) -> dict[str, Kind]:
+    """The layers of one class in a model, by dotted path; the path of the model itself is the empty string.
+
+    Examples
+    --------
+    >>> from lora_np import DenseLayer, Sequential, find, relu
+    >>> list(find(Sequential([DenseLayer(8, 16, relu, rng=0), DenseLayer(16, 3, rng=1)]), DenseLayer))
+    ['0', '1']
+    """
+    return {path: layer for path, layer in model.walk().items() if isinstance(layer, cast(type[Kind], kind))}
+
+
+def has_adapters(model: Layer) -> bool:
+    """Whether there is an adapter in the model."""
+    return bool(find(model, LoRAAdapterBase))
+
+
+def has_multi_lora_adapters(model: Layer) -> bool:
+    """Whether there is a MultiLoRAAdapter in the model."""
+    return bool(find(model, MultiLoRAAdapter))
+
+
+def select_task(model: Layer, task: str) -> int:
+    """Make a task the current one of every MultiLoRAAdapter in the model.
+
+    Returns
+    -------
+    int
+        The number of MultiLoRA adapters.
+
+    Raises
+    ------
+    ArgumentError
+        If one of them does not have the task; none is switched.
+    InvalidOperationError
+        If the model has none.
+    """
+    adapters = _required(find(model, MultiLoRAAdapter), model, "MultiLoRAAdapter whose task could be selected")
+    for path, adapter in adapters.items():
+        try:
+            adapter.get_task_adapter(task)
+        except ArgumentError as error:
+            raise ArgumentError(f"{path or adapter.layer_name}: {error}") from error
+    for adapter in adapters.values():
+        adapter.current_task = task
+    return len(adapters)
+
+
+def select_rank(model: Layer, rank: int) -> int:
+    """Set the deployment rank of every DyLoRAAdapter in the model.
+
+    Returns
+    -------
+    int
+        The number of DyLoRA adapters.
+
+    Raises
+    ------
+    ArgumentError
+        If the rank is not an active rank of one of them; none is changed.
+    InvalidOperationError
+        If the model has none.
+    """
+    adapters = _required(find(model, DyLoRAAdapter), model, "DyLoRAAdapter whose rank could be selected")
+    check_rank(adapters, rank)
+    for adapter in adapters.values():
+        adapter.current_deployment_rank = rank
+    return len(adapters)
+
+
+def check_rank(adapters: Mapping[str, DyLoRAAdapter], rank: int) -> None:
+    """Raise ArgumentError if a rank is not an active rank of each adapter; the message names the adapter by its path."""
+    for path, adapter in adapters.items():
+        try:
+            adapter.check_rank(rank)
+        except ArgumentError as error:
+            raise ArgumentError(f"{path or adapter.layer_name}: {error}") from error
+
+
+def _required(adapters: dict[str, Kind], model: Layer, what: str) -> dict[str, Kind]:
+    if not adapters:
+        raise InvalidOperationError(f"{model.layer_name} has no {what}")
+    return adapters
