@@ -13,6 +13,7 @@ from lora_np import (
     Layer,
     MeanSquaredError,
     Sequential,
+    StandardLoRAAdapter,
     apply_lora,
     fit,
     merge_in_place,
@@ -35,25 +36,27 @@ def trained(model: Layer, x: Array, y: Array) -> History:
 def main() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(16, 4)), rng.normal(size=(16, 2))
-    base = Sequential([DenseLayer(4, 8, relu, rng=0), DenseLayer(8, 2, rng=1)])
-    adapted = apply_lora(base, lambda layer: DyLoRAAdapter(layer, max_rank=2, active_ranks=[1, 2], rng=2), targets=["1"])
+    base = [DenseLayer(4, 8, relu, rng=0), DenseLayer(8, 2, rng=1)]
+    model: Sequential = apply_lora(Sequential(base), DyLoRAAdapter, max_rank=2, active_ranks=[1, 2], targets=["0"], rng=2)
+    model = apply_lora(model, lambda layer: StandardLoRAAdapter(layer, rank=2, rng=3), targets=["1"])
+    assert_type(apply_lora(base[1], StandardLoRAAdapter, rank=2), Layer)
 
-    history = trained(adapted, x, y)
+    history = trained(model, x, y)
     assert_type(history.epoch_losses, list[float])
-    before = adapted.predict(x)
+    before = model.predict(x)
     assert_type(before, Array)
 
-    adapted.forward(x)
-    assert_type(adapted.backward(before - y), Array)
-    adapted.update_parameters(0.01)
+    model.forward(x)
+    assert_type(model.backward(before - y), Array)
+    model.update_parameters(0.01)
 
-    assert_type(merge_in_place(adapted), int)
+    assert_type(merge_in_place(model), int)
     stream = io.BytesIO()
-    save_layer(adapted, stream)
+    save_layer(model, stream)
     stream.seek(0)
     loaded = load_layer(stream)
     assert_type(loaded, Layer)
-    np.testing.assert_array_equal(loaded.predict(x), adapted.predict(x))
+    np.testing.assert_array_equal(loaded.predict(x), model.predict(x))
 
     layer = lora_np.LoRALayer(4, 8, 2, rng=0)
     assert_type(lora_np.surgery.truncate(layer, rank=1), lora_np.LoRALayer)
