@@ -98,6 +98,8 @@ def signature(text):
         (argument.arg, inspect.Parameter.KEYWORD_ONLY, evaluated(node))
         for argument, node in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     ]
+    if arguments.kwarg:
+        listed.append((arguments.kwarg.arg, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.empty))
     return name, listed
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, final
 
 import numpy as np
 
-from .._typing import RNG, Array, Parts
+from .._typing import RNG, Array
 from .._validation import rank_within
 from ..base import FixedAttributes, Layer
 from ..functions.losses import Loss
@@ -50,10 +50,8 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
 
     Raises
     ------
-    ArgumentNullError
-        If `base_layer` or `active_ranks` is None.
     ArgumentError
-        If an argument violates the constraints above.
+        If an argument violates the constraints above (ArgumentNullError if `base_layer` or `active_ranks` is None).
 
     Notes
     -----
@@ -110,12 +108,6 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         rank = self.rank_in(run)
         return Selection("lora", self._lora, rank, self.trained_from(rank))
 
-    def trained_parts(self, run: Run) -> Parts:
-        """The components that a pass trains: columns of A, rows of B."""
-        rank = self.rank_in(run)
-        part_a, part_b = LoRALayer.parts(self.trained_from(rank), int(np.max(rank, initial=1)))
-        return {"lora.matrix_a": part_a, "lora.matrix_b": part_b}
-
     @property
     def lora_layer(self) -> LoRALayer:
         """The branch, of rank `max_rank`."""
@@ -133,6 +125,8 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
     def outputs_at_ranks(self, input: Any) -> dict[int, Array]:
         """The inference output at every active rank, at about the cost of one: each rank adds its block.
 
+        ``y_r = base(x) + s_r Σ_blocks (x A[:, p:q]) B[p:q, :]``, with p:q the blocks between active ranks up to r.
+
         Parameters
         ----------
         input : array, shape (..., input_size)
@@ -140,10 +134,6 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         Returns
         -------
         dict of arrays, shape (..., output_size), by rank
-
-        Notes
-        -----
-        ``y_r = base(x) + s_r Σ_blocks (x A[:, p:q]) B[p:q, :]``, with p:q the blocks between active ranks up to r.
         """
         x = self.check_input(input)
         base = self.base_layer.predict(x)
@@ -174,8 +164,7 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
             Of the same length; each input has shape (..., input_size).
         epochs, learning_rate : int, float
         loss_function : Loss, or callable
-            A plain function of (predictions, targets) that returns a scalar is differentiated numerically with respect to
-            the predictions, with two evaluations per element (`lora_np.FunctionLoss`).
+            A plain scalar function of (predictions, targets) is differentiated numerically (`lora_np.FunctionLoss`).
         rank_per : {"pass", "row"}, default "pass"
             Whether all rows of an input train at the rank of the pass, or each row at its own (`Draw.of_rows`).
 
@@ -186,10 +175,8 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
 
         Raises
         ------
-        ArgumentError
-            If an argument is invalid; nothing is changed.
-        InvalidOperationError
-            If ranks by row are requested in frozen mode.
+        ArgumentError, InvalidOperationError
+            If an argument is invalid, or if ranks by row are requested in frozen mode; nothing is changed.
         NonFiniteError
             If the loss is infinite or NaN; the parameters are those of the last finite loss.
         """
@@ -201,12 +188,12 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         return self.base_layer.estimate_flops() + branch + self.output_size
 
     def _details(self) -> dict[str, str]:
-        return super()._details() | {
-            "dylora.max_rank": str(self.max_rank),
-            "dylora.active_ranks": str(list(self.active_ranks)),
-            "dylora.current_deployment_rank": str(self._deployment_rank),
-            "dylora.mode": self.mode,
-        }
+        base = sum(array.size for array in self.base_layer.named_parameters(frozen=True).values())
+        trained = 0 if self.is_base_layer_frozen else self.base_layer.parameter_count
+        sizes = {rank: rank * (self.input_size + self.output_size) for rank in self.active_ranks}
+        shares = [f"{rank}: {(size + trained) / (size + base):.1%}" for rank, size in sizes.items()]
+        ranks = {"dylora.max_rank": str(self.max_rank), "dylora.share_at_rank": f"{{{', '.join(shares)}}}"}
+        return super()._details() | self._rank_details() | ranks
 
     def _set_branches(self, branches: Mapping[str, LoRALayer]) -> None:
         """Replace the branch; if it has a lower rank, that rank takes the place of the active ranks above it."""
@@ -218,13 +205,6 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {
-            "base_layer": self.base_layer,
-            "max_rank": self.max_rank,
-            "active_ranks": self.active_ranks,
-            "alpha": self.alpha,
-            "freeze_base_layer": self.is_base_layer_frozen,
-            "mode": self.mode,
-            "scaling": self._lora.scaling_rule,
-            "rank_distribution": self.rank_distribution,
-        }
+        names = ("base_layer", "max_rank", "active_ranks", "alpha", "mode", "rank_distribution")
+        config = {name: getattr(self, name) for name in names}
+        return config | {"freeze_base_layer": self.is_base_layer_frozen, "scaling": self._lora.scaling_rule}

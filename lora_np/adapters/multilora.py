@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable, Hashable, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Any, Self, final
 
 from .._typing import RNG
-from .._validation import generator, not_none, rank_within
-from ..base import FixedAttributes, Layer, Listener
-from ..errors import ArgumentError, ArgumentNullError, InvalidOperationError, NotSupportedError
+from .._validation import generator, rank_within
+from ..base import FixedAttributes, Layer
+from ..errors import NotSupportedError
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
 from ..run import Run
 from .additive import AdditiveAdapter, Selection
 from .mixed import MixedBranch
 from .task_children import TaskChildren
+from .task_choice import TaskChoice
 
 
 @final
-class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, Listener):
+class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
     """``y = base(x) + s_t (x A_t) B_t``, where t is the current task or, in a mixed batch, the task of each row.
 
     Parameters
@@ -70,7 +69,6 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, Listener):
 
     merge_error = NotSupportedError
     settings = ("current_task",)
-    listens_to = "tasks"
 
     def __init__(
         self,
@@ -109,127 +107,10 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, Listener):
         assert run.tasks is not None
         return Selection("tasks", MixedBranch(run.tasks, self._tasks, self.lora_layer))
 
-    def check_run(self, run: Run) -> None:
-        """Raise ArgumentError if a task is unknown."""
-        for name in () if run.tasks is None else run.tasks.names:
-            if name is not None and name not in self._tasks:
-                raise ArgumentError(f"tasks must be known to {self.layer_name}, got {name!r}")
-
-    def bound_to(self, run: Run) -> Hashable:
-        """The branches of the tasks present, or that of the current one; None for a task that has been removed."""
-        names = (self._current_task,) if run.tasks is None else run.tasks.names
-        return tuple([self._tasks.get(name) for name in names if name is not None])
-
     @property
     def lora_layer(self) -> LoRALayer:
         """The current task's branch."""
         return self._tasks[self._current_task]
-
-    @property
-    def task_adapters(self) -> Mapping[str, LoRALayer]:
-        """The branches by task, in insertion order: a live, read-only view."""
-        return MappingProxyType(self._tasks)
-
-    @property
-    def number_of_tasks(self) -> int:
-        """The number of tasks; also `len`."""
-        return len(self._tasks)
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def __contains__(self, task_name: object) -> bool:
-        return task_name in self._tasks
-
-    @property
-    def current_task(self) -> str:
-        """The task of `forward`, `predict` and merging; must be a known task."""
-        return self._current_task
-
-    @current_task.setter
-    def current_task(self, task_name: str) -> None:
-        self.get_task_adapter(task_name)
-        self._current_task = task_name
-
-    def set_current_task(self, task_name: str) -> None:
-        """Set `current_task`."""
-        self.current_task = task_name
-
-    def add_task(self, task_name: str, rank: int, alpha: float = -1.0) -> None:
-        """Add a task; the current task does not change.
-
-        Parameters
-        ----------
-        task_name : str
-            New and not blank.
-        rank : int
-            In 1..min(input_size, output_size).
-        alpha : float, default -1
-            A negative value means this task's rank.
-
-        Raises
-        ------
-        ArgumentError
-            If an argument violates the constraints above; nothing is changed.
-        """
-        self._add("task_name", task_name, rank, alpha)
-
-    def _add(self, argument: str, name: str, rank: int, alpha: float) -> None:
-        self._check_new(argument, name)
-        branch = LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, rng=self._rng)
-        self._tasks[name] = self.fitted(branch)
-
-    def _check_new(self, argument: str, name: str) -> None:
-        not_none(argument, name)
-        if not isinstance(name, str) or not name.strip():
-            raise ArgumentError(f"{argument} must be a string that is not blank, got {name!r}")
-        if name in self._tasks:
-            raise ArgumentError(f"{argument} must be new, but the task {name!r} exists")
-
-    def replace_task(self, task_name: str, branch: LoRALayer) -> None:
-        """Replace the branch of a task by another one of the same sizes and dtype, of any rank.
-
-        Raises
-        ------
-        ArgumentError
-            If the task is unknown, or if the branch does not fit; nothing is changed.
-        """
-        self.get_task_adapter(task_name)
-        self._tasks[task_name] = self.fitted(branch)
-
-    def remove_task(self, task_name: str) -> bool:
-        """Remove a task and its branch. If it was the current one, the first of the others becomes current.
-
-        Returns
-        -------
-        bool
-            False if the task is unknown.
-
-        Raises
-        ------
-        InvalidOperationError
-            If it is the last task.
-        """
-        if not isinstance(task_name, str) or task_name not in self._tasks:
-            return False
-        if len(self._tasks) == 1:
-            raise InvalidOperationError(f"{self.layer_name}: {task_name!r} is the last task, and one must remain")
-        del self._tasks[task_name]
-        if self._current_task == task_name:
-            self._current_task = next(iter(self._tasks))
-        return True
-
-    def get_task_adapter(self, task_name: str) -> LoRALayer:
-        """The branch of a task; an unknown one raises ArgumentError."""
-        if task_name is None:
-            raise ArgumentNullError("task_name must not be None")
-        if not isinstance(task_name, str) or task_name not in self._tasks:
-            raise ArgumentError(f"task_name must be one of {', '.join(self._shown_tasks(repr))}; got {task_name!r}")
-        return self._tasks[task_name]
-
-    def get_task_rank(self, task_name: str) -> int:
-        """The rank of a task; an unknown one raises ArgumentError."""
-        return self.get_task_adapter(task_name).rank
 
     def merge_task_to_layer(self, task_name: str) -> AffineLayer:
         """A new layer with ``W + s_t A_t B_t``, in the base's layout; the base and the current task are untouched.
@@ -258,12 +139,6 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, Listener):
             "multilora.current_task": self._current_task,
             "multilora.tasks": ", ".join(self._shown_tasks()),
         }
-
-    def _shown_tasks(self, form: Callable[[str], str] = str) -> list[str]:
-        """The names of the tasks; if there are many, the first seven and their number."""
-        count = len(self._tasks)
-        names = [form(name) for name in itertools.islice(self._tasks, count if count <= 8 else 7)]
-        return names if count <= 8 else [*names, f"... {count} in all"]
 
     def _set_branches(self, branches: Mapping[str, LoRALayer]) -> None:
         self._rng = copy.deepcopy(self._rng)

@@ -7,10 +7,11 @@ from typing import overload
 
 import numpy as np
 
-from .._typing import RNG, Array
+from .._typing import RNG, Array, Parts
 from .._validation import generator, integer, one_of
 from ..base import Listener
 from ..errors import InvalidOperationError
+from ..layers.lora import LoRALayer
 from ..run import Draw, Run
 from .rank_distribution import RankDistribution
 
@@ -71,6 +72,12 @@ class RankChoice(Listener):
             raise InvalidOperationError(f"{self.layer_name}: a training pass needs a rank; `new_run` draws one")
         return self._deployment_rank if rank is None else rank
 
+    def trained_parts(self, run: Run) -> Parts:
+        """The components of the branch that a pass trains: columns of A, rows of B."""
+        rank = self.rank_in(run)
+        part_a, part_b = LoRALayer.parts(self.trained_from(rank), int(np.max(rank, initial=1)))
+        return {"lora.matrix_a": part_a, "lora.matrix_b": part_b}
+
     def draw(self) -> Draw:
         """One random number, from which every layer of the pass takes its rank."""
         return Draw(self._rng.random())
@@ -97,3 +104,10 @@ class RankChoice(Listener):
     def trained_from(self, rank: int | Array) -> int:
         """The number of leading components that a pass at this rank does not train."""
         return self._ranks.previous(rank) if self.mode == "frozen" and not isinstance(rank, np.ndarray) else 0
+
+    def _rank_details(self) -> dict[str, str]:
+        return {
+            "dylora.active_ranks": str(list(self.active_ranks)),
+            "dylora.current_deployment_rank": str(self._deployment_rank),
+            "dylora.mode": self.mode,
+        }
