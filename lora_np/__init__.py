@@ -14,6 +14,7 @@ from .adapters import (
     VeRAAdapter,
     VeRALayer,
 )
+from .adapters.dylora import at_rank
 from .adapters.rank_distribution import RankDistribution, geometric
 from .base.weight_loadable import WeightLoadResult, WeightLoadValidation
 from .errors import (
@@ -26,7 +27,6 @@ from .errors import (
     NonFiniteError,
     NotSupportedError,
 )
-from .factors.weights import at_rank
 from .functions.activations import (
     Activation,
     elu,

@@ -67,7 +67,7 @@ def test_a_magnitude_equals_that_of_the_adapter():
 def test_a_dylora_at_full_rank_has_its_settings():
     weights = extract(adapted(lambda linear: dylora(linear, mode="frozen", scaling="paper")))
     assert weights.layers["head"].rank == 4
-    assert weights.nested["head"] == {
+    assert weights.nested["head"].to_json() == {
         "active_ranks": [1, 2, 4],
         "alpha": 3.0,
         "mode": "frozen",

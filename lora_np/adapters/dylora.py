@@ -208,3 +208,12 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         names = ("base_layer", "max_rank", "active_ranks", "alpha", "mode", "rank_distribution")
         config = {name: getattr(self, name) for name in names}
         return config | {"freeze_base_layer": self.is_base_layer_frozen, "scaling": self._lora.scaling_rule}
+
+
+def at_rank(adapter: DyLoRAAdapter, rank: int) -> LoRALayer:
+    """The branch at an active rank as a plain layer: the first `rank` components, with ``alpha = scaling_at(rank) · rank``.
+
+    `lora_np.surgery.truncate` cuts by singular values instead, which suits branches that were not trained for the rank.
+    """
+    adapter.check_rank(rank)
+    return adapter.lora_layer.at_rank(rank)

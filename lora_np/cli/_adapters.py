@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .._validation import ascending_ranks
 from ..adapters.multilora import MultiLoRAAdapter
 from ..base import Layer
 from ..errors import ArgumentError, FormatError, InvalidOperationError, NotSupportedError
 from ..factors.weights import AdapterWeights, extract
 from ..io import kohya, mlx, npz, peft
 from ..io.safetensors import SafetensorsFile
-from ..layers.lora import LoRALayer
 from ._text import natural
 
 DEFAULT = "default"
@@ -62,11 +60,9 @@ class Adapters:
         return self.names[0]
 
     def read(self, name: str) -> AdapterWeights:
-        """Load an adapter and check its DyLoRA settings; the layers of a file are sorted by path."""
+        """Load an adapter; the layers of a file are sorted by path."""
         with naming(self.path):
             weights = self.load(name)
-            for path, settings in weights.nested.items():
-                _check_nested(settings, weights.layers[path], path)
         if self.model is not None:
             return weights
         return replace(weights, layers={path: weights.layers[path] for path in sorted(weights.layers, key=natural)})
@@ -150,38 +146,9 @@ def load_from_options(path: str, options: argparse.Namespace) -> AdapterWeights:
 
 
 def at_rank(weights: AdapterWeights, rank: int | None, source: str) -> AdapterWeights:
-    """The adapter with its DyLoRA layers truncated to plain ones.
-
-    Parameters
-    ----------
-    weights : AdapterWeights
-    rank : int, optional
-        An active rank; each layer's deployment rank if left out.
-    source : str
-        The file or folder, for error messages.
-
-    Raises
-    ------
-    ArgumentError
-        If `rank` is given and is not an active rank of every DyLoRA layer, or if there is no DyLoRA layer.
-    """
-    if rank is not None and not weights.nested:
-        raise ArgumentError(f"{source}: rank {rank} requires DyLoRA layers, and the adapter has none")
-    layers = dict(weights.layers)
-    for path, settings in weights.nested.items():
-        chosen = settings["current_deployment_rank"] if rank is None else rank
-        if chosen not in settings["active_ranks"]:
-            raise ArgumentError(
-                f"{source}: {path}: rank must be one of the active ranks {settings['active_ranks']}, got {rank}"
-            )
-        layers[path] = first_components(layers[path], chosen)
-    return replace(weights, layers=layers, nested={})
-
-
-def first_components(layer: LoRALayer, rank: int) -> LoRALayer:
-    """The first components as a plain layer, with the scaling of the layer at that rank."""
-    A, B = layer.matrix_a[:, :rank], layer.matrix_b[:rank]
-    return LoRALayer.from_factors(A, B, layer.scaling_at(rank) * rank)
+    """`AdapterWeights.at_rank`; errors name the file or folder."""
+    with naming(source):
+        return weights.at_rank(rank)
 
 
 def base_config(*sources: AdapterWeights) -> dict[str, Any]:
@@ -235,16 +202,3 @@ def _npz(file: str) -> Adapters:
     kind = f"{type(model).__name__} model in an npz file"
     names = tuple(tasks) or (UNNAMED,)
     return Adapters(file, kind, names, lambda name: extract(model, task=name or None), model=model)
-
-
-def _check_nested(settings: Mapping[str, Any], layer: LoRALayer, path: str) -> None:
-    """Check that DyLoRA settings fit their layer; in a PEFT folder they are arbitrary JSON."""
-    try:
-        ranks = ascending_ranks("active_ranks", settings["active_ranks"], layer.rank)
-    except ArgumentError as error:
-        raise FormatError(f"{path}: invalid DyLoRA settings: {error}") from error
-    deployed = settings["current_deployment_rank"]
-    if deployed not in ranks:
-        raise FormatError(
-            f"{path}: invalid DyLoRA settings: current_deployment_rank must be one of {list(ranks)}, got {deployed!r}"
-        )

@@ -9,7 +9,7 @@ from .._typing import Array
 from ..factors.weights import AdapterWeights
 from ..layers.lora import LoRALayer
 from ..terminal.table import table
-from ._adapters import at_rank, first_components, load_from_options
+from ._adapters import at_rank, load_from_options
 from ._layers import cast, frobenius, singular_values
 from ._options import ADAPTER, add_lenient, add_task, positive, tolerance
 from ._text import counted, number, plain, printable
@@ -61,8 +61,8 @@ def _compared(path: str, first: AdapterWeights, second: AdapterWeights) -> Diffe
     if path not in first.nested:
         worst = _measured(path, None, one, other)
     else:
-        ranks = first.nested[path]["active_ranks"]
-        at_ranks = [_measured(path, r, first_components(one, r), first_components(other, r)) for r in ranks]
+        ranks = first.nested[path].active_ranks
+        at_ranks = [_measured(path, r, one.at_rank(r), other.at_rank(r)) for r in ranks]
         worst = max(at_ranks, key=lambda found: (found.problem is not None, found.relative or 0))
     if path not in first.magnitudes:
         return worst
@@ -81,7 +81,7 @@ def _mismatch(path: str, first: AdapterWeights, second: AdapterWeights) -> str |
     if (path in first.magnitudes) != (path in second.magnitudes):
         return f"DoRA only in {'A' if path in first.magnitudes else 'B'}"
     for label, name in SETTINGS.items():
-        values = [source.nested[path][name] if path in source.nested else "none" for source in (first, second)]
+        values = [source.nested[path].to_json()[name] if path in source.nested else "none" for source in (first, second)]
         if values[0] != values[1]:
             return f"{label} {values[0]} vs. {values[1]}"
     return None

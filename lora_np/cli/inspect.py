@@ -54,7 +54,7 @@ def layer_report(path: str, layer: LoRALayer, weights: AdapterWeights) -> Report
     if path in weights.magnitudes:
         report["norm_magnitude"] = frobenius(weights.magnitudes[path])
     if path in weights.nested:
-        report["dylora"] = dict(weights.nested[path])
+        report["dylora"] = weights.nested[path].to_json()
     return report
 
 

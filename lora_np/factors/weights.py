@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from .._typing import Array
-from .._validation import integer
 from ..adapters.base import LoRAAdapterBase
 from ..adapters.dora import DoRAAdapter
-from ..adapters.dylora import DyLoRAAdapter
+from ..adapters.dylora import DyLoRAAdapter, at_rank
 from ..adapters.multilora import MultiLoRAAdapter
 from ..base import Layer
 from ..errors import ArgumentError, NotSupportedError
 from ..layers.lora import LoRALayer
+from .settings import DyLoRASettings
 
 
 @final
@@ -27,8 +27,8 @@ class AdapterWeights:
     layers : mapping of str to LoRALayer
     magnitudes : mapping of str to array, optional
         For layers adapted by DoRA: the magnitude m, shape (output_size,).
-    nested : mapping of str to mapping, optional
-        For layers of a DyLoRAAdapter: its active ranks, alpha, mode, scaling, rank distribution and deployment rank.
+    nested : mapping of str to DyLoRASettings, optional
+        For layers of a DyLoRAAdapter: its settings.
     config : mapping, optional
         The configuration of the file, unchanged.
 
@@ -40,7 +40,7 @@ class AdapterWeights:
 
     layers: Mapping[str, LoRALayer]
     magnitudes: Mapping[str, Array] = field(default_factory=dict)
-    nested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    nested: Mapping[str, DyLoRASettings] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,6 +60,26 @@ class AdapterWeights:
         if path in self.magnitudes:
             raise NotSupportedError(f"{path!r} is adapted by DoRA, which does not add a matrix to the weight")
         return self.layers[path].merge_weights()
+
+    def at_rank(self, rank: int | None = None) -> AdapterWeights:
+        """Plain layers instead of those of DyLoRA, each at an active rank; by default, at its deployment rank.
+
+        Raises
+        ------
+        ArgumentError
+            If a rank is given that is not an active rank of every DyLoRA layer, or if there is no DyLoRA layer.
+        """
+        if rank is not None and not self.nested:
+            raise ArgumentError(f"rank {rank} requires DyLoRA layers, and the adapter has none")
+        layers = dict(self.layers)
+        for path, settings in self.nested.items():
+            chosen = settings.current_deployment_rank if rank is None else rank
+            try:
+                settings.check_rank(chosen)
+            except ArgumentError as error:
+                raise ArgumentError(f"{path}: {error}") from error
+            layers[path] = layers[path].at_rank(chosen)
+        return replace(self, layers=layers, nested={})
 
     @property
     def parameter_count(self) -> int:
@@ -108,7 +128,7 @@ def _adapters(model: Layer) -> dict[str, LoRAAdapterBase]:
 def _extracted(adapters: Mapping[str, LoRAAdapterBase], task: str | None, rank: int | None) -> AdapterWeights:
     layers: dict[str, LoRALayer] = {}
     magnitudes: dict[str, Array] = {}
-    nested: dict[str, Mapping[str, Any]] = {}
+    nested: dict[str, DyLoRASettings] = {}
     for path, adapter in adapters.items():
         layer = adapter.lora_layer
         if isinstance(adapter, MultiLoRAAdapter) and task is not None:
@@ -117,30 +137,10 @@ def _extracted(adapters: Mapping[str, LoRAAdapterBase], task: str | None, rank: 
             raise NotSupportedError(f"{path!r}: the branch of a {type(adapter).__name__} is not a pair of trained factors")
         if isinstance(adapter, DyLoRAAdapter):
             if rank is None:
-                nested[path] = _nested(adapter)
+                nested[path] = DyLoRASettings.of(adapter)
             else:
                 layer = at_rank(adapter, rank)
         if isinstance(adapter, DoRAAdapter):
             magnitudes[path] = adapter.magnitude.copy()
         layers[path] = layer.clone()
     return AdapterWeights(layers, magnitudes, nested)
-
-
-def at_rank(adapter: DyLoRAAdapter, rank: int) -> LoRALayer:
-    """A plain layer with the DyLoRA branch at an active rank, and ``alpha = scaling_at(rank) · rank``."""
-    if integer("rank", rank) not in adapter.active_ranks:
-        raise ArgumentError(f"rank must be one of the active ranks {adapter.active_ranks}, got {rank!r}")
-    lora = adapter.lora_layer
-    A, B = lora.matrix_a[:, :rank], lora.matrix_b[:rank]
-    return LoRALayer.from_factors(A, B, lora.scaling_at(rank) * rank)
-
-
-def _nested(adapter: DyLoRAAdapter) -> dict[str, Any]:
-    return {
-        "active_ranks": list(adapter.active_ranks),
-        "alpha": adapter.alpha,
-        "mode": adapter.mode,
-        "scaling": adapter.lora_layer.scaling_rule,
-        "rank_distribution": list(adapter.rank_distribution),
-        "current_deployment_rank": adapter.current_deployment_rank,
-    }

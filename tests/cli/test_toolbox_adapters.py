@@ -124,7 +124,7 @@ def test_dylora_at_a_rank(tmp_path, scaling, form):
     path = write_npz(tmp_path / "a.npz", model) if form == "npz" else write_peft(tmp_path / "a", model)
     whole = load_adapter(path)
     cut = at_rank(whole, 2, path)
-    assert whole.nested["first"]["current_deployment_rank"] == 2
+    assert whole.nested["first"].current_deployment_rank == 2
     assert whole.layers["first"].rank == 4
     assert not cut.nested
     assert cut.layers["first"].rank == 2
@@ -144,9 +144,12 @@ def test_a_rank_requires_dylora(tmp_path):
     [
         ({"active_ranks": [2, 1]}, "strictly ascending"),
         ({"active_ranks": 5}, "sequence of integers"),
-        ({"active_ranks": [1, 9]}, "at most max_rank = 4"),
-        ({"current_deployment_rank": 3}, r"current_deployment_rank must be one of \[1, 2, 4\], got 3$"),
-        ({"current_deployment_rank": []}, r"current_deployment_rank must be one of \[1, 2, 4\], got \[\]$"),
+        ({"active_ranks": [1, 2, 9], "current_deployment_rank": 2}, "at most max_rank = 4"),
+        ({"current_deployment_rank": 3}, r"current_deployment_rank must be one of the active ranks \[1, 2, 4\], got 3$"),
+        (
+            {"current_deployment_rank": []},
+            r"current_deployment_rank must be one of the active ranks \[1, 2, 4\], got \(\)$",
+        ),
     ],
 )
 def test_dylora_settings_that_do_not_fit(tmp_path, settings, reason):
@@ -156,7 +159,7 @@ def test_dylora_settings_that_do_not_fit(tmp_path, settings, reason):
         nested = json.loads(stored.metadata["lora_np"])
     nested["nested"]["first"] |= settings
     save_safetensors(file, load_safetensors(file), {"lora_np": json.dumps(nested)})
-    with pytest.raises(FormatError, match=rf"^{folder}: first: invalid DyLoRA settings: .*{reason}"):
+    with pytest.raises(FormatError, match=rf"^{file}: base_model.model.first: invalid DyLoRA settings: .*{reason}"):
         load_adapter(folder)
 
 

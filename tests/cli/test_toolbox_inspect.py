@@ -202,7 +202,7 @@ def test_the_error_for_other_folders_names_what_was_expected(tmp_path, fail):
 def test_a_configuration_without_weights(tmp_path, fail):
     folder = write_peft(tmp_path / "a")
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
-    assert fail("inspect", folder) == f"{folder}: there is no adapter_model.safetensors in it"
+    assert fail("inspect", folder) == f"{folder}: contains no adapter_model.safetensors"
 
 
 # ---------------------------------------------------------------- plots
