@@ -538,7 +538,7 @@ def test_dora_cannot_be_a_task(tmp_path):
     "damage",
     [
         {"active_ranks": [2, 1]},
-        {"active_ranks": [1, 2, 9]},
+        {"active_ranks": [2, 9]},
         {"mode": "half"},
         {"current_deployment_rank": 3},
         {"alpha": -2},
