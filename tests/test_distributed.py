@@ -540,7 +540,7 @@ def test_a_call_that_the_executor_gives_up_is_not_repeated():
         ((np.ones((2, 5)), np.ones((3, 3))), "as many rows"),
         ((np.ones((0, 5)), np.ones((0, 3))), "and some"),
         ((np.ones((2, 5)), np.ones((2, 2))), "targets must have shape"),
-        ((np.ones((2, 5)), np.ones((2, 3)), ["a", "b"]), "no layer of"),
+        ((np.ones((2, 5)), np.ones((2, 3)), ["a", "b"]), "no layer in"),
     ],
 )
 def test_data_that_do_not_fit_are_refused_at_once(answer, words):

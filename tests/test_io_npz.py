@@ -329,7 +329,7 @@ OTHERS = {
 
 @pytest.mark.parametrize(("theirs", "ours", "difference"), OTHERS.values(), ids=OTHERS.keys())
 def test_a_file_with_a_different_structure_is_rejected_with_the_first_difference(theirs, ours, difference):
-    assert_rejected(ours, saved(theirs), f"another layer than {ours.layer_name}: .*{difference}")
+    assert_rejected(ours, saved(theirs), f"the file does not match {ours.layer_name}: .*{difference}")
 
 
 # ---------------------------------------------------------------- damaged files
@@ -344,7 +344,7 @@ def put(name, value):
 
 
 DAMAGED_ARRAYS = {
-    "missing": (remove("base.bias"), "base.bias: no weight for it"),
+    "missing": (remove("base.bias"), "base.bias: no weight given"),
     "extra": (put("base.other", np.ones(2)), "base.other: no such parameter"),
     "other shape": (put("base.bias", np.ones(6)), r"base.bias: expected shape \(5,\), got \(6,\)"),
     "other axes": (put("base.bias", np.ones((1, 5))), r"base.bias: expected shape \(5,\), got \(1, 5\)"),
@@ -382,22 +382,22 @@ def test_arrays_that_do_not_fit_are_rejected(change, message):
 @pytest.mark.parametrize("settings", DAMAGED_SETTINGS.values(), ids=DAMAGED_SETTINGS.keys())
 def test_settings_that_do_not_fit_are_rejected(settings):
     file = changed(multilora(), lambda header, arrays: header.update(settings=settings))
-    assert_rejected(filled(multilora), file, "settings do not fit")
-    with pytest.raises(FormatError, match="settings do not fit"):
+    assert_rejected(filled(multilora), file, "settings do not match")
+    with pytest.raises(FormatError, match="settings do not match"):
         load_layer(file)
 
 
 @pytest.mark.parametrize("rank", [3, 0, None, 2.0, "2", True, [2]], ids=repr)
 def test_a_deployment_rank_that_is_not_active_is_rejected(rank):
     file = changed(dylora(), lambda header, arrays: header["settings"][""].update(current_deployment_rank=rank))
-    assert_rejected(filled(dylora), file, "settings do not fit")
+    assert_rejected(filled(dylora), file, "settings do not match")
 
 
 def test_settings_are_rolled_back_if_arrays_do_not_fit():
     file = changed(dylora(), remove("lora.matrix_a"))
     layer = dylora()
     layer.set_deployment_rank(4)
-    assert_rejected(layer, file, "lora.matrix_a: no weight for it")
+    assert_rejected(layer, file, "lora.matrix_a: no weight given")
 
 
 def test_settings_are_rolled_back_if_a_later_one_does_not_fit():

@@ -533,7 +533,7 @@ def test_a_bad_label_in_the_last_row_is_refused_before_the_first_step(labels, me
 
 
 def test_tasks_need_a_layer_that_has_tasks():
-    with pytest.raises(ArgumentError, match=r"no layer of .* has tasks"):
+    with pytest.raises(ArgumentError, match=r"no layer in .* has tasks"):
         train(regression(), tasks=["a"] * 10)
 
 

@@ -291,9 +291,9 @@ def test_strict_loads_nothing_where_one_weight_does_not_fit(value, words):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"weight": np.ones((3, 2))}, "bias: no weight for it"),
+        ({"weight": np.ones((3, 2))}, "bias: no weight given"),
         ({"weight": np.ones((3, 2)), "bias": np.ones(2), "other": np.ones(1)}, "other: no such parameter"),
-        ({}, "weight: no weight for it; bias: no weight for it"),
+        ({}, "weight: no weight given; bias: no weight given"),
     ],
     ids=["missing", "unmatched", "nothing"],
 )
@@ -321,7 +321,7 @@ def test_a_second_weight_for_a_parameter_fails(strict):
     weights = {"weight": np.ones((3, 2)), "bias": [1, 2], "bias_2": [3, 4]}
     result = layer.load_weights(weights, lambda name: name.removesuffix("_2"), strict=strict)
     assert not result.success
-    assert result.failed_parameters == [("bias", "a second weight, 'bias_2', goes to it")]
+    assert result.failed_parameters == [("bias", "a second weight, 'bias_2', maps to it")]
     if strict:
         assert state(layer) == before
     else:

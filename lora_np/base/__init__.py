@@ -1,4 +1,4 @@
-"""What every layer has: `Layer`, its arrays in parameters.py, and one file for each interface of the documented API."""
+"""`Layer`, the base class of all layers: its parameters, and one mixin for each interface of the documented API."""
 
 from .fixed_attributes import FixedAttributes as FixedAttributes
 from .layer import Layer as Layer

@@ -1,4 +1,4 @@
-"""`DiagnosticsProvider` (C#: IDiagnosticsProvider): a description of the layer, and estimates of its cost."""
+"""`DiagnosticsProvider` (C#: IDiagnosticsProvider): a description of a layer, and estimates of its cost."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .parameters import ParameterTree
 
 
 class DiagnosticsProvider(ParameterTree, ABC):
-    """Needs the arrays and sizes, `apply`, and `estimate_flops`; a layer adds its own entries in `_details`."""
+    """Mixin that describes a layer and estimates its cost; requires the arrays, the sizes, `apply` and `estimate_flops`."""
 
-    if TYPE_CHECKING:  # what `Layer` has
+    if TYPE_CHECKING:  # provided by `Layer`
         apply: Any
         is_training: Any
 
     @abstractmethod
     def estimate_flops(self) -> int:
-        """Floating-point operations of one row's forward pass, a multiply-add counting as two."""
+        """The floating-point operations of a forward pass over one row; a multiply-add counts as two."""
 
     def _details(self) -> dict[str, str]:
-        """What sets this layer apart, for `get_diagnostics` and `repr`: strings by dotted name."""
+        """Entries for `get_diagnostics` and `repr` that are specific to this type of layer: strings by dotted name."""
         return {}
 
     def get_activation_types(self) -> tuple[str, ...]:
@@ -33,25 +33,25 @@ class DiagnosticsProvider(ParameterTree, ABC):
 
     @property
     def supports_training(self) -> bool:
-        """Whether there are trainable parameters."""
+        """Whether the layer has trainable parameters."""
         own = any(name not in self.frozen for name in self.parameter_names)
         return own or any(child.supports_training for child in self._trained_children())
 
     @property
     def is_initialized(self) -> bool:
-        """Always true: the constructor sets sizes and draws weights."""
+        """Always True: the constructor sets the sizes and creates the weights."""
         return True
 
     def get_input_shape(self) -> tuple[int, ...]:
-        """The shape of one sample."""
+        """The shape of one input sample."""
         return (self.input_size,)
 
     def get_output_shape(self) -> tuple[int, ...]:
-        """The shape of one sample's output."""
+        """The shape of one output sample."""
         return (self.output_size,)
 
     def get_diagnostics(self) -> dict[str, str]:
-        """The layer and its state: strings by dotted name."""
+        """A description of the layer and its state: strings by dotted name."""
         return {
             "layer.type": type(self).__name__,
             "layer.name": self.layer_name,
@@ -73,7 +73,7 @@ class DiagnosticsProvider(ParameterTree, ABC):
         return f"{type(self).__name__}({', '.join([*words, size])})"
 
     def estimate_activation_memory(self) -> int:
-        """Bytes that a pass keeps for each row: its input, its share of the cache, and its output."""
+        """The bytes that a forward pass keeps per row: the input, the row's share of the cache, and the output."""
         return self._kept_bytes(rows=2) - self._kept_bytes(rows=1)
 
     def _kept_bytes(self, rows: int) -> int:
@@ -84,7 +84,7 @@ class DiagnosticsProvider(ParameterTree, ABC):
 
 
 def _collect(value: Any, arrays: dict[int, int]) -> None:
-    """The bytes of every array inside a value, by address: views of one array count once."""
+    """Record the size of every array inside a value, by address, so that views of one array count once."""
     if isinstance(value, np.ndarray):
         address = value.__array_interface__["data"][0]
         arrays[address] = max(value.nbytes, arrays.get(address, 0))

@@ -1,4 +1,4 @@
-"""`Disposable` (C#: IDisposable): a layer that can be closed, and used in a ``with`` block."""
+"""`Disposable` (C#: IDisposable): layers can be closed, and used in a ``with`` statement."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Self
 
 
 class Disposable(ABC):
-    """Needs `reset_state`."""
+    """Mixin that makes a layer a context manager; requires `reset_state`."""
 
     @abstractmethod
     def reset_state(self) -> None:
-        """Drop what `forward` and `backward` remember."""
+        """Discard the state that `forward` and `backward` store."""
 
     def close(self) -> None:
-        """Call `reset_state`. It may be called repeatedly, and the layer can still be used afterwards."""
+        """Call `reset_state`. Repeated calls are allowed, and the layer can still be used afterwards."""
         self.reset_state()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""`JitCompilable` (C#: IJitCompilable): a layer whose inference can be exported as a computation graph."""
+"""`JitCompilable` (C#: IJitCompilable): layers can be exported as computation graphs."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ if TYPE_CHECKING:
 
 
 class JitCompilable:
-    """Needs `apply`, the arrays and the sizes: the Protocol `Recordable`."""
+    """Mixin that exports inference as a graph; requires the protocol `Recordable`: `apply`, the arrays and the sizes."""
 
     @property
     def supports_jit_compilation(self: Recordable) -> bool:
-        """Whether `export_computation_graph` can record this layer: true for every layer of the package."""
-        from ..graph import recording  # here, so that `import lora_np` need not wait for it
+        """Whether `export_computation_graph` can record this layer; True for every layer in the package."""
+        from ..graph import recording  # imported here to keep `import lora_np` fast
 
         return recording.is_recordable(self)
 
     def export_computation_graph(self: Recordable, input_nodes: list[ComputationNode]) -> ComputationNode:
-        """The map of `predict` as a graph, with a copy of every parameter under its name.
+        """The function that `predict` computes, as a graph that holds a copy of every parameter under its name.
 
         Parameters
         ----------
         input_nodes : list of ComputationNode
-            If it is empty, the new input node, which all branches share, is appended to it. If it holds a node, such as
-            the output of another graph, this graph continues from there.
+            If empty, a new input node, shared by all branches, is appended. If it holds a node, such as the output of
+            another graph, this graph continues from that node.
 
         Returns
         -------
         ComputationNode
-            The output.
+            The output node.
 
         Raises
         ------
         ArgumentError
-            If it is not such a list, or if the node's size or dtype differs from that of the layer's input.
+            If `input_nodes` is not such a list, or if the node's size or dtype differs from that of the layer's input.
         NotSupportedError
-            If the `apply` of a layer inside does something that cannot be recorded; the message names the layer and why.
+            If `apply` of this layer, or of one inside it, cannot be recorded; the message names the layer and the reason.
         """
         from ..graph import recording
 

@@ -1,7 +1,6 @@
-"""`Listening` (C#: ForwardWithContext): how the layers inside a model learn their tasks and their ranks for a pass.
+"""`Listening` (C#: ForwardWithContext): gives the layers of a model their tasks and ranks for a pass.
 
-Everything that is random, or that may be refused, is settled before the pass: `apply` itself is a function of its arguments
-and of the arrays.
+Random draws and checks happen before the pass, so that `apply` depends only on its arguments and on the layer's arrays.
 """
 
 from __future__ import annotations
@@ -16,32 +15,32 @@ from .parameters import ParameterTree, prefixed
 
 
 class Listener:
-    """What a layer that reads the run of a pass says of it. An adapter with tasks or ranks is one."""
+    """The interface of layers that read the `Run` of a pass: adapters with tasks or ranks."""
 
     listens_to: ClassVar[str]
-    """The field of `Run` that it reads: ``"tasks"`` or ``"rank"``."""
+    """The field of `Run` that the layer reads: ``"tasks"`` or ``"rank"``."""
 
     def check_run(self, run: Run) -> None:
-        """Raise ArgumentError if the run asks for a task or a rank that this layer does not have."""
+        """Raise ArgumentError if the run requests a task or a rank that this layer does not have."""
 
     def draw(self) -> Draw | None:
-        """The random choice for a training pass, if this layer needs one."""
+        """The random choice for a training pass; None if this layer does not need one."""
         return None
 
     def bound_to(self, run: Run) -> Hashable:
-        """What must still be the same at `backward` and at the step, besides the arrays."""
+        """A value that must not change between the pass and the step."""
         return None
 
     def trained_parts(self, run: Run) -> Parts:
-        """The part of each of its arrays that a pass trains, by name; an array that is not named is trained whole."""
+        """The part of each array that a pass trains, by name; arrays that are not listed are trained in full."""
         return {}
 
 
 class Listening(ParameterTree):
-    """Needs the children, and gives the `Run` of a pass."""
+    """Mixin that makes the `Run` of a pass; requires the children."""
 
     def _listeners(self) -> dict[str, Any]:
-        """Every `Listener` inside, and this layer if it is one, by dotted path, in the order of the pass."""
+        """Every `Listener` inside, and this layer if it is one, by dotted path, in the order of execution."""
         found: dict[str, Any] = {}
         for name, child in self._searched().items():
             for path, listener in child._listeners().items():
@@ -51,7 +50,7 @@ class Listening(ParameterTree):
         return found
 
     def _searched(self) -> Mapping[str, Any]:
-        """The children that may hold listeners."""
+        """The children that may contain listeners."""
         return self.children()
 
     def new_run(
@@ -63,12 +62,14 @@ class Listening(ParameterTree):
         training: bool = False,
         keep: bool = True,
     ) -> Run:
-        """What a pass of this input knows, as `apply` takes it; see `forward`. It makes the one draw of a training pass.
+        """The `Run` with which to `apply` this layer to an input; the ranks of a training pass are drawn here.
+
+        `tasks` and `rank` are as in `forward`.
 
         Raises
         ------
         ArgumentError
-            If tasks or ranks do not fit the input, or if no layer inside has any.
+            If tasks or ranks do not match the input or the layer.
         """
         if tasks is None and rank is None and not training:
             return EVALUATION if keep else INFERENCE
@@ -87,25 +88,25 @@ class Listening(ParameterTree):
 
     def _tasks_of(self, tasks: Iterable[str | None], x: Array, listeners: Mapping[str, Any]) -> Tasks:
         if x.ndim < 2:
-            raise ArgumentError(f"input must have shape (rows, ..., {x.shape[-1]}) to have tasks by row, got {x.shape}")
+            raise ArgumentError(f"input must have shape (rows, ..., {x.shape[-1]}) if tasks are given, got {x.shape}")
         grouped = Tasks.of(tasks, len(x))
         if not _listen_to("tasks", listeners) and any(name is not None for name in grouped.names):
-            raise ArgumentError(f"tasks must be None for every row: no layer of {self.layer_name} has tasks")
+            raise ArgumentError(f"tasks must be None for every row: no layer in {self.layer_name} has tasks")
         return grouped
 
     def _rank(self, rank: Any, x: Array, listeners: Mapping[str, Any]) -> Rank | None:
         if rank is not None and not _listen_to("rank", listeners):
-            raise ArgumentError(f"rank must be None: no layer of {self.layer_name} has ranks to choose from")
+            raise ArgumentError(f"rank must be None: no layer in {self.layer_name} has ranks to choose from")
         return checked_rank(rank, len(x) if x.ndim > 1 else None)
 
 
 def listeners(layer: Listening) -> dict[str, Any]:
-    """Every `Listener` in a layer, by dotted path, in the order of the pass."""
+    """Every `Listener` in a layer, by dotted path, in the order of execution."""
     return layer._listeners()
 
 
 def trained_parts(listeners: Mapping[str, Any], run: Run) -> Parts:
-    """The trained part of each array that a pass does not train as a whole, by dotted name."""
+    """The trained part of each array that a pass does not train in full, by dotted name."""
     parts: dict[str, Any] = {}
     for path, listener in listeners.items():
         own = listener.trained_parts(run)
@@ -118,7 +119,7 @@ def _listen_to(field: str, listeners: Mapping[str, Any]) -> bool:
 
 
 def _drawn(listeners: Mapping[str, Any]) -> Draw | None:
-    """The one draw of a training pass, by the first layer that needs one."""
+    """The single draw of a training pass, made by the first layer that needs one."""
     for listener in listeners.values():
         draw: Draw | None = listener.draw()
         if draw is not None:

@@ -1,4 +1,4 @@
-"""What a layer remembers of a pass until the step, and what that is bound to."""
+"""The state that a layer keeps from `forward` until the step."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from .listening import trained_parts
 
 
 class Pass(NamedTuple):
-    """What `Layer.forward` remembers."""
+    """The state that `Layer.forward` stores."""
 
     cache: Cache
     output_shape: tuple[int, ...]
     run: Run
     parts: Parts
-    """The trained part of each array that the pass did not train as a whole."""
+    """The trained part of each array that the pass does not train in full."""
     bonds: tuple[tuple[Any, Hashable], ...]
-    """The layers that read the run, each with what it must still be bound to at `backward` and at the step."""
+    """The layers that read the run, each with the value of `Listener.bound_to` at the time of the pass."""
 
     @classmethod
     def of(cls, cache: Cache, y: Array, run: Run, listeners: Mapping[str, Any]) -> Pass:
-        """The memory of a pass that is done."""
+        """The state of a completed pass."""
         parts = trained_parts(listeners, run)
         return cls(cache, y.shape, run, parts, tuple([(each, each.bound_to(run)) for each in listeners.values()]))
 
     def check(self, name: str, what: str) -> None:
-        """Raise InvalidOperationError if a layer has another task, or another branch for it, than in the pass."""
+        """Raise InvalidOperationError if the task of a layer, or the branch of that task, has changed since the pass."""
         for listener, bound_to in self.bonds:
             if listener.bound_to(self.run) != bound_to:
                 raise InvalidOperationError(
                     f"{name}: the task has changed since the forward pass, so {what} would mix tasks; "
-                    "select the task before forward, and keep it until the step is done"
+                    "select the task before forward, and do not change it until after the step"
                 )
 
 
 class Pending(NamedTuple):
-    """What a step needs: the gradients of a pass, and what is known of it."""
+    """The gradients of a pass, with what a step needs to know about the pass."""
 
     gradients: Mapping[str, Array]
     parts: Parts
@@ -49,11 +49,11 @@ class Pending(NamedTuple):
 
 
 def pending(layer: Any) -> Pending:
-    """The gradients of a layer for a step; InvalidOperationError if there are none, or if a task has changed since."""
+    """The pending gradients of a layer; raises InvalidOperationError if there are none, or if a task has changed since."""
     step: Pending = layer._pending_step()
     return step
 
 
 def unaliased(result: Array, argument: Array) -> Array:
-    """The result, or a copy of it if it shares memory with an argument, which the caller may write to."""
+    """The result, copied if it may share memory with an argument, to which the caller may write."""
     return result.copy() if np.may_share_memory(result, argument) else result

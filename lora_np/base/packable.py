@@ -1,7 +1,7 @@
-"""`Packable`: weights that do not train, copied once into the form in which they are multiplied fastest.
+"""`Packable`: copies weights that do not train into the memory layout that multiplies fastest.
 
-The copies belong to the arrays, inside the kernels: a packed array is read-only, and every product with it is faster. No
-formula mentions packing.
+The kernels hold the copies, one set per array: a packed array is read-only, and every product with it is faster. Formulas
+do not mention packing.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ Memory: TypeAlias = Literal["lean", "fast", "max"]
 
 
 class Packable(ParameterTree):
-    """Needs the arrays; a layer that multiplies by matrices lists them in `_matrices`."""
+    """Mixin that packs weights; requires the arrays. Layers list the matrices to pack in `_matrices`."""
 
     def _matrices(self) -> tuple[Array, ...]:
-        """The layer's own matrices that multiply its input, as (input_size, output_size)."""
+        """The matrices by which this layer itself multiplies its input, each of shape (input_size, output_size)."""
         return ()
 
     def pack(self, memory: Memory = "fast") -> Self:
-        """Copy every weight that does not train into the form in which it is multiplied fastest; returns the layer.
+        """Copy the weights that do not train into the memory layout that multiplies fastest; returns the layer.
 
-        A packed array is read-only. Writing to it by `set_parameters`, `set_parameter`, `load_weights` or `deserialize`,
-        and unfreezing its layer, drop the copy; clones and pickles have none.
+        Packed arrays are read-only. Replacing one with `set_parameters`, `set_parameter`, `load_weights` or `deserialize`,
+        or unfreezing its layer, discards the copies; clones and pickles have none.
 
         Parameters
         ----------
         memory : {"lean", "fast", "max"}, default "fast"
             ``"lean"``: no copies, as without packing. ``"fast"``: one copy of each weight, for `forward` and `predict`.
-            ``"max"``: two, for `backward` too. `estimate_memory` tells how large they are.
+            ``"max"``: a second copy, for `backward`. `estimate_memory` returns their size.
 
         Notes
         -----
-        What does not train: the frozen children (an adapter's base, layers named by ``Sequential.freeze``), and a
+        Packing applies to frozen children (an adapter's base, layers frozen with ``Sequential.freeze``), and to a
         DenseLayer or FullyConnectedLayer on which `pack` is called directly. On processors where packing is not known to be
-        faster, nothing is copied. Do not write through a view taken before packing: NumPy cannot forbid it, and the copy
-        would be stale.
+        faster, nothing is copied. Do not write through a view taken before packing: NumPy cannot prevent it, and the copy
+        would become stale.
         """
         memory = one_of("memory", memory, ("lean", "fast", "max"))  # type: ignore[assignment]
         for layer in self._at_rest() if self.children() else [self]:
@@ -52,13 +52,13 @@ class Packable(ParameterTree):
         return self
 
     def unpack(self) -> Self:
-        """Drop every packed copy; the arrays can be written to again. Returns the layer."""
+        """Discard all packed copies and make the arrays writeable again; returns the layer."""
         for layer in self.walk().values():
             layer._unpack_own()
         return self
 
     def estimate_memory(self) -> dict[str, int]:
-        """Bytes of the arrays by kind: ``"trainable"``, ``"frozen"`` and ``"packed"``, the copies that `pack` made."""
+        """The size in bytes of the ``"trainable"`` and ``"frozen"`` arrays, and of the ``"packed"`` copies."""
         trainable = sum(array.nbytes for array in self.named_parameters().values())
         everything = self.named_parameters(frozen=True).values()
         frozen = sum(array.nbytes for array in everything) - trainable
@@ -67,7 +67,7 @@ class Packable(ParameterTree):
     def _unpack_own(self) -> None:
         for name in self.parameter_names:
             array = getattr(self, name)
-            if not array.flags.writeable:  # other layers may share it: this one gets a copy
+            if not array.flags.writeable:  # other layers may share it, so this one gets a copy
                 setattr(self, name, array.copy(order="K"))
 
     def _at_rest(self) -> list[Packable]:

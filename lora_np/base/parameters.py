@@ -1,6 +1,6 @@
 """`ParameterTree`: the arrays of a layer and the layers inside it, by name and as one vector.
 
-This is the only code that writes into the arrays.
+All writes to the arrays of a layer go through this module.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ _numbers = itertools.count(1)
 
 
 class ParameterTree:
-    """Arrays with names, and layers inside, whose arrays have dotted names.
+    """Named arrays, and child layers, whose arrays have dotted names.
 
-    The named arrays are the truth. The flat vector, files and optimizers derive from them at each call.
+    The named arrays are the single source of truth: the flat vector, files and optimizers derive from them on every call.
     """
 
     parameter_names: ClassVar[tuple[str, ...]] = ()
-    """Attributes that hold the layer's own arrays, in the order of the flat vector."""
+    """The attributes that hold this layer's arrays, in the order of the flat vector."""
 
     frozen: frozenset[str] = frozenset()
-    """The own arrays and the children that do not train; the gradient of the input still flows through them."""
+    """The names of the arrays and children that do not train; input gradients still flow through them."""
 
     input_size: int
     output_size: int
     dtype: np.dtype[Any]
     layer_name: str
-    if TYPE_CHECKING:  # what `Layer` has
+    if TYPE_CHECKING:  # provided by `Layer`
         gradients: Any
 
-    # ---------------------------------------------------------------- the layers inside
+    # ---------------------------------------------------------------- layers
 
     def children(self) -> Mapping[str, Any]:
-        """The layers inside this one, by name."""
+        """The layers directly inside this one, by name."""
         return {}
 
     def with_children(self, changed: Mapping[str, Any]) -> Self:
-        """A layer like this one with other layers under the given names; all else is shared. Containers implement it."""
+        """A copy in which the named children are replaced; everything else is shared. Containers implement it."""
         raise NotSupportedError(f"{self.layer_name}: {type(self).__name__} does not implement with_children")
 
     def walk(self, prefix: str = "") -> dict[str, Any]:
@@ -68,7 +68,7 @@ class ParameterTree:
 
         Parameters
         ----------
-        frozen : bool
+        frozen : bool, default False
             Whether to include the arrays that do not train.
         """
         arrays: dict[str, Array] = {
@@ -80,12 +80,12 @@ class ParameterTree:
         return arrays
 
     def _owner(self, name: str, frozen: bool) -> tuple[ParameterTree, str] | None:
-        """The layer that has this parameter, and the attribute there; found without listing the others."""
+        """The layer that holds a parameter, and the attribute's name; found without listing all parameters."""
         if name in self.parameter_names:
             return (self, name) if frozen or name not in self.frozen else None
         children = self.children()
         child_name = name
-        while child_name := child_name.rpartition(".")[0]:  # a child's name may itself hold dots: the longest match wins
+        while child_name := child_name.rpartition(".")[0]:  # a child's name may contain dots: the longest match wins
             child = children.get(child_name)
             if child is not None and (frozen or child_name not in self.frozen):
                 owner: tuple[ParameterTree, str] | None = child._owner(name[len(child_name) + 1 :], frozen)
@@ -110,7 +110,7 @@ class ParameterTree:
         return self._flat(self.gradients.get(name, np.zeros_like(array)) for name, array in arrays.items())
 
     def set_parameters(self, parameters: Any) -> None:
-        """Replace all trainable parameters, in place, by a vector such as `get_parameters` returns.
+        """Set all trainable parameters in place from a vector in the order of `get_parameters`.
 
         Raises
         ------
@@ -132,33 +132,33 @@ class ParameterTree:
     # ---------------------------------------------------------------- writing
 
     def _trained(self, values: Mapping[str, Array], *, skip_frozen: bool = False) -> list[tuple[Array, Array]]:
-        """Each value with the trainable parameter that it is for, all of which may be written to."""
+        """Pair each value with its trainable parameter, which is writeable."""
         pairs = []
         for name, value in values.items():
             owner = self._owner(name, False)
             if owner is None and skip_frozen:
-                continue  # a container may not care which of its arrays are frozen
+                continue  # the vjp of a container may return gradients of frozen arrays too
             parameter = self._live(name, value, owner)
             if owner is not None and not parameter.flags.writeable:
                 layer, attribute = owner
                 raise InvalidOperationError(
-                    f"{self.layer_name}: {attribute} of {layer.layer_name} is packed, so it cannot train; unpack() first"
+                    f"{self.layer_name}: {attribute} of {layer.layer_name} is packed and cannot train; call unpack() first"
                 )
             pairs.append((parameter, value))
         return pairs
 
     def _assign(self, values: Mapping[str, Array]) -> None:
-        """Replace arrays, frozen or not, in place, all or none."""
+        """Set arrays, frozen or not, in place, either all or none."""
         owners = {name: self._owner(name, True) for name in values}
         arrays = [self._live(name, value, owners[name]) for name, value in values.items()]
         for owner, array, value in zip(owners.values(), arrays, values.values(), strict=True):
-            if owner is not None and not array.flags.writeable:  # it is packed: layers that share it keep it
+            if owner is not None and not array.flags.writeable:  # packed: layers that share it keep the old array
                 array = np.empty_like(array)
                 setattr(*owner, array)
             array[...] = value
 
     def _live(self, name: str, value: Array, owner: tuple[ParameterTree, str] | None) -> Array:
-        """The array of a parameter, which must be there and have the shape of the value."""
+        """The array of a parameter, which must exist and have the shape of the value."""
         if owner is None:
             raise ArgumentError(f"{self.layer_name} has no trainable parameter {name!r}")
         array: Array = getattr(*owner)
@@ -167,7 +167,7 @@ class ParameterTree:
 
 
 def parameter_of(layer: ParameterTree, name: str, *, frozen: bool = False) -> Array | None:
-    """One of `named_parameters`, found without listing the others; None if there is none of this name."""
+    """The parameter of a given name, found without listing all parameters; None if there is none."""
     owner = layer._owner(name, frozen)
     return None if owner is None else getattr(*owner)
 
@@ -179,10 +179,10 @@ def become(layer: Any, twin: Any) -> None:
 
 
 def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A child's values by name, under the child's own name."""
+    """A child's values, with the child's name prepended to theirs."""
     return {f"{prefix}.{name}": value for name, value in values.items()}
 
 
 def new_name(layer: ParameterTree) -> str:
-    """A name that no other layer of this process has, such as ``DenseLayer_17``."""
+    """A name that is unique in this process, such as ``DenseLayer_17``."""
     return f"{type(layer).__name__}_{next(_numbers)}"

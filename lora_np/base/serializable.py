@@ -1,4 +1,4 @@
-"""`Serializable` (C#: Serialize, Deserialize): a layer in a file, as arrays, nested configs and settings; no pickle."""
+"""`Serializable` (C#: Serialize, Deserialize): layers in files, as arrays, nested configs and settings, without pickle."""
 
 from __future__ import annotations
 
@@ -15,62 +15,62 @@ from .._typing import Array
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from .parameters import ParameterTree, new_name
 
-# Keys with a dot, which no layer's name has.
+# The dot keeps these keys apart from the names of layers, which contain none.
 TYPE, CONFIG = "lora_np.type", "lora_np.config"
 
 
 class Serializable(ParameterTree, ABC):
-    """Needs the arrays and, to build a layer from its file, `config`; gives files and copies."""
+    """Mixin that saves, loads and clones layers; requires the arrays, and `config` to rebuild a layer from its file."""
 
     settings: ClassVar[tuple[str, ...]] = ()
-    """Attributes, other than arrays, that may change after construction and belong in a file."""
+    """Attributes, other than arrays, that may change after construction and are saved in files."""
 
     if TYPE_CHECKING:
         load_weights: Any
 
     @abstractmethod
     def reset_state(self) -> None:
-        """Drop what `forward` and `backward` remember."""
+        """Discard the state that `forward` and `backward` store."""
 
     def config(self) -> dict[str, Any]:
         """The arguments with which `from_config` builds a layer of the same structure; the values may be layers."""
-        raise NotSupportedError(f"{type(self).__name__} cannot be saved: it has no config() that says how to rebuild it")
+        raise NotSupportedError(f"{type(self).__name__} cannot be saved: it does not implement config()")
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """A new layer of this structure."""
+        """A new layer with the given config."""
         return cls(**config)
 
     def clone(self) -> Self:
-        """A deep copy without pending gradients; it and every layer inside it have names of their own."""
+        """A deep copy without pending gradients, in which every layer gets a new name."""
         twin = copy.deepcopy(self)
         for layer in twin.walk().values():
             layer.layer_name = new_name(layer)
         return twin
 
     def serialize(self, file: str | os.PathLike[str] | BinaryIO) -> None:
-        """Write every array (a frozen base too), the structure and the settings to an npz file.
+        """Write all arrays (those of a frozen base too), the structure and the settings to an npz file.
 
         Parameters
         ----------
         file : path or binary stream
-            A path is replaced only when the new file is complete.
+            An existing file is replaced only once the new one is complete.
 
         Raises
         ------
         NotSupportedError
-            A layer inside cannot be saved; nothing is written.
+            If a layer inside cannot be saved; nothing is written.
         """
         _archive.write(file, header(self), self.named_parameters(frozen=True))
 
     def deserialize(self, file: str | os.PathLike[str] | BinaryIO) -> None:
-        """Read arrays and settings of a layer of the same structure; `lora_np.load_layer` builds the layer itself.
+        """Load arrays and settings from a layer of the same structure; `lora_np.load_layer` also builds the layer.
 
         Raises
         ------
         FormatError
-            The file is damaged, or it holds another structure: the message names the first difference. Nothing is
-            changed.
+            If the file is damaged, or if its structure differs, in which case the message names the first difference.
+            Nothing is changed.
         """
         header, arrays = _archive.read(file)
         _check_structure(self, header)
@@ -101,11 +101,11 @@ def encode(value: Any) -> Any:
 
 
 def _check_structure(layer: Serializable, header: Mapping[str, Any]) -> None:
-    """Refuse a file that holds another structure than this layer's."""
+    """Raise FormatError if the structure in a file differs from that of the layer."""
     difference = _difference("", header.get("layer"), encode(layer))
     if difference:
         raise FormatError(
-            f"the file holds another layer than {layer.layer_name}: {difference}; lora_np.load_layer builds it"
+            f"the file does not match {layer.layer_name}: {difference}; use lora_np.load_layer to build the saved layer"
         )
 
 
@@ -117,30 +117,28 @@ def _difference(path: str, theirs: Any, ours: Any) -> str | None:
             inner = _difference(f"{path}.{word}" if path else word, theirs.get(name), ours.get(name))
             if inner:
                 return inner
-        return (
-            None if list(theirs) == list(ours) else f"{path} has the order {list(theirs)} in the file and {list(ours)} here"
-        )
+        return None if list(theirs) == list(ours) else f"{path} is ordered {list(theirs)} in the file and {list(ours)} here"
     return None if theirs == ours else f"{path or 'layer'} is {theirs!r} in the file and {ours!r} here"
 
 
 def restore(layer: Serializable, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write a file's arrays and settings into a layer of its structure: all of them or none."""
+    """Set the arrays and settings of a layer from a file of the same structure, either all or none."""
     layers = layer.walk()
     settings = header.get("settings")
     expected = {path: set(inner.settings) for path, inner in layers.items() if inner.settings}
     given = settings if isinstance(settings, dict) else {}
     if {path: set(names) if isinstance(names, dict) else None for path, names in given.items()} != expected:
-        raise FormatError(f"the file's settings do not fit {layer.layer_name}: it needs {expected}, got {settings}")
+        raise FormatError(f"the file's settings do not match {layer.layer_name}: expected {expected}, got {settings}")
     kept = {path: {name: getattr(layers[path], name) for name in names} for path, names in expected.items()}
     try:
         _set(layers, given)
         result = layer.load_weights(arrays, strict=True)
     except ArgumentError as error:
         _set(layers, kept)
-        raise FormatError(f"the file's settings do not fit {layer.layer_name}: {error}") from error
+        raise FormatError(f"the file's settings do not match {layer.layer_name}: {error}") from error
     if not result.success:
         _set(layers, kept)
-        raise FormatError(f"the file's arrays do not fit {layer.layer_name}: {result.error_message}")
+        raise FormatError(f"the file's arrays do not match {layer.layer_name}: {result.error_message}")
     layer.reset_state()
 
 

@@ -1,4 +1,4 @@
-"""`TrainingMode`: whether passes train, as one state of a layer and all layers inside it."""
+"""`TrainingMode`: switches a layer, and all layers inside it, between training and evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .parameters import ParameterTree
 
 
 class TrainingMode(ParameterTree):
-    """Needs the children."""
+    """Mixin that holds the mode; requires the children."""
 
     _is_training = True
 
     @property
     def is_training(self) -> bool:
-        """Whether `forward` runs in training mode; setting it reaches every layer inside."""
+        """Whether `forward` runs in training mode; setting it applies to all layers inside."""
         return self._is_training
 
     @is_training.setter

@@ -1,4 +1,4 @@
-"""`WeightLoadable` (C#: IWeightLoadable): weights by name, loaded by a plan that is checked before anything is written."""
+"""`WeightLoadable` (C#: IWeightLoadable): loads weights by name, after checking them all."""
 
 from __future__ import annotations
 
@@ -16,62 +16,62 @@ NameMapping: TypeAlias = Callable[[str], str | None]
 
 @dataclass
 class WeightLoadValidation:
-    """What loading would find."""
+    """The result of `WeightLoadable.validate_weights`."""
 
     matched: list[str] = field(default_factory=list)
-    """Parameters that a weight goes to."""
+    """Parameters for which there is a weight."""
     unmatched_weights: list[str] = field(default_factory=list)
-    """Weights whose name, after the mapping, is no parameter."""
+    """Weights whose name, after mapping, is not that of a parameter."""
     missing_parameters: list[str] = field(default_factory=list)
-    """Parameters that no weight goes to."""
+    """Parameters for which there is no weight."""
     shape_mismatches: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     """(parameter, expected shape, actual shape)."""
 
     @property
     def is_valid(self) -> bool:
-        """Whether every weight that goes to a parameter fits it."""
+        """Whether every weight that matches a parameter has its shape."""
         return not self.shape_mismatches
 
     @property
     def is_complete(self) -> bool:
-        """Whether, moreover, every parameter gets a weight."""
+        """Whether the weights are valid and none is missing."""
         return self.is_valid and not self.missing_parameters
 
 
 @dataclass
 class WeightLoadResult:
-    """What loading did."""
+    """The result of `WeightLoadable.load_weights`."""
 
     success: bool
-    """Whether nothing failed; if strict, also whether everything matched."""
+    """Whether nothing failed and, if strict, everything matched."""
     loaded_parameters: list[str] = field(default_factory=list)
     failed_parameters: list[tuple[str, str]] = field(default_factory=list)
     """(parameter, reason)."""
     skipped_count: int = 0
-    """Weights that go to no parameter here."""
+    """The number of weights that match no parameter."""
     error_message: str | None = None
-    """Why `success` is false."""
+    """Why `success` is False; otherwise None."""
 
     @property
     def loaded_count(self) -> int:
-        """The number of parameters that were replaced."""
+        """The number of parameters that were loaded."""
         return len(self.loaded_parameters)
 
     @property
     def failed_count(self) -> int:
-        """The number of parameters whose weight did not fit."""
+        """The number of parameters that could not be loaded."""
         return len(self.failed_parameters)
 
 
 class WeightLoadable(ParameterTree):
-    """Needs the arrays, and gives what reads and replaces them by name."""
+    """Mixin that reads and replaces arrays by name; requires the arrays."""
 
     def get_weights(self) -> Array | None:
-        """A copy of the weight matrix; None where there is none."""
+        """A copy of the weight matrix; None if there is none."""
         return self.try_get_parameter("weight")
 
     def get_biases(self) -> Array | None:
-        """A copy of the bias vector; None where there is none."""
+        """A copy of the bias vector; None if there is none."""
         return self.try_get_parameter("bias")
 
     def get_parameter_names(self) -> tuple[str, ...]:
@@ -84,22 +84,22 @@ class WeightLoadable(ParameterTree):
         return len(self.get_parameter_names())
 
     def try_get_parameter(self, name: str) -> Array | None:
-        """A copy of an array; None where there is none of this name."""
+        """A copy of an array; None if there is none of this name."""
         array = parameter_of(self, name, frozen=True)
         return None if array is None else array.copy()
 
     def get_parameter_shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape of an array; None where there is none of this name."""
+        """The shape of an array; None if there is none of this name."""
         array = parameter_of(self, name, frozen=True)
         return None if array is None else array.shape
 
     def set_parameter(self, name: str, value: Any) -> bool:
-        """Replace one array, frozen or not, in place; False where there is none of this name.
+        """Set one array, frozen or not, in place; returns False if there is none of this name.
 
         Raises
         ------
         ArgumentError
-            Another shape, or not real numbers; nothing is changed.
+            If the shape differs, or if the elements are not real numbers; nothing is changed.
         """
         if parameter_of(self, name, frozen=True) is None:
             return False
@@ -109,29 +109,29 @@ class WeightLoadable(ParameterTree):
     def validate_weights(
         self, names: Iterable[str] | Mapping[str, Any], mapping: NameMapping | None = None
     ) -> WeightLoadValidation:
-        """Say what `load_weights` would find.
+        """Compare weights with the parameters of this layer, without loading them.
 
         Parameters
         ----------
-        names : names of weights, or arrays by name
-            With arrays their shapes are compared too.
+        names : names of weights, or mapping of arrays by name
+            If it is a mapping, shapes are compared too.
         mapping : callable, optional
-            From a weight's name to that of a parameter here, or to None for a weight to leave out.
+            Maps the name of a weight to that of a parameter, or to None to skip the weight.
         """
         return _validated(self.named_parameters(frozen=True), names, mapping)
 
     def load_weights(
         self, weights: Mapping[str, Any], mapping: NameMapping | None = None, strict: bool = False
     ) -> WeightLoadResult:
-        """Replace arrays by name, frozen ones too.
+        """Set arrays, frozen or not, in place by name; weights that match no parameter are skipped.
 
         Parameters
         ----------
-        weights : arrays by name
+        weights : mapping of arrays by name
         mapping : callable, optional
-            From a weight's name to that of a parameter here, or to None for a weight to leave out.
-        strict : bool
-            Whether to load nothing at all unless every weight fits and every parameter gets one.
+            Maps the name of a weight to that of a parameter, or to None to skip the weight.
+        strict : bool, default False
+            Whether to load nothing unless every weight matches a parameter of its shape, and every parameter has a weight.
         """
         values, result = _plan(self.named_parameters(frozen=True), weights, mapping, strict)
         self._assign(values)
@@ -141,7 +141,7 @@ class WeightLoadable(ParameterTree):
 def _validated(
     arrays: Mapping[str, Array], names: Iterable[str] | Mapping[str, Any], mapping: NameMapping | None
 ) -> WeightLoadValidation:
-    """Match weights with the arrays of a layer."""
+    """Compare weights with the arrays of a layer."""
     found = WeightLoadValidation()
     for name in names:
         target = mapping(name) if mapping else name
@@ -163,7 +163,7 @@ def _validated(
 def _plan(
     arrays: Mapping[str, Array], weights: Mapping[str, Any], mapping: NameMapping | None, strict: bool
 ) -> tuple[dict[str, Array], WeightLoadResult]:
-    """The values to write, none of them in a strict plan that is not perfect, and the result to report."""
+    """The values to write, which are none if `strict` and anything does not match, and the result to report."""
     values: dict[str, Array] = {}
     result = WeightLoadResult(success=True)
     for name, weight in weights.items():
@@ -176,7 +176,7 @@ def _plan(
             if value.shape != arrays[target].shape:
                 raise ArgumentError(f"expected shape {arrays[target].shape}, got {value.shape}")
             if target in values:
-                raise ArgumentError(f"a second weight, {name!r}, goes to it")
+                raise ArgumentError(f"a second weight, {name!r}, maps to it")
         except ArgumentError as error:
             result.failed_parameters.append((target, str(error)))
         else:
@@ -185,7 +185,7 @@ def _plan(
     if strict:
         found = _validated(arrays, list(weights), mapping)
         problems += [f"{name}: no such parameter" for name in found.unmatched_weights]
-        problems += [f"{name}: no weight for it" for name in found.missing_parameters]
+        problems += [f"{name}: no weight given" for name in found.missing_parameters]
         if problems:
             values = {}
     result.loaded_parameters = list(values)

@@ -82,7 +82,7 @@ def trainable_parameters(model: Layer, *, rank: int | None = None) -> ParameterT
     if rank is not None:
         adapters = find(model, DyLoRAAdapter)
         if not adapters:
-            raise ArgumentError(f"rank must be None: no layer of {model.layer_name} has ranks to choose from")
+            raise ArgumentError(f"rank must be None: no layer in {model.layer_name} has ranks to choose from")
         check_rank(adapters, rank)
         for path, adapter in adapters.items():
             prefix = f"{path}.lora" if path else "lora"
