@@ -3,6 +3,7 @@
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
+from ._version import __version__ as __version__
 from .adapters import (
     AdditiveAdapter,
     DoRAAdapter,
@@ -102,8 +103,6 @@ else:  # a type checker that saw __getattr__ would accept any attribute
             return _import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Activation",

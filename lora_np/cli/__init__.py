@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .. import __version__
+from .._version import __version__
 from ..errors import ArgumentError, GradientError, InvalidOperationError, NonFiniteError, NotSupportedError
 from ._streams import any_text, discard_output
 from ._text import printable

@@ -18,14 +18,14 @@ from ..base import Layer, training_mode
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
 from ..training.fit import History, Progress, check_parts, stopped
-from ..training.nested_dropout import RankSchedule, shared_rank
+from ..training.nested_dropout import RankSchedule, ranked, shared_rank
 from ..training.optimizers import Optimizer
 from ..training.step import Descent
 from .batches import Batches, Piece
 from .calls import Call, InProcessExecutor, results
 from .checkpoint import State, plan_of, read, write
 from .replicas import Given, Moment, Source, fingerprint
-from .worker import Job, Loader, Ranks, Shard, ShardGradient, Size, differentiate, forget, measure, ranked
+from .worker import Job, Loader, Ranks, Shard, ShardGradient, Size, differentiate, forget, measure
 
 
 def fit_shards(

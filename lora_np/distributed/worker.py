@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from .._typing import Array, Gradients, Parts
-from ..base import Layer, listeners, pending
+from ..base import pending
 from ..errors import ArgumentError
 from ..functions.losses import Loss
-from ..run import Ranked
 from ..training.fit import Samples, checked_samples
+from ..training.nested_dropout import ranked
 from . import replicas
 from ._cache import Recent
 from .replicas import Moment, Source
@@ -23,11 +23,6 @@ Loader: TypeAlias = Callable[[], Any]
 
 Ranks: TypeAlias = Sequence[int | Array]
 """For each layer with ranks, in the order of `ranked`: its rank in one pass, or one rank for each sample."""
-
-
-def ranked(model: Layer) -> list[Ranked]:
-    """The layers of a model that have ranks to choose from, in an order that every replica shares."""
-    return [layer for layer in listeners(model).values() if layer.listens_to == "rank"]
 
 
 @dataclass(frozen=True)

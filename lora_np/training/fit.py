@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ import numpy as np
 
 from .._typing import RNG, Array
 from .._validation import generator, positive_int, real_array
-from ..base import Layer, listeners, training_mode
+from ..base import Layer, training_mode
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
-from ..run import Rank
-from .nested_dropout import RankSchedule, shared_rank
+from ..run import Rank, Ranked, Run
+from .nested_dropout import RankSchedule, ranked, shared_rank
 from .optimizers import Optimizer
 from .step import Descent
 
@@ -49,7 +49,13 @@ class History:
     epoch_losses: list[float] = field(default_factory=list)
     """Their mean over the rows of each epoch."""
     ranks: list[tuple[int, ...]] = field(default_factory=list)
-    """The training ranks of each step, one for each DyLoRA adapter; none where each row has a rank."""
+    """The training ranks of each step, one for each DyLoRA adapter; none if each row has its own."""
+
+    def add_step(self, loss: float, adapters: Sequence[Ranked], run: Run | None) -> None:
+        """Record a step: its loss, and the ranks that its pass used."""
+        ranks = [] if run is None else [adapter.rank_in(run) for adapter in adapters]
+        self.step_losses.append(loss)
+        self.ranks.append(tuple(rank for rank in ranks if not isinstance(rank, np.ndarray)))
 
 
 def fit(
@@ -120,9 +126,7 @@ def fit(
     rows = len(samples.inputs)
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
     random = generator(rng)
-    adapters = [layer for layer in listeners(model).values() if layer.listens_to == "rank"]
-    descent = Descent(model, loss, optimizer)
-    history = History()
+    adapters, descent, history = ranked(model), Descent(model, loss, optimizer), History()
     steps = epochs * -(-rows // batch_size)
     with training_mode(model, True):
         for epoch in range(1, epochs + 1):
@@ -131,14 +135,11 @@ def fit(
             for start in range(0, rows, batch_size):
                 batch = order[start : start + batch_size]
                 rank = rank_schedule(adapters, random, len(batch))
-                forward = samples.forward(model, batch, rank if adapters else None)
                 try:
-                    value = descent.step(forward, samples.targets[batch])
+                    value = descent.step(samples.forward(model, batch, rank if adapters else None), samples.targets[batch])
                 except NonFiniteError as error:
                     raise stopped(error, len(history.step_losses) + 1, epoch) from error
-                history.step_losses.append(value)
-                ranks = [] if descent.run is None else [adapter.rank_in(descent.run) for adapter in adapters]
-                history.ranks.append(tuple(rank for rank in ranks if not isinstance(rank, np.ndarray)))
+                history.add_step(value, adapters, descent.run)
                 total += value * len(batch)
                 progress = Progress(model, epoch, epochs, len(history.step_losses), steps, value)
                 for callback in callbacks:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._typing import Array, Generator
 from .._validation import finite_float, not_none, one_of, positive_int
-from ..base import Layer, training_mode
+from ..base import Layer, listeners, training_mode
 from ..errors import ArgumentError, NonFiniteError
 from ..functions.losses import FunctionLoss, Loss
 from ..run import Draw, Rank, Ranked
@@ -19,6 +19,11 @@ from .step import Descent
 
 RankSchedule: TypeAlias = Callable[[Sequence[Ranked], Generator, int], Rank | None]
 """Returns the rank of a step, given the DyLoRA adapters of the model, a random generator, and the number of rows."""
+
+
+def ranked(model: Layer) -> list[Ranked]:
+    """The layers of a model that have ranks to choose from, in the order of the pass."""
+    return [layer for layer in listeners(model).values() if layer.listens_to == "rank"]
 
 
 def shared_rank(adapters: Sequence[Ranked], rng: Generator, rows: int) -> Rank:
