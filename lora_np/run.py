@@ -1,4 +1,4 @@
-"""`Run`: what one pass knows. Containers hand it on unread; a layer reads what concerns it."""
+"""`Run`: the context of one pass. Containers pass it on unread; layers read the fields that they need."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from ._validation import fraction, integer
 from .errors import ArgumentError
 
 Rank: TypeAlias = int | Array | Callable[[Any], int | Array]
-"""A rank for the whole pass; one for each entry of the first axis; or a rule that gives a layer one of the two."""
+"""A rank for the whole pass, a rank for each entry along the first axis, or a function that maps a layer to either."""
 
 
 class Tasks(NamedTuple):
-    """The task of each entry of the first axis, grouped once for all layers of a pass."""
+    """The task of each entry along the first axis, grouped once for all layers of a pass."""
 
     names: tuple[str | None, ...]
-    """Each task once, in the order of its first entry; None is the base alone."""
+    """The distinct tasks in order of first occurrence; None means the base alone."""
     counts: Array
-    """How many entries each has."""
+    """The number of entries of each task."""
     order: Array | None
-    """The entries sorted by task; None where they are already."""
+    """The indices that sort the entries by task; None if they are sorted already."""
     inverse: Array | None
+    """The indices that undo `order`."""
 
     @classmethod
     def of(cls, tasks: Iterable[str | None], rows: int) -> Self:
-        """The tasks of as many rows; an ArgumentError where they are not."""
+        """Check and group a sequence of tasks, which must have length `rows`."""
         if isinstance(tasks, str) or not isinstance(tasks, Iterable):
             raise ArgumentError(f"tasks must be a sequence with a name or None for each row, got {tasks!r}")
         number: dict[str | None, int] = {}
         try:
             codes = np.array([number.setdefault(task, len(number)) for task in tasks], dtype=np.intp)
-        except TypeError:  # one of them is not hashable, let alone a name
-            raise ArgumentError(f"tasks must hold names or None, got {tasks!r}") from None
+        except TypeError:  # an entry is not hashable, so it is not a name
+            raise ArgumentError(f"tasks must contain names or None, got {tasks!r}") from None
         for name in number:
             if not (name is None or isinstance(name, str)):
-                raise ArgumentError(f"tasks must hold names or None, got {name!r}")
+                raise ArgumentError(f"tasks must contain names or None, got {name!r}")
         if len(codes) != rows:
             raise ArgumentError(f"tasks must have one entry for each of {rows} rows of input, got {len(codes)}")
         order = inverse = None
@@ -50,74 +51,74 @@ class Tasks(NamedTuple):
         return cls(tuple(number), np.bincount(codes, minlength=len(number)), order, inverse)
 
     def together(self, x: Array) -> Array:
-        """The rows, those of each task together: (rows, ..., size) -> (all rows, size)."""
+        """The rows sorted by task: (rows, ..., size) -> (all rows, size)."""
         x = x if self.order is None else x.take(self.order, axis=0)
         return x.reshape(-1, x.shape[-1])
 
     def apart(self, y: Array, shape: tuple[int, ...]) -> Array:
-        """Rows in the order of the caller, with the leading axes of a shape."""
+        """The inverse of `together`: rows in their original order, with the leading axes of `shape`."""
         y = y.reshape(*shape[:-1], y.shape[-1])
         return y if self.inverse is None else y.take(self.inverse, axis=0)
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """The random choice of a training pass: every layer's rank is at this quantile of its own rank distribution.
+    """The random choice of a training pass: the rank of each layer is this quantile of the layer's rank distribution.
 
-    So layers with equal active ranks train at the same rank (Valipour et al. 2022).
+    Layers with equal active ranks therefore train at the same rank (Valipour et al. 2022).
     """
 
     quantile: float | Array
-    """In [0, 1): a number, or one for each entry of the first axis."""
+    """In [0, 1): a number, or one for each entry along the first axis."""
 
     @classmethod
     def of_rows(cls, quantile: float, rows: int) -> Self:
-        """The quantiles ``(quantile + i / rows) mod 1``, i from 0 up to `rows` (Rippel et al. 2014).
+        """The quantiles ``(quantile + i / rows) mod 1`` for i = 0, ..., rows - 1 (Rippel et al. 2014).
 
-        Each rank gets its share of the rows, to within one row, and at a uniform quantile each single row's rank is
-        distributed as the draw of one rank is.
+        The number of rows at each rank is proportional to its probability, to within one row. If `quantile` is uniform, the
+        rank of each row has the same distribution as a single draw.
         """
         return cls((fraction("quantile", quantile) + np.arange(rows) / max(rows, 1)) % 1)
 
     def __call__(self, layer: Any) -> int | Array:
-        """The rank of a layer."""
+        """The rank for a layer."""
         rank: int | Array = layer.rank_at(self.quantile)
         return rank
 
 
 class Ranked(Protocol):
-    """A layer that has ranks to choose from, as a schedule of ranks sees it."""
+    """The interface that rank schedules use: a layer with ranks to choose from."""
 
     def rank_at(self, quantile: float) -> int:
         """The active rank at a quantile of the layer's rank distribution."""
 
     def rank_in(self, run: Run) -> int | Array:
-        """The rank that a pass uses in this layer: a number, or one for each entry of the first axis."""
+        """The rank that a pass uses in this layer: a number, or one for each entry along the first axis."""
 
 
 class Run(NamedTuple):
-    """What one pass knows. It is made by `Layer.new_run`, and nothing in it changes during the pass."""
+    """The context of one pass: made by `Layer.new_run`, and immutable during the pass."""
 
     training: bool = False
     tasks: Tasks | None = None
-    """None: every layer takes its current task."""
+    """None: each layer uses its current task."""
     rank: Rank | None = None
-    """None: every layer takes its deployment rank."""
+    """None: each layer uses its deployment rank."""
     keep: bool = True
-    """Whether a `vjp` will follow. Where none does, a container lets go of each layer's cache before the next runs."""
+    """Whether `vjp` will follow. If not, containers free the cache of each layer before the next layer runs."""
 
 
 EVALUATION, INFERENCE = Run(), Run(keep=False)
-"""The passes of `forward` in evaluation mode, and of `predict`, of which nothing else is known."""
+"""The default runs of `forward` in evaluation mode and of `predict`, without tasks or ranks."""
 
 
 def checked_rank(rank: Any, rows: int | None) -> Rank | None:
-    """A rank as `Run` holds it; an ArgumentError where it is none. `rows` is None for an input without rows."""
+    """Check a rank and convert it to the form that `Run` holds; `rows` is None for an input without rows."""
     if rank is None or type(rank) is int or callable(rank):
         return rank
     if isinstance(rank, str) or not (isinstance(rank, Iterable) or (isinstance(rank, np.ndarray) and rank.ndim)):
         return integer("rank", rank)
     ranks = np.asarray(rank)
     if ranks.dtype.kind not in "iu" or ranks.shape != (rows,):
-        raise ArgumentError(f"rank must be an integer, or one for each of {rows} rows of input, got {rank!r}")
+        raise ArgumentError(f"rank must be an integer, or an integer for each of {rows} rows of input, got {rank!r}")
     return ranks

@@ -1,4 +1,4 @@
-"""Gradient checks for layers: the shipped ones, and your own.
+"""Gradient checks for layers, including user-defined ones.
 
 Examples
 --------
@@ -32,11 +32,11 @@ __all__ = ["check_gradients", "gradient_errors", "numerical_gradient"]
 Method: TypeAlias = Literal["auto", "complex", "central"]
 
 TOLERANCES = {"complex": 1e-9, "central": 1e-6}
-SMALL = 1e-5  # below this share of the largest gradient, a gradient may be nothing but rounding
+SMALL = 1e-5  # gradients below this fraction of the largest one may be pure rounding error
 
 
 class _NotAnalyticError(ArithmeticError):
-    """A layer loses the imaginary part of complex numbers, so that no complex step can pass through it."""
+    """A layer discards imaginary parts, so that a complex step cannot pass through it."""
 
 
 def check_gradients(
@@ -53,52 +53,52 @@ def check_gradients(
     rtol: float | None = None,
     rng: RNG = 0,
 ) -> dict[str, float]:
-    """Compare every gradient of a layer's `vjp` with its numerical value.
+    """Compare every gradient that a layer's `vjp` returns with a numerical derivative.
 
     Parameters
     ----------
     layer : Layer
-        It is copied, and checked in float64 whatever its dtype. Give its arrays values that are not zero: where B = 0, the
-        gradient of A is zero, and a check of it sees nothing.
+        The layer to check. It is copied, and checked in float64 whatever its dtype. Give its arrays non-zero values: if
+        B = 0, the gradient of A is zero, and checking it proves nothing.
     input : array, shape (..., input_size)
     output_gradient : array, shape (..., output_size), optional
-        dL/dy; random if left out.
+        dL/dy; random by default.
     training : bool, default False
-        Whether to check the training pass. What is random in it is drawn once, for all evaluations.
+        Whether to check the training pass. Random choices are drawn once and shared by all evaluations.
     tasks, rank
         As in `Layer.forward`.
     method : {"auto", "complex", "central"}, default "auto"
-        ``"complex"``: the complex step, exact to rounding, for layers whose `apply` is analytic. ``"central"``: central
-        differences. ``"auto"``: the complex step, and central differences where that fails.
+        ``"complex"``: the complex step, exact to rounding error, for layers whose `apply` is analytic. ``"central"``:
+        central differences. ``"auto"``: the complex step, with central differences as a fallback.
     directions : bool, default False
-        Whether to take the derivative along one random direction of each array instead of along each element: one
-        evaluation for each array, for large layers.
+        Whether to differentiate along one random direction per array instead of along each element, which is much faster
+        for large layers.
     active_only : bool, default False
-        Whether to compare only the part of each array that the pass trains, for passes that omit a part of the
-        true gradient on purpose; elsewhere the gradient must then be exactly zero.
+        Whether to compare only the part of each array that the pass trains, for passes that deliberately omit part of the
+        true gradient; elsewhere, the gradient must be exactly zero.
     rtol : float, optional
-        The largest error to accept, relative to the largest element of the array's gradient; 1e-9 for the complex step and
-        1e-6 for central differences if left out.
+        The largest accepted error, relative to the largest element of the array's gradient. By default, 1e-9 for the
+        complex step and 1e-6 for central differences.
     rng : seed or numpy.random.Generator, default 0
         For the output gradient and the directions.
 
     Returns
     -------
     dict of float
-        The relative error of each array, and of ``"input"``.
+        The relative error of the gradient of each array, and of ``"input"``.
 
     Raises
     ------
     GradientError
-        An error is too large, a gradient has another shape than its array, or it belongs to no trainable array; the message
-        names all such arrays.
+        If an error is too large, if the shape of a gradient differs from that of its array, or if a gradient belongs to no
+        trainable array; the message names the arrays.
     """
     errors, used = _measure(layer, input, output_gradient, training, tasks, rank, method, directions, active_only, rng)
     limit = TOLERANCES[used] if rtol is None else non_negative_float("rtol", rtol)
-    # Not "error > limit": a NaN is no pass.
+    # Not "error > limit": NaN must fail.
     wrong = [f"{name} is off by {error:.2g}" for name, error in errors.items() if not error <= limit]
     if wrong:
-        raise GradientError(f"{layer.layer_name}: of its gradients ({used} step, rtol {limit:g}), {', '.join(wrong)}")
+        raise GradientError(f"{layer.layer_name}: wrong gradients ({used} step, rtol {limit:g}): {', '.join(wrong)}")
     return errors
 
 
@@ -115,14 +115,14 @@ def gradient_errors(
     active_only: bool = False,
     rng: RNG = 0,
 ) -> dict[str, float]:
-    """The relative error of each gradient of a layer: `check_gradients` without the verdict.
+    """The relative error of each gradient of a layer; unlike `check_gradients`, it does not raise if an error is large.
 
     The parameters are those of `check_gradients`.
 
     Returns
     -------
     dict of float
-        By array, and ``"input"``: the largest absolute error over the largest element of the gradient.
+        For each array, and for ``"input"``: the largest absolute error, divided by the largest element of the gradient.
     """
     return _measure(layer, input, output_gradient, training, tasks, rank, method, directions, active_only, rng)[0]
 
@@ -139,7 +139,7 @@ def _measure(
     active_only: bool,
     rng: RNG,
 ) -> tuple[dict[str, float], str]:
-    """The errors, and the kind of step that they were found with."""
+    """The errors, and the kind of step that measured them."""
     one_of("method", method, ("auto", "complex", "central"))
     random = generator(rng)
     twin = _with_dtype(layer, np.dtype(float))
@@ -171,27 +171,27 @@ def _measure(
 
 
 def _analytic(twin: Layer, x: Array, dy: Array, run: Run) -> tuple[Gradients, Parts]:
-    """The gradients of the layer's own vjp, zero for trainable arrays that got none, with the input's first."""
+    """The gradients that `vjp` returns, the input's first, with zeros for trainable arrays that have none."""
     _, cache = twin.apply(x, run)
     dx, gradients = twin.vjp(dy, cache)
     if dx is None:
-        raise GradientError(f"{twin.layer_name} gives no gradient of its input")
+        raise GradientError(f"{twin.layer_name} does not return the gradient with respect to its input")
     trainable = twin.named_parameters()
     if "input" in trainable:
         raise ArgumentError(
-            f"no array may be called 'input', as one of {twin.layer_name} is: that is the input's name here"
+            f"an array of {twin.layer_name} must not be called 'input', which is the name of the layer's input here"
         )
     arrays = {"input": x} | trainable
     unknown = [name for name in gradients if name not in arrays]
     if unknown:
-        raise GradientError(f"{twin.layer_name} gives gradients to arrays that do not train: {', '.join(unknown)}")
+        raise GradientError(f"{twin.layer_name} returns gradients for arrays that do not train: {', '.join(unknown)}")
     complete = {"input": dx} | {
         name: gradients.get(name, np.zeros_like(a)) for name, a in arrays.items() if name != "input"
     }
     for name, gradient in complete.items():
         if gradient.shape != arrays[name].shape:
             raise GradientError(
-                f"{twin.layer_name}: the gradient of {name} has shape {gradient.shape}, and the array {arrays[name].shape}"
+                f"{twin.layer_name}: the gradient of {name} has shape {gradient.shape}, but the array {arrays[name].shape}"
             )
     return complete, trained_parts(listeners(twin), run)
 
@@ -204,14 +204,14 @@ class _Numeric:
         self.x, self.dy, self.run, self.step = x, dy, run, step
 
     def gradient(self, name: str, direction: Array | None) -> Array:
-        """The derivative by each element of an array, or by the length of a step along a direction."""
+        """The derivative with respect to each element of an array, or along a direction."""
         point = self.x if name == "input" else self.layer.named_parameters()[name].real.copy()
         objective = self._of_input if name == "input" else self._of_array(name)
         if direction is None:
             gradient = numerical_gradient(objective, point, method=self.step)
         else:
             gradient = numerical_gradient(lambda t: objective(point + t * direction), np.zeros(()), method=self.step)
-        objective(point)  # leaves the array as it was
+        objective(point)  # restores the array
         return gradient
 
     def _of_input(self, x: Array) -> Any:
@@ -220,9 +220,9 @@ class _Numeric:
         except TypeError as error:
             if self.step == "central":
                 raise
-            raise _NotAnalyticError(f"its apply() takes no complex numbers: {error}") from error
+            raise _NotAnalyticError(f"its apply() does not accept complex numbers: {error}") from error
         if self.step == "complex" and np.iscomplexobj(x) and not np.iscomplexobj(y):
-            raise _NotAnalyticError("its apply() turns complex numbers into real ones")
+            raise _NotAnalyticError("its apply() converts complex numbers to real ones")
         return (self.dy * y).sum() + self.layer.compute_auxiliary_loss()
 
     def _of_array(self, name: str) -> Callable[[Array], Any]:
@@ -261,7 +261,7 @@ def _errors(analytic: Gradients, parts: Parts, numeric: _Numeric, random: Genera
 
 
 def _with_dtype(layer: Layer, dtype: np.dtype[Any]) -> Layer:
-    """A copy of a layer with all arrays in another dtype, complex ones included."""
+    """A copy of a layer with all arrays converted to a dtype, which may be complex."""
     twin = copy.deepcopy(layer)
     for inner in twin.walk().values():
         for name in inner.parameter_names:

@@ -101,7 +101,7 @@ def test_a_first_loss_that_is_not_finite_leaves_everything():
 def test_an_update_that_is_not_finite_is_not_applied(optimizer, slope):
     descent = Descent(layer(), Fixed(1.0, slope), optimizer)
     before = descent.layer.get_parameters()
-    with pytest.raises(NonFiniteError, match=r"(weight|bias) is not finite, with a loss of 1"):
+    with pytest.raises(NonFiniteError, match=r"(weight|bias) is not finite, at a loss of 1"):
         step(descent)
     np.testing.assert_array_equal(descent.layer.get_parameters(), before)
 

@@ -229,7 +229,7 @@ def test_a_real_output_for_a_complex_input_is_named():
             return dy * np.sign(cache[0]), {}
 
     layer = Magnitude(ActivationLayer(4, tanh), None)
-    with pytest.raises(ArgumentError, match=r"method must be 'central' .* complex numbers into real ones"):
+    with pytest.raises(ArgumentError, match=r"method must be 'central' .* complex numbers to real ones"):
         check_gradients(layer, X, method="complex")
     check_gradients(layer, X)
 
@@ -338,7 +338,7 @@ def test_a_dropped_input_gradient_is_found(name):
 @pytest.mark.parametrize("extra", ["inner.base.weight", "inner.other", "other"])
 def test_a_gradient_of_an_array_that_does_not_train_is_found(extra):
     wrong = Tampered(LAYERS["standard"], lambda gradients: gradients.update({extra: np.ones((4, 3))}))
-    with pytest.raises(GradientError, match=f"gives gradients to arrays that do not train: {extra}"):
+    with pytest.raises(GradientError, match=f"returns gradients for arrays that do not train: {extra}"):
         check_gradients(wrong, X)
 
 
@@ -482,7 +482,7 @@ def test_rtol_may_be_stricter_than_the_default():
 
 def test_the_message_says_layer_and_step():
     wrong, _ = tampered(LAYERS["dense"], "bias", np.zeros_like)
-    with pytest.raises(GradientError, match=f"{wrong.layer_name}: of its gradients .central step"):
+    with pytest.raises(GradientError, match=f"{wrong.layer_name}: wrong gradients .central step"):
         check_gradients(wrong, X, method="central")
 
 

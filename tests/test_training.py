@@ -485,10 +485,10 @@ BAD = {
     "no inputs": ({"data": (None, T)}, "inputs must not be None"),
     "no targets": ({"data": (X, None)}, "targets must not be None"),
     "other features": ({"data": (X[:, :2], T)}, r"inputs must have shape \(\.\.\., 3\), got \(10, 2\)"),
-    "fewer targets": ({"data": (X, T[:9])}, r"as many rows .* \(10, 3\), targets of shape \(9, 2\)"),
-    "no rows": ({"data": (X[:0], T[:0])}, r"and some: got inputs of shape \(0, 3\)"),
-    "one row": ({"data": (X[0], T[0])}, "as many rows"),
-    "a scalar target": ({"data": (X, 1.0)}, "as many rows"),
+    "fewer targets": ({"data": (X, T[:9])}, r"the same, non-zero number of rows .* \(10, 3\) and \(9, 2\)"),
+    "no rows": ({"data": (X[:0], T[:0])}, r"the same, non-zero number of rows .* \(0, 3\)"),
+    "one row": ({"data": (X[0], T[0])}, "the same, non-zero number of rows"),
+    "a scalar target": ({"data": (X, 1.0)}, "the same, non-zero number of rows"),
     "text": ({"data": (X, [["a", "b"]] * 10)}, "targets must be an array of real numbers"),
     "complex": ({"data": (X * 1j, T)}, "inputs must be an array of real numbers"),
     "targets of another shape": ({"data": (X, T[:, :1])}, "targets must have shape"),
@@ -504,8 +504,8 @@ BAD = {
     "tasks in rows": ({"tasks": [["a"]] * 10}, "tasks"),
     "an unknown task": ({"tasks": ["z"] * 10}, "'z'"),
     "an unknown task at the end": ({"tasks": ["a"] * 9 + ["z"]}, "'z'"),
-    "a list at the end": ({"tasks": ["a"] * 9 + [["a"]]}, "tasks must hold names or None, got .'a'."),
-    "a number at the end": ({"tasks": ["a"] * 9 + [3]}, "tasks must hold names or None, got 3"),
+    "a list at the end": ({"tasks": ["a"] * 9 + [["a"]]}, "tasks must contain names or None, got .'a'."),
+    "a number at the end": ({"tasks": ["a"] * 9 + [3]}, "tasks must contain names or None, got 3"),
 }
 
 

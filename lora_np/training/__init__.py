@@ -1,4 +1,4 @@
-"""Training: optimizers, one step, nested dropout, and `fit`."""
+"""Training: optimizers, a training step, nested dropout, and `fit`."""
 
 from .fit import History as History
 from .fit import Progress as Progress

@@ -22,17 +22,17 @@ from .step import Descent
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback learns after each step."""
+    """The state of a training run after a step, as passed to callbacks."""
 
     model: Layer
     epoch: int
-    """From 1."""
+    """Counted from 1."""
     epochs: int
     step: int
-    """From 1, over all epochs."""
+    """Counted from 1, over all epochs."""
     steps: int
     loss: float
-    """The objective of this step's batch, before the step."""
+    """The objective on this step's batch, before the step."""
 
     @property
     def is_epoch_end(self) -> bool:
@@ -42,14 +42,14 @@ class Progress:
 
 @dataclass
 class History:
-    """What `fit` returns."""
+    """The record of a training run, which `fit` returns."""
 
     step_losses: list[float] = field(default_factory=list)
-    """The objective of each step's batch, before the step."""
+    """The objective on each step's batch, before the step."""
     epoch_losses: list[float] = field(default_factory=list)
-    """Their mean over the rows of each epoch."""
+    """The mean objective over the rows of each epoch."""
     ranks: list[tuple[int, ...]] = field(default_factory=list)
-    """The training ranks of each step, one for each DyLoRA adapter; none if each row has its own."""
+    """The training ranks of each step, one per DyLoRA adapter; none for adapters with a rank per row."""
 
     def add_step(self, loss: float, adapters: Sequence[Ranked], run: Run | None) -> None:
         """Record a step: its loss, and the ranks that its pass used."""
@@ -77,25 +77,25 @@ def fit(
     Parameters
     ----------
     model : Layer
-        It is in training mode during the call, and in its own mode again afterwards.
+        Set to training mode during the call; its previous mode is restored afterwards.
     data : (inputs, targets)
-        Arrays with one row for each sample: inputs (rows, ..., input_size), targets as `loss` takes them.
+        Arrays with one row per sample: inputs of shape (rows, ..., input_size), and targets as `loss` expects them.
     loss : Loss
-        What to minimise, to which penalties of the weights are added.
+        The loss to minimise; penalties on the weights are added to it.
     optimizer : Optimizer
-        Its state goes on from earlier calls.
+        Its state carries over from earlier calls.
     epochs, batch_size : int
         At least 1. The last batch of an epoch may be smaller.
     tasks : sequence of str or None, optional
-        The task of each row: batches are mixed, and each trains all tasks that it holds (`Layer.forward`).
+        The task of each row. Batches mix tasks, and each step trains all tasks in its batch; see `Layer.forward`.
     shuffle : bool, default True
-        Whether to draw the order of the rows anew for each epoch.
+        Whether to reshuffle the rows before each epoch.
     rng : seed or numpy.random.Generator, optional
-        For the order of the rows and the ranks.
+        For the order of the rows and for the ranks.
     rank_schedule : callable, default `shared_rank`
-        Gives the rank of each step; `rank_per_row` gives each row a rank of its own.
-    callbacks : callables
-        Each is called with a `Progress` after each step; an exception from one ends the training.
+        Returns the rank of each step; with `rank_per_row`, each row has a separate rank.
+    callbacks : iterable of callables
+        Each is called with a `Progress` after each step; an exception ends the training.
 
     Returns
     -------
@@ -104,11 +104,11 @@ def fit(
     Raises
     ------
     ArgumentError
-        Bad input, before the first step.
+        If an argument is invalid; raised before the first step.
     InvalidOperationError
-        Nothing in the model trains.
+        If the model has no trainable parameters.
     NonFiniteError
-        The loss is infinite or NaN. The parameters are those with which it was last finite.
+        If the loss becomes infinite or NaN; the parameters are those of the last finite loss.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def fit(
 
 
 def check_parts(model: Layer, loss: Loss, optimizer: Optimizer, callbacks: Iterable[Callable[[Progress], None]]) -> None:
-    """Refuse what cannot be trained, or trained with."""
+    """Check the arguments of `fit` other than the data."""
     if not isinstance(loss, Loss):
         raise ArgumentError(f"loss must be a Loss such as lora_np.MeanSquaredError(), got {loss!r}")
     if not isinstance(optimizer, Optimizer):
@@ -162,19 +162,19 @@ def check_parts(model: Layer, loss: Loss, optimizer: Optimizer, callbacks: Itera
 
 
 class Samples(NamedTuple):
-    """Data that fit a model and a loss, with one row for each sample."""
+    """Checked training data, with one row per sample."""
 
     inputs: Array
     targets: Array
     tasks: Array | None
 
     def forward(self, model: Layer, rows: Any, rank: Rank | None = None) -> Callable[[], Array]:
-        """The forward pass of these rows."""
+        """A function that runs the forward pass over the given rows."""
         return partial(model.forward, self.inputs[rows], tasks=None if self.tasks is None else self.tasks[rows], rank=rank)
 
 
 def checked_samples(model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iterable[str | None] | None) -> Samples:
-    """Data in the form that the model and the loss take; an ArgumentError where they do not fit."""
+    """Check the data against the model and the loss, and convert the arrays."""
     try:
         inputs, targets = data
     except (TypeError, ValueError):
@@ -183,21 +183,21 @@ def checked_samples(model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iter
     targets = real_array("targets", targets)
     if inputs.ndim < 2 or targets.ndim < 1 or len(inputs) != len(targets) or not len(inputs):
         raise ArgumentError(
-            "data must have as many rows of inputs as of targets, and some: "
-            f"got inputs of shape {inputs.shape}, targets of shape {targets.shape}"
+            "data must have the same, non-zero number of rows in inputs and targets, "
+            f"got shapes {inputs.shape} and {targets.shape}"
         )
     row_tasks = None
     if tasks is not None:
         names = tuple(tasks) if isinstance(tasks, Iterable) and not isinstance(tasks, str) else tasks
         model.new_run(inputs, tasks=names)
         row_tasks = np.array(names, dtype=object)
-    # All targets are checked at once, against predictions of which only the shape matters.
+    # Check all targets at once, against placeholder predictions: only their shape matters.
     loss.check(np.broadcast_to(np.zeros((), model.dtype), (*inputs.shape[:-1], model.output_size)), targets)
     return Samples(inputs, targets, row_tasks)
 
 
 def stopped(error: NonFiniteError, step: int, epoch: int) -> NonFiniteError:
-    """The error of a step, with its place in the training."""
+    """The error of a step, with the step and the epoch."""
     return NonFiniteError(
         f"step {step}, epoch {epoch}: {error}; the parameters are those of the last finite loss. "
         "A smaller learning rate may help"

@@ -1,4 +1,4 @@
-"""Nested dropout: how the ranks of a training pass are chosen, and DyLoRA's own training loop."""
+"""Nested dropout: schedules that choose the ranks of a training pass, and the training loop of DyLoRA."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def ranked(model: Layer) -> list[Ranked]:
 
 
 def shared_rank(adapters: Sequence[Ranked], rng: Generator, rows: int) -> Rank:
-    """One draw for all adapters of a model: with equal active ranks they train at the same rank (Valipour et al. 2022)."""
+    """One draw for the whole model: adapters with equal active ranks train at the same rank (Valipour et al. 2022)."""
     return Draw(rng.random())
 
 
 def rank_per_row(adapters: Sequence[Ranked], rng: Generator, rows: int) -> Rank:
-    """A rank for each row of the batch, the same in all adapters: every step trains every rank (Rippel et al. 2014).
+    """A rank for each row of the batch, shared by all adapters, so that each step trains all ranks (Rippel et al. 2014).
 
-    Each rank's share of the rows is its probability, to within one row; a step costs the same as one at a single rank.
-    ``docs/dylora-quality.md`` compares it with `shared_rank`. Adapters in frozen mode refuse it.
+    The number of rows at each rank is proportional to its probability, to within one row; a step costs the same as one at
+    a single rank. ``docs/dylora-quality.md`` compares it with `shared_rank`. Adapters in frozen mode do not support it.
     """
     return Draw.of_rows(rng.random(), rows)
 
@@ -56,7 +56,7 @@ def nested_dropout(
     rank_per: Literal["pass", "row"] = "pass",
     rng: Generator,
 ) -> list[float]:
-    """Train by gradient descent, one step for each pair; see `DyLoRAAdapter.train_with_nested_dropout`."""
+    """Train by gradient descent, one step per pair; see `DyLoRAAdapter.train_with_nested_dropout`."""
     draws_rows = one_of("rank_per", rank_per, ("pass", "row")) == "row"
     epochs = positive_int("epochs", epochs)
     optimizer = SGD(finite_float("learning_rate", learning_rate))
@@ -64,9 +64,9 @@ def nested_dropout(
     pairs = _checked_pairs(adapter, loss, inputs, targets)
     if draws_rows:
         x, _ = pairs[0]
-        adapter.new_run(x, rank=_rank_of_rows(0.0, x), training=True)  # frozen mode refuses it
+        adapter.new_run(x, rank=_rank_of_rows(0.0, x), training=True)  # raises in frozen mode
     with np.errstate(all="ignore"):
-        loss(adapter.predict(pairs[0][0]), pairs[0][1])  # a plain function may be no loss at all
+        loss(adapter.predict(pairs[0][0]), pairs[0][1])  # raises if a plain function is not a valid loss
     descent = Descent(adapter, loss, optimizer)
 
     def forward(x: Array) -> Array:
@@ -88,7 +88,7 @@ def _rank_of_rows(quantile: float, x: Array) -> Rank:
 
 
 def _checked_pairs(adapter: Layer, loss: Loss, inputs: Sequence[Any], targets: Sequence[Any]) -> list[tuple[Array, Any]]:
-    """Inputs as the adapter takes them, each with a target that fits it, or an ArgumentError."""
+    """Check inputs and targets against the adapter and the loss, and pair them."""
     inputs, targets = _sequence("inputs", inputs), _sequence("targets", targets)
     if len(inputs) != len(targets) or not inputs:
         raise ArgumentError(f"inputs and targets must have the same, non-zero length, got {len(inputs)} and {len(targets)}")

@@ -1,4 +1,4 @@
-"""One step of training, which stops before it does harm."""
+"""`Descent`: a training step that guards the parameters against infinite and NaN values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .optimizers import Optimizer
 class Descent:
     """Gradient descent on a layer: forward, loss, backward, update.
 
-    When the loss turns infinite or NaN, the parameters go back to those with which it was last finite.
+    If the loss becomes infinite or NaN, the parameters are reset to those of the last finite loss.
 
     Parameters
     ----------
@@ -33,17 +33,17 @@ class Descent:
         self.loss = loss
         self.optimizer = optimizer
         self.before: dict[str, Array] = {}
-        """The arrays that the last step changed, as they were before it."""
+        """The arrays that the last step changed, with their values before it."""
         self.run: Run | None = None
-        """What the pass of the last step knew: its tasks and its rank."""
+        """The `Run` of the last step, with its tasks and rank."""
 
     def step(self, forward: Callable[[], Array], targets: Any) -> float:
-        """One update; returns the objective before it: the loss plus the layer's auxiliary loss.
+        """Take a step; returns the objective before it, which is the loss plus the layer's auxiliary loss.
 
         Raises
         ------
         NonFiniteError
-            The objective or an update is not finite.
+            If the objective, a gradient or an update is not finite.
         """
         layer = self.layer
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -57,19 +57,19 @@ class Descent:
         return objective
 
     def descend(self, objective: float, gradients: Mapping[str, Array], parts: Parts) -> None:
-        """The update of a step whose objective and gradients are known.
+        """Update the parameters, given the objective and the gradients.
 
         Parameters
         ----------
         objective : float
         gradients : mapping of arrays by name
         parts : mapping of tuples of slices by name
-            The trained part of each array that is not trained whole.
+            The trained part of each array that is not trained in full.
 
         Raises
         ------
         NonFiniteError
-            The objective, a gradient or an update is not finite.
+            If the objective, a gradient or an update is not finite.
         """
         if not np.isfinite(objective):
             self._go_back()
@@ -87,7 +87,7 @@ class Descent:
                 self.layer.reset_state()
                 if kind == "update":
                     self.optimizer.reset()  # its moments are not finite either
-                raise NonFiniteError(f"the {kind} of {name} is not finite, with a loss of {objective:g}")
+                raise NonFiniteError(f"the {kind} of {name} is not finite, at a loss of {objective:g}")
 
     def _go_back(self) -> None:
         for name, array in self.before.items():

@@ -300,7 +300,7 @@ def test_the_trained_parts_are_gone_with_the_gradients():
     rows, columns = slice(0, 1), slice(None)
     assert pending(adapter).parts == {"lora.matrix_a": (columns, rows), "lora.matrix_b": (rows, columns)}
     adapter.clear_gradients()
-    with pytest.raises(InvalidOperationError, match="a step needs the gradients of a backward pass first"):
+    with pytest.raises(InvalidOperationError, match="a step needs gradients; call backward first"):
         pending(adapter)
 
 
