@@ -1,4 +1,4 @@
-"""The products of the layers, as fast as NumPy's own BLAS can run them: layers call these where they would write ``@``."""
+"""Matrix products for the layers, as fast as NumPy's BLAS can run them; layers call these functions instead of ``@``."""
 
 from .panels import pack as pack
 from .panels import packed_bytes as packed_bytes

@@ -1,7 +1,7 @@
-"""Panels: a matrix that does not change, copied once into the form in which it is multiplied fastest.
+"""Panels: a constant matrix, copied once into the memory layout that multiplies fastest.
 
-The copies belong to the array: `pack` keeps them here by its identity, `panels_of` finds them, and formulas do
-not mention them. A packed array is read-only, so the copies cannot become stale.
+`pack` stores the copies here by the identity of the array, and `panels_of` finds them; formulas do not mention them.
+Packed arrays are read-only, so the copies cannot become stale.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from .._typing import Array
 from . import tiles
 
 PANEL_BYTES = 256
-"""The width of a panel: the columns that the kernel handles at once, for either type."""
+"""The width of a panel: the columns that the kernel handles at once, for either dtype."""
 SPLIT = 1024
-"""About how many rows a panel keeps if it is too tall for a tile of `tiles.TILE_ROWS`."""
+"""The approximate number of rows per block of a panel that is too tall for a tile of `tiles.TILE_ROWS`."""
 WORTH_PACKING = 2**15
-"""The number of elements from which on panels are faster than the matrix itself."""
+"""The smallest number of elements for which panels are faster than the matrix itself."""
 
 
 class _Packed(NamedTuple):
-    """The copies of an array that does not change."""
+    """The packed copies of an array."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    """Of the matrix: the array itself, or its transpose."""
+    """The strides of the matrix, which is the array itself or its transpose."""
     forward: Panels
     """For ``x @ matrix``."""
     backward: Panels | None
@@ -36,7 +36,7 @@ class _Packed(NamedTuple):
 
 
 _packed: dict[int, _Packed] = {}
-"""By the identity of the array; an entry is removed together with its array."""
+"""The packed copies by the identity of their array; an entry is removed when its array is freed."""
 
 
 def pack(matrix: Array, *, backward: bool) -> None:
@@ -47,7 +47,7 @@ def pack(matrix: Array, *, backward: bool) -> None:
     matrix : array, shape (k, n)
         An array that owns its memory, or the transpose of one.
     backward : bool
-        Whether to copy it for ``dy @ matrix.T`` too.
+        Whether to make a second copy, for ``dy @ matrix.T``.
     """
     array = matrix if matrix.base is None else matrix.base
     array.flags.writeable = False
@@ -59,7 +59,7 @@ def pack(matrix: Array, *, backward: bool) -> None:
 
 
 def packed_bytes(array: Array) -> int:
-    """The memory of an array's panels."""
+    """The size in bytes of an array's panels; 0 if it has none."""
     entry = _packed.get(id(array))
     return 0 if entry is None else sum(panels.nbytes for panels in entry[2:] if panels is not None)
 
@@ -81,11 +81,11 @@ class Panels:
     Parameters
     ----------
     matrix : array, shape (k, n)
-        In float32 or float64.
+        Of dtype float32 or float64.
 
     Notes
     -----
-    A stack of tiles of rows times a stack of panels is one call of `np.matmul`. A matrix too tall for the kernel is split
+    A stack of row tiles times a stack of panels is a single call of `np.matmul`. A matrix too tall for the kernel is split
     along k, and the partial products are added.
     """
 
@@ -100,15 +100,15 @@ class Panels:
         self.tile = tiles.tile_rows(-(-k // blocks), width)
         panels = matrix[:, : self.columns].reshape(k, -1, width).transpose(1, 0, 2)  # (panels, k, width)
         self.panels = [panels[:, block].copy() for block in self.blocks]  # copies: views would keep the matrix alive
-        self.rest = matrix[:, self.columns :].copy()  # the columns that fill no panel
+        self.rest = matrix[:, self.columns :].copy()  # the columns that do not fill a panel
 
     @property
     def nbytes(self) -> int:
-        """The memory of the copies."""
+        """The size of the copies in bytes."""
         return self.rest.nbytes + sum(panels.nbytes for panels in self.panels)
 
     def fits(self, x: Array) -> bool:
-        """Whether `product` takes this array: plain, of the same type, of two rows or more."""
+        """Whether `product` accepts this array: plain, contiguous, of the same dtype, and with at least two rows."""
         return bool(tiles.are_plain(x, self.rest) and x.flags.c_contiguous and x.size > self.shape[0] and self.tile)
 
     def product(self, x: Array) -> Array:
@@ -132,7 +132,7 @@ class Panels:
 
 
 def _multiply_panels(x: Array, panels: Array, y: Array, tile: int) -> None:
-    """``y[...] = x @ W`` by tiles of rows and panels (count, k, width) of W."""
+    """``y[...] = x @ W`` by row tiles of x and panels of W, shape (count, k, width)."""
     count, k, width = panels.shape
     whole = len(x) // tile * tile
     if whole:

@@ -1,7 +1,7 @@
-"""The products of the layers, over any number of leading axes: a layer calls `product` where it would write ``@``.
+"""Matrix products for the layers, over any number of leading axes: layers call `product` instead of ``@``.
 
-What makes them fast is in tiles.py and panels.py. Operands that are not plain arrays, such as a symbol of a graph that is
-being recorded, take their own ``@`` and ``+``.
+The optimisations are in tiles.py and panels.py. Operands that are not plain arrays, such as the symbols of a graph being
+recorded, use their own ``@`` and ``+``.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def product(x: Array, W: Array) -> Array:
     Returns
     -------
     array, shape (..., n)
-        New.
+        A new array.
 
     Notes
     -----
-    A row's result does not depend on the other rows of the batch, to the bit, if all of this holds: W is packed or thin, it
-    goes by tiles (`tiles.LIMIT` is not 0), its sizes are multiples of 4, k of 16, and there are two rows or more. Otherwise
-    BLAS may round a row differently depending on its position and on the other rows in the batch.
+    The result of a row does not depend on the other rows in the batch, not even in the last bit, if W is packed or thin,
+    tiles are in use (`tiles.LIMIT` is not 0), n is a multiple of 4, k a multiple of 16, and there are at least two rows.
+    Otherwise BLAS may round a row differently depending on its position and on the other rows in the batch.
     """
     if type(x) is not np.ndarray or type(W) is not np.ndarray:
         return x @ W
@@ -42,7 +42,7 @@ def product(x: Array, W: Array) -> Array:
 
 
 def sum_outer(x: Array, dy: Array) -> Array:
-    """Σ over rows of the outer product ``x_rowᵀ dy_row``: the gradient of ``x @ W`` with respect to W.
+    """The sum over rows of the outer products ``x_rowᵀ dy_row``: the gradient with respect to W in ``x @ W``.
 
     Fastest with the narrower operand first: ``sum_outer(dy, x).T`` is the same sum.
 
@@ -62,7 +62,7 @@ def sum_outer(x: Array, dy: Array) -> Array:
 
 
 def sum_rows(dy: Array) -> Array:
-    """Σ over rows: the gradient of a vector that is added to every row.
+    """The sum over rows: the gradient of a vector that is added to every row.
 
     Parameters
     ----------
@@ -78,8 +78,8 @@ def sum_rows(dy: Array) -> Array:
 def add(a: Array, b: Array) -> Array:
     """``a + b``, reusing the memory of an operand, which the caller must no longer need.
 
-    The sum of two arrays of one shape is written into `b`; the sum of rows and a vector, such as a bias, into `a`; any
-    other is a new array. A vector is never written to, because it may be a parameter.
+    The sum of two arrays of the same shape is written to `b`, and the sum of rows and a vector, such as a bias, to `a`; any
+    other sum is a new array. Vectors are never overwritten, because they may be parameters.
     """
     if type(a) is np.ndarray is type(b) and a.dtype == b.dtype:
         if b.ndim > 1 and b.shape == a.shape:
@@ -90,5 +90,5 @@ def add(a: Array, b: Array) -> Array:
 
 
 def _rows(x: Array) -> Array:
-    """All leading axes as one."""
+    """Merge all leading axes into one."""
     return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])

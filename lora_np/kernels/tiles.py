@@ -1,9 +1,9 @@
-"""Tiles: large thin products cut into small ones, for which OpenBLAS has a kernel that works in place.
+"""Tiles: large, thin products split into small ones, for which OpenBLAS has a kernel that copies nothing.
 
-On some cores OpenBLAS multiplies small matrices without copying them, whereas a large product is first packed into
-buffers, which costs more than it gains if an operand is thin. `np.matmul` runs a stack of products in one call, so a large
-product that is cut into tiles, as views, goes to the small kernel whole. On cores without that kernel, and for anything but
-plain arrays of one real type, the products here are NumPy's own.
+On some cores OpenBLAS multiplies small matrices without copying them, whereas the operands of a large product are first
+packed into buffers, which costs more than it gains if an operand is thin. `np.matmul` runs a stack of products in one call,
+so a large product that is split into tiles, as views, runs entirely in the small kernel. On cores without that kernel, and
+for operands other than plain arrays of the same real dtype, these functions are ordinary NumPy products.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from .._typing import Array
 from .blas import small_kernel_limit
 
 LIMIT = small_kernel_limit()
-"""The largest M·N·K of a tile's product; 0 if tiles gain nothing on this machine."""
+"""The largest M·N·K of a tile's product; 0 if tiles are not faster on this machine."""
 
 THIN = 64
-"""Up to this many rows or columns a matrix is thin: tiles make its products faster, and those of other matrices slower."""
+"""A matrix with at most this many rows or columns is thin: tiles speed up its products, and slow down all others."""
 TILE_ROWS = (16, 12, 8)
 TILE_COLUMNS = (64, 32, 16)
 
 
 def product(x: Array, W: Array) -> Array:
-    """``x @ W`` of plain arrays, by tiles of rows if that is faster; shape (..., n)."""
+    """``x @ W`` of plain arrays, by row tiles if that is faster; shape (..., n)."""
     small = x.size * W.shape[1] <= LIMIT
     tile = 0 if small else _tile_of_rows(x, W)
     if not tile:
-        return x.dot(W) if x.ndim <= 2 else x @ W  # the same product; `dot` has less to look up
+        return x.dot(W) if x.ndim <= 2 else x @ W  # the same product; `dot` has less overhead
     y = np.empty((*x.shape[:-1], W.shape[1]), x.dtype)
     _multiply(x.reshape(-1, len(W)), W, y.reshape(-1, W.shape[1]), tile)
     return y
 
 
 def sum_outer(x: Array, dy: Array) -> Array:
-    """``x.T @ dy`` of plain matrices, by tiles of columns of dy if that is faster; shape (in, out)."""
+    """``x.T @ dy`` of plain matrices, by column tiles of dy if that is faster; shape (in, out)."""
     small = x.size * dy.shape[1] <= LIMIT
     tile = 0 if small else _tile_of_columns(x, dy)
     if not tile:
@@ -50,22 +50,22 @@ def sum_outer(x: Array, dy: Array) -> Array:
 
 
 def tile_rows(k: int, n: int) -> int:
-    """How many rows times a (k, n) matrix the small kernel takes; 0 if too few."""
+    """The number of rows that the small kernel can multiply by a (k, n) matrix; 0 if too few."""
     return next((rows for rows in TILE_ROWS if rows * k * n <= LIMIT), 0)
 
 
 def last_rows(whole: int, rows: int) -> slice:
-    """The rows that fill no tile: at least two, because a single row would be rounded differently."""
+    """The rows that do not fill a tile, but at least two, because a single row would be rounded differently."""
     return slice(min(whole, rows - 2), rows)
 
 
 def are_plain(x: Array, W: Array) -> bool:
-    """Whether both are arrays, not of a subclass, of one real type that BLAS has."""
+    """Whether both are arrays, not of a subclass, and of the same real dtype, which BLAS supports."""
     return type(x) is np.ndarray is type(W) and x.dtype == W.dtype and x.dtype.char in "fd"
 
 
 def _multiply(x: Array, W: Array, y: Array, tile: int) -> None:
-    """``y[...] = x @ W`` by tiles of rows."""
+    """``y[...] = x @ W`` by row tiles."""
     whole = len(x) // tile * tile
     np.matmul(x[:whole].reshape(-1, tile, x.shape[1]), W, out=y[:whole].reshape(-1, tile, y.shape[1]))
     if whole < len(x):
@@ -74,7 +74,7 @@ def _multiply(x: Array, W: Array, y: Array, tile: int) -> None:
 
 
 def _tile_of_rows(x: Array, W: Array) -> int:
-    """How many rows of x at a time to multiply by W; 0 for all at once."""
+    """The number of rows of x to multiply by W at a time; 0 for all at once."""
     k, n = W.shape
     if not LIMIT or x.size == k or not 1 < min(k, n) <= THIN:
         return 0
@@ -83,7 +83,7 @@ def _tile_of_rows(x: Array, W: Array) -> int:
 
 
 def _tile_of_columns(x: Array, dy: Array) -> int:
-    """How many columns of dy at a time to multiply by ``x.T``; 0 for all at once."""
+    """The number of columns of dy to multiply by ``x.T`` at a time; 0 for all at once."""
     (rows, k), n = x.shape, dy.shape[1]
     if not LIMIT or rows == 1 or not 1 < k <= THIN:
         return 0
