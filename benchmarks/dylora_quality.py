@@ -1,8 +1,8 @@
-"""Quality of one DyLoRA at every rank, against a LoRA trained for each rank: python -m benchmarks.dylora_quality
+"""Quality of one DyLoRA at every rank, compared with one LoRA per rank: python -m benchmarks.dylora_quality
 
-Three tasks, each on a network pretrained on something else: shifted digits (rotated and inverted: the demo's), digits of
-other classes, and a regression. Every way of training has the learning rate that was best for it on validation rows
-(`--choose` looks for it), with other seeds. What is reported is the accuracy, or R², on test rows, in percent.
+Three tasks, each on a network pretrained on different data: shifted digits (rotated and inverted, as in the demo), digits
+of other classes, and a regression. Every method uses the learning rate that was best for it on validation rows with other
+seeds (`--choose` searches for it). The report shows the accuracy, or R², on test rows, in percent.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from lora_np import (
     SoftmaxCrossEntropy,
     StandardLoRAAdapter,
     apply_lora,
+    find,
     fit,
     relu,
 )
@@ -43,9 +44,9 @@ from lora_np.training.step import Descent
 RANKS = (1, 2, 4, 8)
 BATCH, HIDDEN, BASE_EPOCHS, BASE_RATE = 16, 128, 20, 0.003
 RATES = (0.01, 0.015, 0.02, 0.03)
-"""Of adapters: what `--choose` tries."""
+"""The learning rates of adapters that `--choose` tries."""
 CHOICE_SEEDS = 1000
-"""The first seed of `--choose`; those of the report begin at 0."""
+"""The first seed of `--choose`; the seeds of the report begin at 0."""
 
 
 # ---------------------------------------------------------------- tasks
@@ -59,7 +60,7 @@ class Rows(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What the base learns, what the adapters learn, and what they are scored on."""
+    """The training rows of the base, and the training and test rows of the adapters."""
 
     base: Rows
     train: Rows
@@ -67,7 +68,7 @@ class Data(NamedTuple):
 
 
 class Task(NamedTuple):
-    """How to draw the data of a seed (`choosing`: with validation rows in the place of test rows), and how to train."""
+    """How to draw the data of a seed (if `choosing`, with validation rows instead of test rows), and how to train."""
 
     data: Callable[[int, bool], Data]
     loss: Loss
@@ -76,13 +77,13 @@ class Task(NamedTuple):
 
 
 def _split(rows: np.ndarray, tested: int, choosing: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The rows to train on, and those to test on; in choosing, a quarter of the former is for validation."""
+    """The training and test rows; if `choosing`, a quarter of the training rows replaces the test rows."""
     test, train = np.split(rows, [tested])
     return np.split(train, [len(train) // 4])[::-1] if choosing else (train, test)  # type: ignore[return-value]
 
 
 def shifted_digits(seed: int, choosing: bool) -> Data:
-    """The base knows upright digits; the adapters learn rotated and inverted ones."""
+    """The base is trained on upright digits, the adapters on rotated, inverted ones."""
     images, labels = load_digits()
     train, test = _split(np.random.default_rng((seed, 0)).permutation(len(images)), 600, choosing)
 
@@ -93,7 +94,7 @@ def shifted_digits(seed: int, choosing: bool) -> Data:
 
 
 def other_digits(seed: int, choosing: bool) -> Data:
-    """The base knows the digits 0 to 4; the adapters learn 5 to 9."""
+    """The base is trained on the digits 0 to 4, the adapters on 5 to 9."""
     images, labels = load_digits()
     random = np.random.default_rng((seed, 0))
     train, test = _split(random.permutation(np.flatnonzero(labels > 4)), 300, choosing)
@@ -102,7 +103,7 @@ def other_digits(seed: int, choosing: bool) -> Data:
 
 
 def regression(seed: int, choosing: bool) -> Data:
-    """The base knows one random function of three layers; the adapters learn another, not far from it."""
+    """The base is trained on a random function of three layers, the adapters on a similar one."""
     random = np.random.default_rng((seed, 0))
     sizes = ((32, 64), (64, 64), (64, 10))
     old = [random.normal(size=size) / math.sqrt(size[0]) for size in sizes]
@@ -128,27 +129,27 @@ TASKS = {
 
 
 def score(outputs: np.ndarray, targets: np.ndarray) -> float:
-    """Accuracy where the targets are labels, and else the coefficient of determination R²; in percent."""
+    """The accuracy if the targets are labels, otherwise the coefficient of determination R²; in percent."""
     if targets.ndim == 1:
         return float(100 * (outputs.argmax(axis=-1) == targets).mean())
     return float(100 * (1 - np.square(outputs - targets).sum() / np.square(targets - targets.mean(axis=0)).sum()))
 
 
-# ---------------------------------------------------------------- ways of training
+# ---------------------------------------------------------------- methods
 
 
 class Way(NamedTuple):
-    """How to come by an adapter for every rank."""
+    """A method to obtain an adapter for every rank."""
 
     schedule: RankSchedule | None
-    """None: a LoRA for each rank."""
+    """None: one LoRA per rank."""
     weights: tuple[float, ...] = (1, 1, 1, 1)
-    """Of the ranks."""
+    """The weights of the ranks in their distribution."""
     epochs: float = 1
-    """Times those of the task."""
+    """As a multiple of the task's."""
 
 
-LORA, PASS, ROW = "a LoRA for each rank", "DyLoRA, rank per step", "DyLoRA, rank per row"
+LORA, PASS, ROW = "one LoRA per rank", "DyLoRA, rank per step", "DyLoRA, rank per row"
 WAYS = {
     LORA: Way(None),
     f"{LORA}, 1/4 of the steps": Way(None, epochs=1 / len(RANKS)),
@@ -164,14 +165,14 @@ WAYS = {
 def chosen_rate(task: str, way: str) -> float:
     """The best learning rate on validation rows: see docs/dylora-quality.md."""
     if way.startswith(ROW) and task != "regression":
-        return 0.015  # every step moves every component
+        return 0.015  # every step updates every component
     return 0.02
 
 
 def train(
     model: Layer, rows: Rows, loss: Loss, epochs: int, rate: float, rng: np.random.Generator, **options: Any
 ) -> float:
-    """Adam, its learning rate falling linearly to zero; returns seconds."""
+    """Train with Adam, the learning rate falling linearly to zero; returns the seconds."""
     optimizer = Adam(rate)
 
     def slow_down(progress: Progress) -> None:
@@ -183,7 +184,7 @@ def train(
 
 
 def pretrained(task: Task, data: Data, seed: int) -> Layer:
-    """Two hidden layers, trained on the base's rows."""
+    """A network with two hidden layers, trained on the rows of the base."""
     rng = np.random.default_rng((seed, 1))
     sizes = (data.base.inputs.shape[-1], HIDDEN, HIDDEN)
     layers = [DenseLayer(*pair, relu, initializer=he_uniform, rng=rng) for pair in itertools.pairwise(sizes)]
@@ -193,12 +194,12 @@ def pretrained(task: Task, data: Data, seed: int) -> Layer:
 
 
 class Result(NamedTuple):
-    """One way of training on one seed."""
+    """The result of one method with one seed."""
 
     scores: tuple[float, ...]
-    """One for each rank."""
+    """One per rank."""
     seconds: float
-    """Of all its trainings."""
+    """The total time of all training runs."""
 
 
 def run(task: Task, data: Data, base: Layer, way: Way, rate: float, seed: int) -> Result:
@@ -209,20 +210,15 @@ def run(task: Task, data: Data, base: Layer, way: Way, rate: float, seed: int) -
         seconds = 0.0
         for rank in RANKS:
             rng = np.random.default_rng((seed, 2, rank))
-            model = apply_lora(base, lambda layer, r=rank, g=rng: StandardLoRAAdapter(layer, r, rng=g))  # type: ignore[misc]
+            model = apply_lora(base, partial(StandardLoRAAdapter, rank=rank, rng=rng))
             seconds += learn(model, rng=rng)
             outputs[rank] = model.predict(data.test.inputs)
     else:
         rng = np.random.default_rng((seed, 3))
-        model = apply_lora(
-            base, lambda layer: DyLoRAAdapter(layer, RANKS[-1], RANKS, rank_distribution=way.weights, rng=rng)
-        )
+        choices = {"max_rank": RANKS[-1], "active_ranks": RANKS, "rank_distribution": way.weights}
+        model = apply_lora(base, partial(DyLoRAAdapter, **choices, rng=rng))
         seconds = learn(model, rng=rng, rank_schedule=way.schedule)
-        for rank in RANKS:
-            for adapter in model.walk().values():
-                if isinstance(adapter, DyLoRAAdapter):
-                    adapter.set_deployment_rank(rank)
-            outputs[rank] = model.predict(data.test.inputs)
+        outputs = {rank: model.predict(data.test.inputs, rank=rank) for rank in RANKS}
     return Result(tuple(score(outputs[rank], data.test.targets) for rank in RANKS), seconds)
 
 
@@ -230,7 +226,7 @@ def run(task: Task, data: Data, base: Layer, way: Way, rate: float, seed: int) -
 
 
 def choose(names: list[str], seeds: int) -> None:
-    """For each task and way, print the mean over ranks and seeds on validation rows at each learning rate."""
+    """For each task and method, print the mean over ranks and seeds on validation rows at each learning rate."""
     for name in names:
         task = TASKS[name]
         drawn = [(seed, task.data(seed, True)) for seed in range(CHOICE_SEEDS, CHOICE_SEEDS + seeds)]
@@ -247,7 +243,7 @@ def choose(names: list[str], seeds: int) -> None:
 
 
 def report(name: str, seeds: int) -> dict[str, list[Result]]:
-    """Run every way on every seed, and print means, spreads and differences."""
+    """Run every method with every seed, and print means, spreads and differences."""
     task = TASKS[name]
     results: dict[str, list[Result]] = {label: [] for label in WAYS}
     for seed in range(seeds):
@@ -282,16 +278,16 @@ def _mean(runs: list[Result]) -> np.ndarray:
     return np.array([each.scores for each in runs]).mean(axis=0)
 
 
-# ---------------------------------------------------------------- the price of a step
+# ---------------------------------------------------------------- the cost of a step
 
 
 SIZES = {"16 x 128 x 128, 3 layers": (16, 128, 3), "32 x 1024 x 1024": (32, 1024, 1), "256 x 1024 x 1024": (256, 1024, 1)}
 
 
 def step_times(rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of a training step in float32, the kinds interleaved: medians."""
+    """Median milliseconds of a training step in float32, with the kinds interleaved."""
     kinds: dict[str, RankSchedule | None] = {
-        "LoRA of rank 8": None,
+        "rank-8 LoRA": None,
         "rank per step": shared_rank,
         "rank per row": rank_per_row,
     }
@@ -308,9 +304,7 @@ def step_times(rounds: int) -> dict[str, dict[str, float]]:
                 step()
                 times[kind].append(1e3 * (time.perf_counter() - start))
         table[size] = {kind: statistics.median(values) for kind, values in times.items()}
-    print(
-        f"\nmilliseconds of a training step (SGD, float32), median of {rounds}; in brackets, over that of a rank per step"
-    )
+    print(f"\nmilliseconds of a training step (SGD, float32), median of {rounds}; in brackets, relative to a rank per step")
     for size, medians in table.items():
         own = medians["rank per step"]
         print(f"{size:28}" + "".join(f"{kind}: {ms:.3f} ({ms / own:.2f})   " for kind, ms in medians.items()))
@@ -318,19 +312,16 @@ def step_times(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def _step(base: Layer, schedule: RankSchedule | None, x: np.ndarray, target: np.ndarray) -> Callable[[], object]:
-    def adapted(layer: Layer) -> Layer:
-        if schedule is None:
-            return StandardLoRAAdapter(layer, RANKS[-1], rng=0)
-        return DyLoRAAdapter(layer, RANKS[-1], RANKS, rng=0)
-
-    model = apply_lora(base, adapted)  # type: ignore[arg-type]
-    adapters = [layer for layer in model.walk().values() if isinstance(layer, DyLoRAAdapter)]
+    if schedule is None:
+        model = apply_lora(base, StandardLoRAAdapter, rank=RANKS[-1], rng=0)
+    else:
+        model = apply_lora(base, DyLoRAAdapter, max_rank=RANKS[-1], active_ranks=RANKS, rng=0)
+    adapters = list(find(model, DyLoRAAdapter).values())
     descent, rng = Descent(model, MeanSquaredError(), SGD(1e-6)), np.random.default_rng(0)
 
     def step() -> None:
-        if schedule is not None:
-            schedule(adapters, rng)
-        descent.step(partial(model.forward, x), target)
+        rank = None if schedule is None else schedule(adapters, rng, len(x))
+        descent.step(partial(model.forward, x, rank=rank), target)
 
     return step
 
@@ -339,7 +330,7 @@ def _step(base: Layer, schedule: RankSchedule | None, x: np.ndarray, target: np.
 
 
 def draw(folder: str, results: dict[str, dict[str, list[Result]]]) -> None:
-    """A chart of each task: the score at each rank, with standard errors."""
+    """Plot the score at each rank for each task, with standard errors."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -355,7 +346,7 @@ def draw(folder: str, results: dict[str, dict[str, list[Result]]]) -> None:
             axes.errorbar(range(len(RANKS)), scores.mean(axis=0), error, marker="o", capsize=3, label=label)
         axes.set_xticks(range(len(RANKS)), [str(rank) for rank in RANKS])
         axes.set_xlabel("rank")
-        axes.set_ylabel("R² on test rows, %" if name == "regression" else "accuracy on test rows, %")
+        axes.set_ylabel("R² on test rows (%)" if name == "regression" else "accuracy on test rows (%)")
         axes.set_title(name)
         axes.legend(fontsize="small")
         figure.savefig(os.path.join(folder, f"dylora-quality-{name.replace(' ', '-')}.svg"), metadata={"Date": None})
@@ -363,16 +354,14 @@ def draw(folder: str, results: dict[str, dict[str, list[Result]]]) -> None:
 
 
 def main() -> None:
-    """Print the tables, and write the files that were asked for."""
+    """Print the tables, and write the requested files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["shifted digits", "regression"])
-    parser.add_argument(
-        "--choose", action="store_true", help="find the learning rates, on validation rows; reports nothing"
-    )
-    parser.add_argument("--rounds", type=int, default=100, help="of the step times (0: none)")
-    parser.add_argument("--json", metavar="PATH", help="write every score there")
-    parser.add_argument("--svg", metavar="DIR", help="draw a chart of each task there (needs matplotlib)")
+    parser.add_argument("--choose", action="store_true", help="only search for the learning rates, on validation rows")
+    parser.add_argument("--rounds", type=int, default=100, help="repetitions of the step times (default: 100; 0: none)")
+    parser.add_argument("--json", metavar="PATH", help="write all scores")
+    parser.add_argument("--svg", metavar="DIR", help="write a chart of each task (requires matplotlib)")
     arguments = parser.parse_args()
     if arguments.choose:
         choose(arguments.tasks, arguments.seeds)
