@@ -1,4 +1,4 @@
-"""The adapters. A new one is one file, and one line here."""
+"""The adapters. To add one, write a file and add a line here."""
 
 from .additive import AdditiveAdapter as AdditiveAdapter
 from .additive import Selection as Selection

@@ -17,7 +17,7 @@ from .base import LoRAAdapterBase
 
 
 class Branch(Protocol):
-    """What an adapter adds to its base: a LowRankLayer, or the branches of all tasks in a mixed batch."""
+    """The function that an adapter adds to its base: a LowRankLayer, or the branches of all tasks in a mixed batch."""
 
     def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
         """The output, and what `vjp` needs; see `LowRankLayer.apply`."""
@@ -35,9 +35,9 @@ class Selection(NamedTuple):
     """The branch's name among the children."""
     branch: Branch
     rank: int | Array | None = None
-    """The number of its components in use, for the pass or for each entry of the first axis; None means all."""
+    """The number of components to use, for the pass or for each entry along the first axis; None means all."""
     trained_from: int = 0
-    """The first component that gets a gradient."""
+    """The index of the first component that gets a gradient."""
 
 
 class AdapterCache(NamedTuple):
@@ -54,8 +54,8 @@ class AdditiveAdapter(LoRAAdapterBase):
 
     Notes
     -----
-    Both parts see the same X and the same G = dL/dY, so ``dX = dX_base + dX_branch``, and each computes the gradients of
-    its own parameters.
+    Base and branch receive the same X and the same G = dL/dY, so ``dX = dX_base + dX_branch``, and each computes the
+    gradients of its own parameters.
     """
 
     @abstractmethod
@@ -81,7 +81,7 @@ class AdditiveAdapter(LoRAAdapterBase):
         return dx, (prefixed("base", base_gradients) if trains_base else {}) | prefixed(name, branch_gradients)
 
     def merge_to_original_layer(self) -> AffineLayer:
-        """A new layer with ``W + s A B`` of the selected branch and rank, in the base's layout; the base is untouched.
+        """A new layer with ``W + s A B`` of the selected branch and rank, in the base's layout; the base is not changed.
 
         Raises
         ------

@@ -82,7 +82,7 @@ class DoRAAdapter(LoRAAdapterBase):
     def around(  # type: ignore[override]  # each kind of adapter has its own choices
         cls, base_layer: Layer, branch: LoRALayer, freeze_base_layer: bool = True, *, norm_gradient: bool = True
     ) -> Self:
-        """An adapter with a given branch, whose magnitude is that of the base; see `LoRAAdapterBase.around`."""
+        """An adapter with a given branch and the initial magnitude; see `LoRAAdapterBase.around`."""
         adapter = cls.__new__(cls)
         LoRAAdapterBase.__init__(adapter, base_layer, freeze_base_layer)
         adapter._measure(norm_gradient)
@@ -138,7 +138,7 @@ class DoRAAdapter(LoRAAdapterBase):
         return dx, gradients
 
     def merge_to_original_layer(self) -> AffineLayer:
-        """A new layer with the weight ``V · m / ‖V‖``; the base is untouched."""
+        """A new layer with the weight ``V · m / ‖V‖``; the base is not changed."""
         V = self._base.matrix + self._lora.merge_weights()
         return self._base.with_matrix(V * (self.magnitude / _divisor(V)))
 
@@ -154,7 +154,7 @@ class DoRAAdapter(LoRAAdapterBase):
         self._lora = branches["lora"]
 
     def config(self) -> dict[str, Any]:
-        """The base, the branch, and the two choices."""
+        """The base, the branch, and the other arguments of `around`."""
         return {
             "base_layer": self.base_layer,
             "lora_layer": self._lora,
@@ -175,6 +175,6 @@ def _column_norms(V: Array) -> Array:
 
 
 def _divisor(V: Array) -> Array:
-    """The column norms; 1 for a zero column, which then gives zeros whatever its magnitude."""
+    """The column norms, with 1 for zero columns, which therefore stay zero whatever their magnitude."""
     norms = _column_norms(V)
     return np.where(norms == 0, 1, norms)

@@ -24,14 +24,14 @@ from .rank_choice import RankChoice
 class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
     """``y = base(x) + s (x A[:, :r]) B[:r, :]``, with a new random r for each training pass (Valipour et al. 2022).
 
-    The first components learn to work without the later ones, so one trained adapter can be deployed at every active rank.
+    The first components learn to work without the later ones, so one trained adapter can be deployed at any active rank.
 
     Parameters
     ----------
     base_layer : Layer
         The layer to adapt.
     max_rank : int
-        Columns of A and rows of B, in 1..min(input_size, output_size).
+        The number of columns of A and rows of B, in 1..min(input_size, output_size).
     active_ranks : sequence of int
         The ranks to train and deploy, strictly ascending, in 1..max_rank. The last is the initial deployment rank.
     alpha : float, default -1
@@ -104,7 +104,7 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         return adapter
 
     def select(self, run: Run) -> Selection:
-        """The branch at the rank of the pass, or at each row's own rank."""
+        """The branch at the rank of the pass, or at a separate rank for each row."""
         rank = self.rank_in(run)
         return Selection("lora", self._lora, rank, self.trained_from(rank))
 
@@ -196,7 +196,7 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         return super()._details() | self._rank_details() | ranks
 
     def _set_branches(self, branches: Mapping[str, LoRALayer]) -> None:
-        """Replace the branch; if it has a lower rank, that rank takes the place of the active ranks above it."""
+        """Replace the branch; if its rank is lower, it replaces the active ranks above it."""
         branch = branches["lora"]
         rank_within(branch.rank, self.input_size, self.output_size, "max_rank")
         self._lora, self._rng = branch, copy.deepcopy(self._rng)

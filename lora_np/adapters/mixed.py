@@ -31,15 +31,15 @@ class MixedBranch:
     tasks : Tasks
         The task of each entry of the first axis, grouped.
     branches : mapping of LoRALayer
-        By task, at least those in `tasks`.
+        The branches by task; those of `tasks` must be present.
     like : LoRALayer
-        Any layer of the branches' sizes and dtype.
+        Any layer with the sizes and dtype of the branches.
 
     Notes
     -----
-    The batch is sorted by task, unless it already is, so that the rows of each task are one slice and cost two small
-    products. Rows without a task belong to a task of rank 0, whose products are zero. The scalings multiply whole rows, in
-    one operation for all tasks. With G = dL/dY, for the rows of each task::
+    The batch is sorted by task, unless it is sorted already, so that the rows of each task are one slice and cost two small
+    products. Rows without a task form a task of rank 0, whose products are zero. The scalings multiply whole rows, in one
+    operation for all tasks. With G = dL/dY, for the rows of each task::
 
         G' = s G
         dB = (X A)ᵀ G',  dH = G' Bᵀ,  dA = Xᵀ dH,  dX = dH Aᵀ
@@ -53,7 +53,7 @@ class MixedBranch:
         nothing = like.matrix_a[:, :0], like.matrix_b[:0]
         self._factors = [nothing if layer is None else (layer.matrix_a, layer.matrix_b) for layer in layers]
         scalings = [1.0 if layer is None else layer.scaling for layer in layers]
-        # In the layers' dtype: float64 scalings would turn float32 rows into float64 products.
+        # In the layers' dtype: float64 scalings would promote float32 rows to float64.
         self._scaling = np.array(scalings, like.dtype).repeat(tasks.counts)
 
     def apply(

@@ -1,4 +1,4 @@
-"""`RankDistribution`: the ranks of a DyLoRA adapter, and how likely each of them is in training."""
+"""`RankDistribution`: the active ranks of a DyLoRA adapter, and the probability of each in training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RankDistribution:
 
     @classmethod
     def of(cls, ranks: Sequence[int], max_rank: int, weights: Sequence[float] | None = None) -> Self:
-        """Ranks in 1..max_rank with probabilities proportional to weights, by default uniform; checked."""
+        """Check ranks in 1..max_rank, and give them probabilities proportional to `weights`, by default uniform."""
         active = ascending_ranks("active_ranks", ranks, max_rank)
         return cls(active, _probabilities(weights, len(active)))
 
@@ -51,7 +51,7 @@ class RankDistribution:
     @cached_property
     def _cumulative(self) -> list[float]:
         sums = np.cumsum(self.probabilities)
-        cumulative: list[float] = (sums / sums[-1]).tolist()  # exactly 1 from the last rank with a probability on
+        cumulative: list[float] = (sums / sums[-1]).tolist()  # exactly 1 from the last rank of non-zero probability
         return cumulative
 
     def previous(self, rank: int) -> int:
@@ -67,7 +67,7 @@ class RankDistribution:
             raise ArgumentError(f"rank must be one of the active ranks {self.ranks}, got {min(inactive)}")
 
     def up_to(self, max_rank: int) -> RankDistribution:
-        """The distribution of an adapter with fewer components: `max_rank` takes the place of all ranks above it."""
+        """The distribution for an adapter with fewer components: `max_rank` replaces all ranks above it."""
         kept = [rank for rank in self.ranks if rank <= max_rank]
         if len(kept) == len(self.ranks):
             return self
@@ -78,29 +78,29 @@ class RankDistribution:
 
 
 def geometric(ranks: Sequence[int], p: float = 0.15) -> tuple[float, ...]:
-    """Probabilities proportional to ``p (1 - p)^(rank - 1)``: the other rank distribution of Valipour et al. (2022).
+    """Probabilities proportional to ``p (1 - p)^(rank - 1)``: the geometric distribution of Valipour et al. (2022).
 
     Parameters
     ----------
     ranks : sequence of int
         The active ranks.
     p : float, default 0.15
-        In (0, 1). The larger it is, the more often the small ranks are trained.
+        In (0, 1). The larger p is, the more often small ranks are trained.
     """
     ranks = ascending_ranks("ranks", ranks, sys.maxsize)
     p = finite_float("p", p)
     if not 0 < p < 1:
         raise ArgumentError(f"p must lie between 0 and 1, got {p}")
-    weights = (1 - p) ** (np.array(ranks) - float(ranks[0]))  # relative to the first, so that not all of them vanish
+    weights = (1 - p) ** (np.array(ranks) - float(ranks[0]))  # relative to the first, so that they do not all underflow
     return tuple(float(weight) for weight in weights / weights.sum())
 
 
 def _probabilities(distribution: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    """Probabilities that sum to one; those that already do are not changed."""
+    """Normalise probabilities to a sum of one; those that already sum to one are not changed."""
     weights = np.ones(count) if distribution is None else real_array("rank_distribution", distribution, float)
     if weights.shape != (count,):
         raise ArgumentError(f"rank_distribution must have one probability for each of {count} ranks, got {weights.shape}")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
-        raise ArgumentError(f"rank_distribution must be probabilities, got {distribution}")
+        raise ArgumentError(f"rank_distribution must contain probabilities that are not all zero, got {distribution}")
     total = float(weights.sum())
     return tuple(float(weight) for weight in (weights if abs(total - 1) < 1e-12 else weights / total))

@@ -8,7 +8,7 @@ from ..base import Layer
 
 
 class TaskChildren(Mapping[str, Layer]):
-    """The base and the branches by name, looked up in the tasks themselves: making it costs the same for any number."""
+    """A live view of the base and the branches by name; creating it takes constant time, however many tasks there are."""
 
     def __init__(self, base: Layer, tasks: Mapping[str, Layer]) -> None:
         self._base, self._tasks = base, tasks

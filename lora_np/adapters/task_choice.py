@@ -18,7 +18,7 @@ from ..run import Run
 
 
 class TaskChoice(Listener):
-    """Needs the sizes, the dtype and `fitted`. A pass that is given no tasks takes the current one."""
+    """Mixin that holds tasks; requires the sizes, the dtype and `fitted`. Without `tasks`, a pass uses the current one."""
 
     listens_to = "tasks"
     input_size: int
@@ -48,7 +48,7 @@ class TaskChoice(Listener):
 
     @property
     def current_task(self) -> str:
-        """The task of `forward`, `predict` and merging; must be a known task."""
+        """The task that `forward`, `predict` and merging use by default; must be a known task."""
         return self._current_task
 
     @current_task.setter
@@ -89,10 +89,10 @@ class TaskChoice(Listener):
         if not isinstance(name, str) or not name.strip():
             raise ArgumentError(f"{argument} must be a string that is not blank, got {name!r}")
         if name in self._tasks:
-            raise ArgumentError(f"{argument} must be new, but the task {name!r} exists")
+            raise ArgumentError(f"{argument} must be new, but the task {name!r} already exists")
 
     def replace_task(self, task_name: str, branch: LoRALayer) -> None:
-        """Replace the branch of a task by another one of the same sizes and dtype, of any rank.
+        """Replace the branch of a task with another of the same sizes and dtype, and any rank.
 
         Raises
         ------
@@ -103,7 +103,7 @@ class TaskChoice(Listener):
         self._tasks[task_name] = self.fitted(branch)
 
     def remove_task(self, task_name: str) -> bool:
-        """Remove a task and its branch. If it was the current one, the first of the others becomes current.
+        """Remove a task and its branch. If it was the current task, the first remaining task becomes current.
 
         Returns
         -------
@@ -118,7 +118,7 @@ class TaskChoice(Listener):
         if not isinstance(task_name, str) or task_name not in self._tasks:
             return False
         if len(self._tasks) == 1:
-            raise InvalidOperationError(f"{self.layer_name}: {task_name!r} is the last task, and one must remain")
+            raise InvalidOperationError(f"{self.layer_name}: {task_name!r} is the last task and cannot be removed")
         del self._tasks[task_name]
         if self._current_task == task_name:
             self._current_task = next(iter(self._tasks))
@@ -143,12 +143,12 @@ class TaskChoice(Listener):
                 raise ArgumentError(f"tasks must be known to {self.layer_name}, got {name!r}")
 
     def bound_to(self, run: Run) -> Hashable:
-        """The branches of the tasks present, or that of the current one; None for a task that has been removed."""
+        """The branches of the tasks present, or of the current task; None for a task that has been removed."""
         names = (self._current_task,) if run.tasks is None else run.tasks.names
         return tuple([self._tasks.get(name) for name in names if name is not None])
 
     def _shown_tasks(self, form: Callable[[str], str] = str) -> list[str]:
-        """The names of the tasks; if there are many, the first seven and their number."""
+        """The names of the tasks; if there are more than eight, the first seven and the total number."""
         count = len(self._tasks)
         names = [form(name) for name in itertools.islice(self._tasks, count if count <= 8 else 7)]
         return names if count <= 8 else [*names, f"... {count} in all"]

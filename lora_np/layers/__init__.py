@@ -1,4 +1,4 @@
-"""The layers: each writes a pure `apply` and its `vjp` side by side; `Layer` gives the pair a memory."""
+"""The layers: each implements the pure functions `apply` and `vjp`; `Layer` provides the rest."""
 
 from ..base import Layer as Layer
 from .activation import ActivationLayer as ActivationLayer

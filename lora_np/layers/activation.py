@@ -20,7 +20,7 @@ class ActivationLayer(Layer):
     Parameters
     ----------
     size : int
-        Of the last axis of input and output.
+        The size of the last axis of input and output.
     activation : Activation
         f.
     dtype : {float64, float32}

@@ -1,4 +1,4 @@
-"""Affine layers with an activation, in both layouts of the weight."""
+"""Affine layers with an activation, one for each layout of the weight."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .activation import ActivationLayer
 
 
 class DenseCache(NamedTuple):
-    """What `AffineLayer.vjp` needs; without an activation, z is not kept."""
+    """What `AffineLayer.vjp` needs; z is None if there is no activation."""
 
     x: Array
     z: Array | None
 
 
 class AffineLayer(Layer):
-    """``y = f(x W + b)``, whatever the layout in which W is stored.
+    """``y = f(x W + b)``, for either layout of W.
 
     Parameters
     ----------
@@ -35,11 +35,12 @@ class AffineLayer(Layer):
     activation : Activation, optional
         f; by default, the identity.
     initializer : callable, optional
-        ``(shape, dtype, rng) -> array`` with shape (input_size, output_size), for W; b is initially zero.
+        ``(shape, dtype, rng) -> array``, for the initial W with shape (input_size, output_size); b is initially zero.
     regularization : Regularization, optional
         A penalty on W: `compute_auxiliary_loss` returns it, and `vjp` adds its gradient to dW.
     dtype : {float64, float32}
     rng : seed or numpy.random.Generator, optional
+        For the initial W.
 
     Raises
     ------
@@ -84,11 +85,11 @@ class AffineLayer(Layer):
     @staticmethod
     @abstractmethod
     def in_layout(matrix: Array) -> Array:
-        """A view of an (in, out) matrix in the layout of `weight`, and vice versa: the function is its own inverse."""
+        """Convert an (in, out) matrix to the layout of `weight`, or back, as a view: the function is its own inverse."""
 
     @property
     def matrix(self) -> Array:
-        """A view of W as (input_size, output_size), whatever its layout."""
+        """A view of W with shape (input_size, output_size), whatever the layout of `weight`."""
         return self.in_layout(self.weight)
 
     def apply(self, x: Array, run: Run) -> tuple[Array, DenseCache]:
@@ -96,7 +97,7 @@ class AffineLayer(Layer):
         W, b = self.matrix, self.bias
         z = add(product(x, W), b)  # (..., in) @ (in, out) -> (..., out)
         y = self.activation.apart(z)
-        return y, DenseCache(x, None if self.activation is identity else z)  # the identity's vjp does not look at z
+        return y, DenseCache(x, None if self.activation is identity else z)  # the vjp of the identity does not use z
 
     def vjp(
         self, dy: Array, cache: DenseCache, *, parameters: bool = True, inputs: bool = True
@@ -118,11 +119,11 @@ class AffineLayer(Layer):
         return (self.matrix,)
 
     def compute_auxiliary_loss(self) -> Any:
-        """The penalty of the weight."""
+        """The penalty on W."""
         return self.regularization.penalty(self.weight)
 
     def with_matrix(self, matrix: Array) -> Self:
-        """A copy of the layer with another W.
+        """A copy of the layer with W replaced.
 
         Parameters
         ----------
@@ -133,7 +134,7 @@ class AffineLayer(Layer):
         return twin
 
     def split_activation(self) -> tuple[Self, ActivationLayer]:
-        """The same map as two layers: a linear one, which shares this layer's arrays, and the activation."""
+        """The same function as two layers: a linear one, which shares this layer's arrays, and the activation."""
         linear = self.from_config(self.config() | {"activation": identity, "initializer": zeros})
         linear.weight, linear.bias = self.weight, self.bias
         return linear, ActivationLayer(self.output_size, self.activation, dtype=self.dtype)

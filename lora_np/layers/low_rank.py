@@ -1,4 +1,4 @@
-"""What every low-rank branch has: a rank, an alpha, and the scaling at each rank."""
+"""`LowRankLayer`: the rank, alpha and scaling that all low-rank branches have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCALINGS = ("max", "paper", "rslora")
 
 
 class LowRankLayer(Layer):
-    """A linear layer without bias that is a product of factors, usable at any rank up to its own.
+    """A linear layer without bias whose weight is a product of factors, usable at any rank up to its full rank.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class LowRankLayer(Layer):
     rank : int
         The number of components: columns of the first factor, rows of the second.
     alpha : float, default -1
-        The LoRA alpha. A negative value means `rank`; 0 switches the layer off.
+        The LoRA alpha. A negative value means `rank`; with 0, the layer returns zeros.
     scaling : {"max", "paper", "rslora"}
         The rule of `scaling_at`.
     dtype : {float64, float32}
@@ -65,13 +65,14 @@ class LowRankLayer(Layer):
         return self.scaling_at(self.rank)
 
     def components_at(self, rank: int | Array | None, leading: tuple[int, ...]) -> tuple[int, float | Array]:
-        """How many components a pass needs, and how to scale them.
+        """The number of components that a pass needs, and their scaling.
 
         Parameters
         ----------
-        rank : int, or array of int with one for each entry of the first axis, or None for the full rank
+        rank : int, array of int with shape (rows,), or None
+            None means the full rank.
         leading : tuple of int
-            The input's shape without the last axis; its first axis counts the rows.
+            The shape of the input without its last axis, (rows, ...).
 
         Returns
         -------
@@ -83,7 +84,9 @@ class LowRankLayer(Layer):
         """
         if not isinstance(rank, np.ndarray):
             r = self.rank if rank is None else rank
-            return r, self.scaling_at(r)
+            s = self.scaling_at(r)
+            # NumPy multiplies by an array twice as fast as by a Python number; a graph gets the number under its name.
+            return r, np.array(s, self.dtype) if type(s) is float else s
         r = int(rank.max(initial=1))
         scalings = np.array([self.scaling_at(each) for each in range(1, r + 1)], self.dtype)
         by_rank = np.tri(r, dtype=self.dtype) * scalings[:, np.newaxis]  # row k: the first k + 1 components

@@ -21,10 +21,10 @@ class Sequential(Layer):
     Parameters
     ----------
     layers : sequence of layers, or mapping of layers by name
-        At least one. The output size of each must be the input size of the next, and all have one dtype. Layers of a
-        sequence are named "0", "1" and so on. Names contain no dot, and no layer occurs twice.
-    frozen : names
-        Layers that do not train; gradients flow through them.
+        At least one layer, and no layer twice. The output size of each must equal the input size of the next, and all must
+        have the same dtype. Layers of a sequence are named "0", "1" and so on; names must not contain a dot.
+    frozen : sequence of str, optional
+        The names of layers that do not train; input gradients still flow through them.
 
     Raises
     ------
@@ -33,7 +33,7 @@ class Sequential(Layer):
 
     Notes
     -----
-    The chain rule: from the last layer to the first, the `vjp` of each takes the input gradient of the next as its dy.
+    By the chain rule, the dy of each layer is the input gradient that the `vjp` of the next layer returns.
 
     Examples
     --------
@@ -59,7 +59,7 @@ class Sequential(Layer):
         self.freeze(*frozen)
 
     def freeze(self, *names: str) -> None:
-        """Freeze exactly the layers with these names."""
+        """Freeze the layers with these names, and unfreeze all others."""
         for name in names:
             if name not in self._layers:
                 raise ArgumentError(f"frozen must name layers among {', '.join(self._layers)}, got {name!r}")
@@ -69,7 +69,7 @@ class Sequential(Layer):
         self.reset_state()
 
     def apply(self, x: Array, run: Run) -> tuple[Array, list[Cache]]:
-        """Each layer's output is the next one's input."""
+        """The output of each layer is the input of the next."""
         caches = []
         for layer in self._layers.values():
             x, cache = layer.apply(x, run)
@@ -80,7 +80,7 @@ class Sequential(Layer):
     def vjp(
         self, dy: Array, cache: list[Cache], *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
-        """Each layer's input gradient is the previous one's output gradient, down to the lowest that is needed."""
+        """The input gradient of each layer is the output gradient of the previous one, as far down as needed."""
         gradients: Gradients = {}
         dx: Array | None = dy
         trains = [
@@ -105,11 +105,11 @@ class Sequential(Layer):
         return MappingProxyType(self._layers)
 
     def with_children(self, changed: Mapping[str, Layer]) -> Self:
-        """A Sequential with other layers under the given names."""
+        """A Sequential in which the named layers are replaced."""
         return type(self)(self._layers | dict(changed), frozen=sorted(self.frozen))
 
     def replace(self, changed: Mapping[str, Layer]) -> None:
-        """Put other layers under the given names, in this very object, all or none; the sizes of the whole must not change.
+        """Replace the named layers in place, either all or none; the input and output sizes of the model must not change.
 
         Raises
         ------
@@ -155,15 +155,17 @@ def _check(layers: Mapping[str, Layer]) -> None:
         if not isinstance(name, str) or not name or "." in name:
             raise ArgumentError(f"layers must have names without a dot, got {name!r}")
         if not isinstance(layer, Layer):
-            raise ArgumentError(f"layers must hold layers, got {layer!r} as {name!r}")
+            raise ArgumentError(f"layers must contain only layers, got {layer!r} as {name!r}")
     if len({id(layer) for layer in layers.values()}) < len(layers):
-        raise ArgumentError("layers must be different objects: a layer occurs twice")
+        raise ArgumentError("layers must be distinct objects, but a layer occurs twice")
     ordered = list(layers.items())
     for (name, layer), (next_name, following) in itertools.pairwise(ordered):
         if layer.output_size != following.input_size:
             raise ArgumentError(
-                f"layers must fit: output_size of {name!r} is {layer.output_size}, "
-                f"input_size of {next_name!r} is {following.input_size}"
+                f"layers must have matching sizes, but the output_size of {name!r} is {layer.output_size} and "
+                f"the input_size of {next_name!r} is {following.input_size}"
             )
         if layer.dtype != following.dtype:
-            raise ArgumentError(f"layers must have one dtype: {name!r} has {layer.dtype}, {next_name!r} {following.dtype}")
+            raise ArgumentError(
+                f"layers must have the same dtype, got {layer.dtype} for {name!r} and {following.dtype} for {next_name!r}"
+            )

@@ -675,9 +675,7 @@ def test_bad_tasks_are_refused(tasks, shown, wrap, method):
 
 @pytest.mark.parametrize("method", ["forward", "predict"])
 def test_one_row_without_an_axis_cannot_be_routed(method):
-    with pytest.raises(
-        ArgumentError, match=r"^input must have shape \(rows, \.\.\., 5\) to have tasks.*, got \(5,\)$"
-    ):
+    with pytest.raises(ArgumentError, match=r"^input must have shape \(rows, \.\.\., 5\) if tasks are given, got \(5,\)$"):
         getattr(built(), method)(batch(5), tasks=["first"])
 
 

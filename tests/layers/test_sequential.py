@@ -230,7 +230,7 @@ BAD_REPLACEMENTS = {
     "unknown": (lambda: {"nobody": DenseLayer(3, 3)}, "'nobody'"),
     "does-not-fit-inside": (
         lambda: {"middle": DenseLayer(3, 5)},
-        "output_size of 'middle' is 5, input_size of 'last' is 3",
+        "output_size of 'middle' is 5 and the input_size of 'last' is 3",
     ),
     "another-input-size": (lambda: {"first": DenseLayer(6, 3)}, "4 -> 2, got 6 -> 2"),
     "another-output-size": (lambda: {"last": DenseLayer(3, 3)}, "4 -> 2, got 4 -> 3"),
@@ -269,7 +269,7 @@ BAD_LAYERS = {
     "empty-sequence": ([], "at least one"),
     "empty-mapping": ({}, "at least one"),
     "not-a-layer": ([DenseLayer(4, 3), np.tanh], "as '1'"),
-    "sizes": ([DenseLayer(4, 3), DenseLayer(2, 3)], "output_size of '0' is 3, input_size of '1' is 2"),
+    "sizes": ([DenseLayer(4, 3), DenseLayer(2, 3)], "output_size of '0' is 3 and the input_size of '1' is 2"),
     "dtypes": ([DenseLayer(4, 3), DenseLayer(3, 2, dtype=np.float32)], "float64.*float32"),
     "a-layer-twice": ([SHARED, SHARED], "occurs twice"),
     "dot-in-a-name": ({"a.b": DenseLayer(4, 3)}, "'a.b'"),
