@@ -1,6 +1,6 @@
 """The documentation site: MyST pages, notebooks that run at build time, and an API reference from the docstrings.
 
-`scripts/docs` builds it. Every warning is an error, so a link, a name or a number that is wrong does not get published.
+`scripts/docs` builds it. Every warning is an error, so no broken link or unknown name is published.
 """
 
 import re
@@ -23,45 +23,45 @@ extensions = [
     "sphinx.ext.mathjax",
 ]
 exclude_patterns = ["_build"]
-nitpicky = True  # a reference to something that is not there is a warning, and so an error
+nitpicky = True  # a reference to something unknown is a warning, and so an error
 
 # Markdown. Links to headings work as they do on GitHub.
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
-# Blocks marked {code-cell} run here, at build time; an exception or a word on stderr fails the build. Blocks marked
+# Blocks marked {code-cell} run here, at build time; an exception or any output on stderr fails the build. Blocks marked
 # python run in the tests: see conftest.py.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_output_stderr = "warn"
 
-# The reference: what the docstrings say, in the order of the source. Types stand there too, in words.
+# The reference: the docstrings, in the order of the source. They also state the types, in words.
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 toc_object_entries_show_parents = "hide"
-autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.",)  # no sentence ends there
-default_role = "py:obj"  # `name` is a link where the reference has that name, and code where it has not: see below
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "sec.")  # no sentence ends there
+default_role = "py:obj"  # `name` is a link if the reference has that name, else code: see _resolve_name
 
 html_theme = "furo"
 html_title = f"lora_np {version}"
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-mathjax_path = "mathjax/tex-chtml.js"  # served from here: scripts/docs puts it there, and no page asks another host
+mathjax_path = "mathjax/tex-chtml.js"  # a local copy from scripts/docs, so that no page loads anything from another host
 
 
 def setup(app):
     """Connect the functions below."""
-    app.connect("source-read", _leave_out_absent_pages)
+    app.connect("source-read", _omit_absent_pages)
     app.connect("missing-reference", _resolve_name)
-    app.connect("autodoc-skip-member", _leave_out_foreign)
+    app.connect("autodoc-skip-member", _omit_foreign)
 
 
-def _leave_out_absent_pages(app, docname, source):
-    """Take out of index.md the pages that are not there; one that is there and in no list is a warning."""
+def _omit_absent_pages(app, docname, source):
+    """Remove pages that do not exist from index.md; a page that exists but is not listed is a warning."""
     if docname == "index":
         folder, lines = Path(app.srcdir), source[0].splitlines()
         source[0] = "\n".join(line for line in lines if not _names_absent_page(line, folder))
@@ -75,7 +75,7 @@ def _names_absent_page(line, folder):
 
 
 def _resolve_name(app, env, node, contnode):
-    """Let a docstring say `forward` or `fit` wherever it stands."""
+    """Let any docstring refer to `forward` or `fit` without a prefix."""
     if node["reftype"] != "obj":
         return None
     for prefix in ("lora_np.", "lora_np.Layer.", "lora_np.LowRankLayer."):
@@ -86,6 +86,6 @@ def _resolve_name(app, env, node, contnode):
     return contnode
 
 
-def _leave_out_foreign(app, what, name, obj, skip, options):
-    """Take out what estimators have from scikit-learn: it is described by names of scikit-learn's own documentation."""
+def _omit_foreign(app, what, name, obj, skip, options):
+    """Omit what estimators inherit from scikit-learn: it refers to names of scikit-learn's own documentation."""
     return True if (getattr(obj, "__module__", None) or "").startswith("sklearn.") else None

@@ -1,7 +1,7 @@
 /* LoRA, DyLoRA, MultiLoRA, DoRA and VeRA, forward and backward, in plain JavaScript.
 
-   A matrix is an array of rows. Every layer is a function that gives [y, backward], and backward(G) gives the gradients of
-   sum(G * y) by name, of the input as `x`. Use it by <script src="lora.js"> (global `Lora`) or by require("./lora.js").
+   A matrix is an array of rows. Every layer is a function that returns [y, backward], and backward(G) returns the gradients
+   of sum(G * y) by name; that of the input is `x`. Load it by <script src="lora.js"> (global `Lora`) or require("./lora.js").
    docs/conformance.md has the equations; the tests compare every function with the conformance vectors. */
 "use strict";
 
@@ -24,7 +24,7 @@ const Lora = (() => {
   };
   const product = (M, N) => M.map((row) => rowTimes(row, N, N[0].length));
 
-  // ---------------------------------------------------------------- activations: of one row z, and dz = J' dy
+  // ---------------------------------------------------------------- activations of one row z, and dz = J' dy
 
   const each = (f, slope) => ({ f: (z) => z.map(f), vjp: (dy, z) => zip(dy, z, (d, value) => d * slope(value)) });
   const sigmoid = (z) => (z > 0 ? 1 / (1 + Math.exp(-z)) : Math.exp(z) / (1 + Math.exp(z)));
@@ -85,7 +85,7 @@ const Lora = (() => {
 
   // ---------------------------------------------------------------- losses: [value, gradient of the predictions]
 
-  // The mean of a function of prediction and target over all elements, with its slope.
+  // The mean over all elements of a function of prediction and target, with its derivative.
   const mean = (f, slope) => (P, T) => {
     const n = P.length * P[0].length;
     const value = zip(P, T, (p, t) => zip(p, t, f).reduce((a, b) => a + b)).reduce((a, b) => a + b) / n;
@@ -115,7 +115,7 @@ const Lora = (() => {
 
   // ---------------------------------------------------------------- layers
 
-  /** y = f(x W + b), W being (in, out). */
+  /** y = f(x W + b), with W of shape (in, out). */
   function dense(x, { W, b, activation: name = "identity" }) {
     const z = product(x, W).map((row) => zip(row, b, (p, q) => p + q));
     const [y, through] = activation(name, z);
@@ -125,7 +125,7 @@ const Lora = (() => {
     }];
   }
 
-  /** y = s (x A) B with the first `rank` components; those below `trainedFrom` get no gradient. */
+  /** y = s (x A) B with the first `rank` components; components before `trainedFrom` receive no gradient. */
   function branch(x, { A, B, s, rank = B.length, trainedFrom = 0 }) {
     const a = columns(A, 0, rank), b = B.slice(0, rank);
     const h = scale(product(x, a), s);
@@ -140,7 +140,7 @@ const Lora = (() => {
     }];
   }
 
-  /** y = s ((x A) d B) v, of which d and v train. */
+  /** y = s ((x A) d B) v, where d and v train. */
   function veraBranch(x, { A, B, d, v, s }) {
     const h = product(x, A), t = scale(product(byColumn(h, d), B), s);
     return [byColumn(t, v), (G) => {
@@ -149,7 +149,7 @@ const Lora = (() => {
     }];
   }
 
-  /** Base and branch side by side: LoRA and DyLoRA with `branch`, VeRA with `veraBranch`. */
+  /** Base and branch in parallel: LoRA and DyLoRA with `branch`, VeRA with `veraBranch`. */
   function beside(x, base, part, apply = branch) {
     const [y, baseBack] = dense(x, base), [change, partBack] = apply(x, part);
     return [add(y, change), (G) => {
@@ -158,7 +158,7 @@ const Lora = (() => {
     }];
   }
 
-  /** Each row goes through the branch of its own task; null is the base alone. Gradients are named "task.A", "task.B". */
+  /** Each row uses the branch of its task; null means the base alone. Gradients are named "task.A", "task.B". */
   function multilora(x, base, branches, tasks) {
     const [z, baseBack] = dense(x, base), y = z.slice(), parts = [];
     for (const task of new Set(tasks.filter((name) => name !== null))) {
@@ -187,7 +187,7 @@ const Lora = (() => {
     return byColumn(V, zip(m, norms(V), (p, n) => p / n));
   }
 
-  /** y = x (V m / |V|) + b with V = W + s A B; `normGradient: false` takes the norm for a constant. */
+  /** y = x (V m / |V|) + b with V = W + s A B; `normGradient: false` treats the norm as a constant. */
   function dora(x, { W, b, A, B, m, s, normGradient = true }) {
     const V = add(W, scale(product(A, B), s)), n = norms(V), c = zip(m, n, (p, q) => p / q), u = product(x, V);
     const y = byColumn(u, c).map((row) => zip(row, b, (p, q) => p + q));
@@ -202,7 +202,7 @@ const Lora = (() => {
     }];
   }
 
-  /** The factor of the first `rank` of `full` components; a negative alpha stands for `full`. */
+  /** The factor of the first `rank` of `full` components; a negative alpha means `full`. */
   function scaling(rule, alpha, full, rank = full) {
     const a = alpha < 0 ? full : alpha;
     return a / { max: full, paper: rank, rslora: Math.sqrt(rank) }[rule];

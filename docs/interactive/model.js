@@ -1,4 +1,4 @@
-/* The exported models on the held-out digits: from data.js by lora.js, without anything of the page. */
+/* The exported models on the held-out digits: from data.js by lora.js, independent of the page. */
 "use strict";
 
 const HIDDEN = DATA.hidden.b.length, MAX_RANK = DATA.dylora.B.length;
@@ -6,7 +6,7 @@ const DIGITS = DATA.images.map((letters, i) => ({
   pixels: [...letters].map((letter) => (letter.charCodeAt(0) - 97) / 16), label: DATA.labels[i],
 }));
 
-/** An image of 8 x 8 pixels whose pixel (row, column) is that of `from(row, column)` in another. */
+/** Move pixels: pixel (row, column) of the result is pixel `from(row, column)` of the 8 x 8 image. */
 const moved = (from) => (pixels) => pixels.map((_, i) => {
   const [row, column] = from(Math.floor(i / 8), i % 8);
   return pixels[8 * row + column];
@@ -24,14 +24,14 @@ const TASKS = ["upright", ...Object.keys(DATA.multilora.tasks)];
 const logits = (z) => Lora.dense(z.map(Lora.activations.relu.f), DATA.output)[0];
 const first = { W: DATA.hidden.W, b: DATA.hidden.b };  // its activation follows the adapter
 
-/** The logits of images, one in a row, with the first `rank` components of the DyLoRA; 0 is the base alone. */
+/** The logits of images, one per row, with the first `rank` components of the DyLoRA; 0 is the base alone. */
 function dyloraLogits(images, rank) {
   const { A, B, alpha } = DATA.dylora;
   if (rank === 0) return logits(Lora.dense(images, first)[0]);
   return logits(Lora.beside(images, first, { A, B, s: Lora.scaling("max", alpha, MAX_RANK, rank), rank })[0]);
 }
 
-/** The logits of images, one in a row, with a task for each; "upright" is the base alone. */
+/** The logits of images, one per row, with a task for each; "upright" is the base alone. */
 function taskLogits(images, tasks) {
   const branches = {};
   for (const [task, { A, B }] of Object.entries(DATA.multilora.tasks)) {

@@ -13,7 +13,7 @@ const element = (tag, attributes = {}, ...children) => {
 };
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 
-// One of each digit at a time: the first 0, 1, ... of the held-out ones, then the second of each, and so on.
+// One of each digit at a time: the first held-out 0, 1, ..., then the second of each, and so on.
 const OF_LABEL = Array.from({ length: 10 }, (_, label) => DIGITS.flatMap((digit, i) => (digit.label === label ? [i] : [])));
 const START = OF_LABEL[5][0];
 const state = { ...DIGITS[START], digit: START, page: 0, cursor: 27, rank: 3, view: "rotated", task: "rotated" };
@@ -45,7 +45,7 @@ function paintPad() {
   }
 }
 
-// ---------------------------------------------------------------- what the models say
+// ---------------------------------------------------------------- predictions
 
 function showBars(id, probabilities) {
   const best = probabilities.indexOf(Math.max(...probabilities));
@@ -78,11 +78,11 @@ function showDyLoRA() {
   $("dylora-accuracy").textContent = percent(ACCURACY_AT_RANK[rank]);
   [...$("curve").children].forEach((bar, r) => bar.setAttribute("aria-pressed", r === rank));
   document.querySelectorAll(".component").forEach((row, k) => row.classList.toggle("on", k < rank));
-  $("components").setAttribute("aria-label", `${rank} of ${MAX_RANK} components take part`);
+  $("components").setAttribute("aria-label", `${rank} of ${MAX_RANK} components in use`);
   const numbers = rank * (64 + HIDDEN);
   $("cost").textContent = rank === 0
-    ? "Without the adapter the network is lost."
-    : `The slices A[:, :${rank}] and B[:${rank}, :] are ${numbers} numbers, ${percent(numbers / (64 * HIDDEN), 0)} of the layer's weight.`;
+    ? "Without the adapter, the network fails."
+    : `The slices A[:, :${rank}] and B[:${rank}, :] have ${numbers} elements, ${percent(numbers / (64 * HIDDEN), 0)} of the layer's weight.`;
 }
 
 function showMultiLoRA() {
@@ -121,7 +121,7 @@ function draw(cell, amount = 1) {
   set({ pixels, label: null, cursor: cell });
 }
 
-/** A soft brush of the width of a pen stroke in the data. */
+/** A soft brush as wide as a pen stroke in the data. */
 function brush(x, y) {
   const pixels = state.pixels.map((value, i) => {
     const distance = Math.hypot((i % 8) + 0.5 - x, Math.floor(i / 8) + 0.5 - y);
@@ -171,7 +171,7 @@ function fillPicker() {
   $("picker").replaceChildren(...buttons);
 }
 
-// ---------------------------------------------------------------- what is built once
+// ---------------------------------------------------------------- built once
 
 function buildCurve() {
   $("curve").replaceChildren(...ACCURACY_AT_RANK.map((accuracy, rank) => {
@@ -217,7 +217,7 @@ function buildMatrix() {
     Object.assign(cell.dataset, { view, task });
     return cell;
   })));
-  $("matrix").replaceChildren(element("caption", {}, "Rows: how the digits come. Columns: whose adapter is on."),
+  $("matrix").replaceChildren(element("caption", {}, "Rows: how the digits are shown. Columns: the active adapter."),
     element("thead", {}, element("tr", {}, element("td"), ...head)), element("tbody", {}, ...rows));
 }
 
