@@ -134,7 +134,7 @@ def test_an_argument_that_does_not_suit_a_layer_names_its_path():
 
 @pytest.mark.parametrize("arguments", [{"rng": 0}, {"rank": 2}], ids=str)
 def test_a_function_makes_its_own_choices(arguments):
-    with pytest.raises(ArgumentError, match="choices and rng are for a class of adapter"):
+    with pytest.raises(ArgumentError, match="adapter must be a class if rng or other arguments are given"):
         apply_lora(model(), lambda layer: StandardLoRAAdapter(layer, 2), **arguments)
 
 
@@ -172,15 +172,15 @@ def test_nothing_trains_but_the_adapters_and_what_train_names(train, expected):
 def test_layers_that_train_are_not_adapted_unless_targets_ask_for_it():
     adapted = apply_lora(model(), StandardLoRAAdapter, rank=1, train=["head", "body.second"], rng=0)
     assert list(find(adapted, StandardLoRAAdapter)) == ["embed", "body.first"]
-    with pytest.raises(ArgumentError, match="train must name other layers than those to adapt, got 'head'"):
+    with pytest.raises(ArgumentError, match="train must not name layers to adapt, got 'head'"):
         apply_lora(model(), StandardLoRAAdapter, rank=1, targets=["head"], train=["head"])
 
 
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ("head", "train must be a sequence of names of layers, got 'head'"),
-        (3, "train must be a sequence of names of layers, got 3"),
+        ("head", "train must be a sequence of layer names, got 'head'"),
+        (3, "train must be a sequence of layer names, got 3"),
         (["hed"], r"train must name layers of the model, which are \['embed', .*'head'\]; got 'hed'"),
     ],
     ids=str,

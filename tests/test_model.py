@@ -142,7 +142,7 @@ def test_a_broken_regular_expression_is_an_error_that_names_the_argument(argumen
 @pytest.mark.parametrize("names", [3, [3], [None], b"0", [["head"]]], ids=str)
 @pytest.mark.parametrize("argument", ["targets", "exclude"])
 def test_names_must_be_strings_or_patterns(argument, names):
-    with pytest.raises(ArgumentError, match=f"{argument} must be names"):
+    with pytest.raises(ArgumentError, match=f"{argument} must be a regular expression or a sequence of names, got"):
         apply_lora(network(), standard, **{argument: names})
 
 

@@ -1,1 +1,1 @@
-"""Whole models: adapting, merging and selecting across every layer inside."""
+"""Whole models: adding and merging adapters, finding layers, and selecting tasks and ranks."""

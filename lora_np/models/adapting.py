@@ -1,4 +1,4 @@
-"""Adding adapters to a whole model, removing them, and merging them. A model is any layer: a Sequential, or one adapter."""
+"""Adding adapters to a whole model, removing and merging them. A model is any layer: a Sequential, or a single adapter."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ def apply_lora(
 ) -> Layer:
     """A model in which selected dense layers are adapted, and only the adapters train.
 
-    The given model is left as it is; the new one shares its arrays. A dense layer with an activation is split, so that the
+    The given model is not changed; the new one shares its arrays. A dense layer with an activation is split, so that the
     adapter can be merged later: the adapter of the linear part takes the layer's name, and the activation follows it as
     ``<name>_activation``.
 
     Parameters
     ----------
     model : Layer
-        Any layer; the layers inside it are searched too, except inside existing adapters.
+        Any layer; the layers inside it are searched too, but not those inside existing adapters.
     adapter : class of adapter, or callable
-        Such as `DyLoRAAdapter`, whose other arguments follow as keywords; or a function that maps a linear DenseLayer or
-        FullyConnectedLayer to an adapter of it.
+        A class such as `DyLoRAAdapter`, whose other arguments follow as keywords, or a function that maps a linear
+        DenseLayer or FullyConnectedLayer to an adapter of it.
     targets : names, optional
         Which layers to adapt, by dotted path such as ``"0"`` or ``"encoder.1"``; by default, all dense layers that are not
         in `train`. In a sequence, each name matches the paths that are equal to it or end in ``.name``; a string or a
@@ -76,9 +76,9 @@ def apply_lora(
     train : sequence of str, optional
         Paths of other layers that stay trainable, such as a new head; all other layers are frozen.
     rng : seed or numpy.random.Generator, optional
-        For a class of adapter: each layer gets a separate generator.
+        For a class of adapter; each layer gets a separate generator.
     **choices
-        The arguments of the class, without the base layer.
+        The arguments of the class other than the base layer.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def apply_lora(
     Raises
     ------
     ArgumentError
-        If a name matches no layer, if nothing is left to adapt, or if an argument does not suit the class.
+        If a name matches no layer, if no layer is left to adapt, or if the class rejects an argument.
 
     Examples
     --------
@@ -106,13 +106,13 @@ def apply_lora(
     if not chosen:
         raise ArgumentError(f"targets must leave at least one of the dense layers {dense} to adapt, got {targets!r}")
     if both := [path for path in chosen if is_inside(path, kept)]:
-        raise ArgumentError(f"train must name other layers than those to adapt, got {both[0]!r}")
+        raise ArgumentError(f"train must not name layers to adapt, got {both[0]!r}")
     if isinstance(adapter, type):
         random = generator(rng)
         factories = {path: _factory(adapter, path, random, choices) for path in dense if path in chosen}
     else:
         if choices or rng is not None:
-            raise ArgumentError(f"choices and rng are for a class of adapter; a function makes its own, got {adapter!r}")
+            raise ArgumentError(f"adapter must be a class if rng or other arguments are given, got {adapter!r}")
         factories = dict.fromkeys(chosen, adapter)
     return apply_adapters(model, factories, train=kept)
 
@@ -142,14 +142,14 @@ def apply_adapters(model: Layer, factories: Mapping[str, Factory], *, train: Ite
     unknown = [path for path in factories if path not in dense]
     if unknown or not factories:
         raise ArgumentError(f"factories must be for dense layers of the model, which are {dense}; got {list(factories)}")
-    layers = model.walk()  # in whose order the factories are called: they may share a generator
+    layers = model.walk()  # the factories are called in this order, because they may share a generator
     adapted = {path: _adapted(path, layer, factories[path]) for path, layer in layers.items() if path in factories}
     new = rebuilt(model, lambda path, layer: adapted.get(path, layer), train=_kept(model, train))
     return new.as_one() if isinstance(new, _Split) else new
 
 
 def without_adapters(model: Layer) -> Layer:
-    """The model without its adapters, each replaced by its base layer; the arrays are shared, and none is frozen."""
+    """The model with each adapter replaced by its base layer; the arrays are shared, and none is frozen."""
     bare: Layer = rebuilt(
         model,
         lambda _, layer: layer.base_layer if isinstance(layer, LoRAAdapterBase) else layer,
@@ -169,8 +169,8 @@ def merge_in_place(model: Layer) -> int:
     Raises
     ------
     InvalidOperationError, NotSupportedError
-        If an adapter cannot be merged, or if the model is itself an adapter, which cannot be replaced in place; the model
-        is left as it is.
+        If an adapter cannot be merged, or if the model is itself an adapter, which cannot be replaced in place; nothing is
+        changed.
     """
     if isinstance(model, LoRAAdapterBase):
         raise InvalidOperationError(f"{model.layer_name} cannot replace itself; use its merge_to_original_layer()")
@@ -197,9 +197,9 @@ class _Split(NamedTuple):
 
 
 def rebuilt(model: Layer, change: Callable[[str, Layer], Any], path: str = "", *, train: Iterable[str] = ()) -> Any:
-    """The model with other layers inside: each is the result of `change`, given its path; one that stays is searched.
+    """The model with each layer replaced by the result of `change(path, layer)`; layers that stay are searched in turn.
 
-    In the containers that are rebuilt, nothing trains but adapters and the layers in `train`. Unchanged layers are shared.
+    In rebuilt containers, only adapters and the layers in `train` are trainable. Unchanged layers are shared.
     """
     new = change(path, model)
     if new is not model or isinstance(model, LoRAAdapterBase):
@@ -221,7 +221,7 @@ def _trains(path: str, layer: Layer, train: Iterable[str]) -> bool:
 
 
 def _with_children(model: Layer, changed: Mapping[str, Any]) -> Layer:
-    """`Layer.with_children`, in which a Sequential takes both layers of a `_Split`, each under a name."""
+    """As `Layer.with_children`, but a Sequential takes the two layers of a `_Split` under separate names."""
     if not isinstance(model, Sequential):
         ones = {name: layer.as_one() if isinstance(layer, _Split) else layer for name, layer in changed.items()}
         return model.with_children(ones)
@@ -238,9 +238,9 @@ def _with_children(model: Layer, changed: Mapping[str, Any]) -> Layer:
 
 
 def _kept(model: Layer, train: Iterable[str]) -> tuple[str, ...]:
-    """The paths of the layers that stay trainable, each of which must be there."""
+    """The paths of the layers that stay trainable, each of which must exist."""
     if isinstance(train, str) or not isinstance(train, Iterable):
-        raise ArgumentError(f"train must be a sequence of names of layers, got {train!r}")
+        raise ArgumentError(f"train must be a sequence of layer names, got {train!r}")
     kept, layers = tuple(train), model.walk()
     for path in kept:
         if path not in layers:

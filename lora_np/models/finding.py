@@ -1,4 +1,4 @@
-"""What a model contains, and which task or rank its adapters use. A model is any layer: a Sequential, or one adapter."""
+"""Finding layers in a model, and selecting the task or rank of its adapters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = TypeVar("Kind")
 
 
 def find(model: Layer, kind: Callable[..., Kind]) -> dict[str, Kind]:
-    """The layers of one class in a model, by dotted path; the path of the model itself is the empty string.
+    """The layers of a given class in a model, by dotted path; the path of the model itself is the empty string.
 
     Examples
     --------
@@ -27,17 +27,17 @@ def find(model: Layer, kind: Callable[..., Kind]) -> dict[str, Kind]:
 
 
 def has_adapters(model: Layer) -> bool:
-    """Whether there is an adapter in the model."""
+    """Whether the model contains an adapter."""
     return bool(find(model, LoRAAdapterBase))
 
 
 def has_multi_lora_adapters(model: Layer) -> bool:
-    """Whether there is a MultiLoRAAdapter in the model."""
+    """Whether the model contains a MultiLoRAAdapter."""
     return bool(find(model, MultiLoRAAdapter))
 
 
 def select_task(model: Layer, task: str) -> int:
-    """Make a task the current one of every MultiLoRAAdapter in the model.
+    """Set the current task of every MultiLoRAAdapter in the model.
 
     Returns
     -------
@@ -47,9 +47,9 @@ def select_task(model: Layer, task: str) -> int:
     Raises
     ------
     ArgumentError
-        If one of them does not have the task; none is switched.
+        If the task is unknown to one of the adapters; nothing is changed.
     InvalidOperationError
-        If the model has none.
+        If the model has no MultiLoRAAdapter.
     """
     adapters = _required(find(model, MultiLoRAAdapter), model, "MultiLoRAAdapter whose task could be selected")
     for path, adapter in adapters.items():
@@ -73,9 +73,9 @@ def select_rank(model: Layer, rank: int) -> int:
     Raises
     ------
     ArgumentError
-        If the rank is not an active rank of one of them; none is changed.
+        If the rank is not an active rank of every adapter; nothing is changed.
     InvalidOperationError
-        If the model has none.
+        If the model has no DyLoRAAdapter.
     """
     adapters = _required(find(model, DyLoRAAdapter), model, "DyLoRAAdapter whose rank could be selected")
     check_rank(adapters, rank)

@@ -1,4 +1,4 @@
-"""Names of layers: dotted paths, and how a caller selects some of them."""
+"""Layer names: dotted paths, and the selection of layers by name or regular expression."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def join(path: str, name: str) -> str:
 
 
 def is_inside(path: str, paths: Iterable[str]) -> bool:
-    """Whether a layer is one of others, or inside one of them."""
+    """Whether a layer is at one of `paths`, or inside a layer at one of them."""
     return any(not other or path == other or path.startswith(f"{other}.") for other in paths)
 
 
 def dense_paths(model: Layer, path: str = "") -> Iterator[str]:
-    """The paths of the dense layers outside adapters."""
+    """The paths of the dense layers that are not inside adapters."""
     if isinstance(model, AffineLayer):
         yield path
     elif not isinstance(model, LoRAAdapterBase):
@@ -34,7 +34,7 @@ def dense_paths(model: Layer, path: str = "") -> Iterator[str]:
 
 
 def matching(argument: str, names: Names, paths: list[str]) -> set[str]:
-    """The paths that names or a regular expression select; see `apply_lora`. An ArgumentError if one matches nothing."""
+    """The paths that match names or a regular expression, as in `apply_lora`; raises ArgumentError if one matches none."""
     found: set[str] = set()
     patterns: list[str | re.Pattern[str]]
     if isinstance(names, str | re.Pattern):
@@ -42,7 +42,7 @@ def matching(argument: str, names: Names, paths: list[str]) -> set[str]:
     else:
         listed = list(names) if isinstance(names, Iterable) else [names]
         if not all(isinstance(name, str) for name in listed):
-            raise ArgumentError(f"{argument} must be names, or a regular expression, got {names!r}")
+            raise ArgumentError(f"{argument} must be a regular expression or a sequence of names, got {names!r}")
         patterns = [rf"(.*\.)?{re.escape(str(name))}" for name in listed]
     for pattern in patterns:
         try:

@@ -1,4 +1,4 @@
-"""`trainable_parameters`: a table of a model's arrays, and of the share that trains."""
+"""`trainable_parameters`: a table of a model's arrays, and the share of the parameters that trains."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def trainable_parameters(model: Layer, *, rank: int | None = None) -> ParameterT
     ----------
     model : Layer
     rank : int, optional
-        Count the factors of each DyLoRAAdapter at this active rank; by default, at its max_rank.
+        The active rank at which to count the factors of each DyLoRAAdapter; by default, its `max_rank`.
 
     Raises
     ------
