@@ -1,4 +1,4 @@
-"""python -m benchmarks: measure, and show the results as tables, JSON, charts and a page of the documentation."""
+"""python -m benchmarks: measure, and show the results as tables, JSON, charts and a documentation page."""
 
 import argparse
 import importlib.util
@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def main() -> None:
     machine.pin()
-    # Only now, for they import NumPy.
+    # Imported only now, because they import NumPy.
     from .cases import GROUPS
     from .groups import Settings
     from .peers import ALL, NUMPY_ONLY
@@ -20,26 +20,27 @@ def main() -> None:
     from .results import Results
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(": ")[2])
-    parser.add_argument("--peers", action="store_true", help="measure PEFT, torch and JAX too, where they are installed")
-    parser.add_argument("--only", metavar="NAMES", help=f"some of: {', '.join(group.name for group in GROUPS)}")
-    parser.add_argument("--rounds", type=int, default=11, help="how often the candidates take turns (default: 11)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds: whether it runs, not how fast")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results")
-    parser.add_argument("--svg", type=Path, metavar="DIR", help="draw a chart of each group")
+    parser.add_argument("--peers", action="store_true", help="also measure PEFT, torch and JAX, if installed")
+    known = ", ".join(group.name for group in GROUPS)
+    parser.add_argument("--only", metavar="NAMES", help=f"measure only these, separated by commas: {known}")
+    parser.add_argument("--rounds", type=int, default=11, help="number of rounds (default: 11)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds, to check that everything runs")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results as JSON")
+    parser.add_argument("--svg", type=Path, metavar="DIR", help="write a chart of each group")
     parser.add_argument(
         "--docs",
         type=Path,
         metavar="DIR",
         nargs="?",
         const=DOCS,
-        help="write the page benchmarks.md with its charts and results (default: into docs)",
+        help="write the page benchmarks.md with its charts and results (default folder: docs)",
     )
-    parser.add_argument("--results", type=Path, metavar="PATH", help="show these results, instead of measuring anew")
+    parser.add_argument("--results", type=Path, metavar="PATH", help="show the results in this file instead of measuring")
     arguments = parser.parse_args()
     names = [group.name for group in GROUPS] if arguments.only is None else arguments.only.split(",")
     unknown = set(names) - {group.name for group in GROUPS}
     if unknown:
-        parser.error(f"--only must name groups among {', '.join(group.name for group in GROUPS)}; got {', '.join(unknown)}")
+        parser.error(f"--only must name groups among {known}; got {', '.join(unknown)}")
     if arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
     if (arguments.svg or arguments.docs) and importlib.util.find_spec("matplotlib") is None:
@@ -58,7 +59,7 @@ def main() -> None:
             results.groups[group.name] = list(group.rows(settings))
             print(tables.text(group, results.groups[group.name]), end="\n\n", flush=True)
             if arguments.json:
-                results.save(arguments.json)  # of a long run that is cut short, what there is
+                results.save(arguments.json)  # after each group, in case a long run is interrupted
 
     if arguments.svg:
         from .report import charts

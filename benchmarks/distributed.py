@@ -1,12 +1,12 @@
-"""What data-parallel training of adapters gains and costs: python -m benchmarks.distributed
+"""Speed of data-parallel training of adapters: python -m benchmarks.distributed
 
-Trains the adapters of a network on shards of random rows: in one process, in threads, in processes and on Dask. First
-asserts that all of them end with the same parameters, to the bit; then times steps, each on all rows of all shards, in
-turns. One BLAS thread each, so that the workers alone make the difference. Of each engine the fastest step counts: it is
-the one that other programs disturbed least.
+Trains the adapters of a network on shards of random rows: in one process, in threads, in processes and on Dask. It first
+asserts that all of them end with bit-identical parameters, and then times steps on all rows of all shards, in turns. BLAS
+uses one thread, so that only the number of workers makes a difference. The fastest step of each engine is reported, because
+other programs disturbed it least.
 """
 
-# ruff: noqa: E402  the environment is for NumPy, when it is imported
+# ruff: noqa: E402  the environment must be set before NumPy is imported
 
 import argparse
 import json
@@ -25,17 +25,17 @@ from functools import partial
 import numpy as np
 
 from lora_np import SGD, DenseLayer, Layer, MeanSquaredError, Sequential, StandardLoRAAdapter, apply_lora, relu
-from lora_np.terminal.table import table
 from lora_np.distributed import dask_executor, fit_shards
+from lora_np.terminal.table import table
 from lora_np.training import Progress
 
 WIDTH, DEPTH, RANK = 512, 4, 8
 
 
 def build() -> Layer:
-    """The network: its dense layers are frozen, its adapters train."""
+    """The network: frozen dense layers with adapters."""
     dense = [DenseLayer(WIDTH, WIDTH, relu, dtype=np.float32, rng=number) for number in range(DEPTH)]
-    return apply_lora(Sequential(dense), lambda layer: StandardLoRAAdapter(layer, RANK, rng=0))
+    return apply_lora(Sequential(dense), StandardLoRAAdapter, rank=RANK, rng=0)
 
 
 def shard(number: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +45,7 @@ def shard(number: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train(executor: Executor | None, shards: int, rows: int, steps: int) -> tuple[np.ndarray, list[float]]:
-    """The parameters after some steps, and the seconds of each step but the first."""
+    """The final parameters, and the seconds of each step except the first."""
     model, loaders, marks = build(), [partial(shard, number, rows) for number in range(shards)], []
 
     def mark(progress: Progress) -> None:
@@ -67,7 +67,7 @@ def train(executor: Executor | None, shards: int, rows: int, steps: int) -> tupl
 
 @contextmanager
 def engines(workers: int) -> Iterator[dict[str, Executor | None]]:
-    """The executors by name; they are started once."""
+    """Context manager: the executors by name, started once."""
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         found: dict[str, Executor | None] = {"one process": None}
@@ -79,7 +79,7 @@ def engines(workers: int) -> Iterator[dict[str, Executor | None]]:
 
 
 def break_even(rows: list[int], ratios: list[float]) -> str:
-    """The shard size from which on the step is faster than in one process."""
+    """The shard size from which on a step is faster than in one process."""
     for size, later in zip(rows, (ratios[i:] for i in range(len(ratios))), strict=True):
         if all(ratio < 1 for ratio in later):
             return f"{size} rows"
@@ -87,7 +87,7 @@ def break_even(rows: list[int], ratios: list[float]) -> str:
 
 
 def show(rows: list[int], shards: int, seconds: dict[str, list[float]]) -> None:
-    """Print the ratios to the step in one process."""
+    """Print the times relative to one process."""
     one = seconds["one process"]
     lines = [["one process, ms", *(f"{value * 1e3:.1f}" for value in one), ""]]
     for name, values in seconds.items():
@@ -95,20 +95,21 @@ def show(rows: list[int], shards: int, seconds: dict[str, list[float]]) -> None:
             ratios = [value / single for value, single in zip(values, one, strict=True)]
             lines.append([name, *(f"{ratio:.2f}" for ratio in ratios), break_even(rows, ratios)])
     parameters = build().parameter_count
-    print(f"Step with {shards} shards; {DEPTH} layers of {WIDTH} x {WIDTH} in float32, rank {RANK}: {parameters:,} train.")
-    print("Ratios to one process; break-even: the shard from whose size on the step is faster.\n")
-    print(table(["rows of a shard", *map(str, rows), "break-even"], lines))
+    print(f"A step with {shards} shards; {DEPTH} layers of {WIDTH} x {WIDTH} in float32, rank {RANK},")
+    print(f"{parameters:,} trainable parameters. Times are relative to one process; break-even is the shard size from")
+    print("which on a step is faster than in one process.\n")
+    print(table(["rows per shard", *map(str, rows), "break-even"], lines))
 
 
 def main() -> None:
-    """Assert equality, then time the engines in turns."""
+    """Assert that the results are equal, then time the engines in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[16, 64, 256, 1024, 4096], help="of a shard")
+    parser.add_argument("--rows", type=int, nargs="+", default=[16, 64, 256, 1024, 4096], help="rows per shard")
     parser.add_argument("--shards", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="the largest number (default: processors)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="at most (default: number of processors)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6, help="of a round")
-    parser.add_argument("--json", metavar="PATH", help="also write the seconds there")
+    parser.add_argument("--steps", type=int, default=6, help="steps per round")
+    parser.add_argument("--json", metavar="PATH", help="also write the seconds as JSON")
     arguments = parser.parse_args()
     with engines(arguments.workers) as executors:
         seconds: dict[str, list[float]] = {name: [] for name in executors}

@@ -1,4 +1,4 @@
-"""What is measured: groups of rows, each row a case with a measure for every candidate."""
+"""Groups of measurements: each row is a case with a measure for every candidate."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,26 +11,26 @@ from .peers import NUMPY_ONLY
 
 @dataclass(frozen=True)
 class Settings:
-    """How thoroughly to measure, and against whom."""
+    """How thoroughly to measure, and which peers."""
 
     peers: tuple[str, ...] = NUMPY_ONLY
     rounds: int = 11
     quick: bool = False
-    """Tiny sizes, and hardly any time for each."""
+    """Whether to use tiny sizes and as little time as possible."""
 
     @property
     def seconds(self) -> float:
-        """For each candidate of a case."""
+        """The time per candidate and case."""
         return self.rounds * (0.002 if self.quick else 0.08)
 
     @property
     def starts(self) -> int:
-        """How often a program is started whose start is measured."""
+        """How often to start each program when measuring cold starts."""
         return -(-self.rounds // 2)
 
     @property
     def trainings(self) -> int:
-        """How often a training is repeated whose memory is measured, which hardly varies."""
+        """How often to repeat a training run when measuring its memory, which hardly varies."""
         return -(-self.rounds // 4)
 
     def sizes(self, full: Iterable[Any], quick: Iterable[Any]) -> Iterable[Any]:
@@ -44,34 +44,34 @@ class Row:
     label: str
     values: Mapping[str, Measure | None]
     x: float | None = None
-    """Its place on the axis of a curve."""
+    """Its position on the axis of a curve."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """An idea, and how to measure it."""
+    """A set of cases that are measured and shown together."""
 
     name: str
     title: str
     text: str
-    """What the numbers mean, in Markdown."""
+    """An explanation of the numbers, in Markdown."""
     rows: Callable[[Settings], Iterator[Row]]
     reference: str
-    """The candidate by which the others are divided; its own column shows the number itself."""
+    """The candidate by which the others are divided; its column shows absolute numbers."""
     unit: str = "s"
     axis: str = ""
-    """What grows along the rows of a curve; empty for a group that is no curve."""
+    """The quantity that grows along the rows of a curve; empty for a group that is not a curve."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Why a peer is faster, by the peer's name, or by "row's label: peer's name"; the page prints them where it is so."""
+    """Why a peer is faster, by "peer" or "label of the row: peer"; the page prints the reason if the peer is ahead."""
 
     def reason(self, row: str, peer: str) -> str:
         return self.reasons.get(f"{row}: {peer}", self.reasons.get(peer, ""))
 
 
 def contenders(settings: Settings, kind: str, method: str = "forward") -> Iterator[tuple[str, Callable[[Any], Any] | None]]:
-    """What makes lora_np's variants and the wanted peers from a problem; None for a peer that is not there.
+    """Functions that create lora_np's variants and the selected peers from a problem; None if a peer is not installed.
 
-    A peer that has no such class, or whose class has no such method, is left out.
+    A peer without such a class, or whose class does not have the method, is omitted.
     """
     yield from ours.variants(getattr(ours, kind))
     for peer in settings.peers:
@@ -98,7 +98,7 @@ def step_candidate(make: Callable[[Any], Any], problem: Any) -> Candidate:
 
 
 def forward_candidate(make: Callable[[Any], Any], problem: Any) -> Candidate:
-    """A forward pass that no training follows."""
+    """An inference pass."""
     contender = make(problem)
     return Candidate(contender.forward, lambda: {"y": contender.forward()})
 

@@ -1,4 +1,4 @@
-"""Fair timing: candidates take turns within one process, and only what was timed in the same round is compared."""
+"""Fair timing: candidates take turns within one process, and only times from the same round are compared."""
 
 import gc
 import statistics
@@ -10,28 +10,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SHORTEST = 20_000
-"""Nanoseconds that one sample lasts at least; faster calls are repeated within it."""
+"""The minimum duration of a sample in nanoseconds; faster calls are repeated within it."""
 
 MOST_SAMPLES = 60
 
 TOLERANCE = 1e-4
-"""Of the largest element of an array: sums of a thousand float32 products, in any order, agree much better than this."""
+"""Relative to the largest element of an array. Sums of a thousand float32 products in any order agree much better."""
 
 
 class Candidate(NamedTuple):
     """Something to measure."""
 
     run: Callable[[], object]
-    """What is timed."""
+    """The call to time."""
     answer: Callable[[], Mapping[str, Any]] | None = None
-    """Arrays that every candidate of a case must agree on; None for a yardstick, which does other work."""
+    """Returns arrays on which all candidates of a case must agree; None for a yardstick, which does different work."""
     scale: float = 1.0
-    """By which the time is multiplied."""
+    """A factor for the measured time."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One number for each round: seconds or bytes."""
+    """One number per round: seconds or bytes."""
 
     rounds: tuple[float, ...]
 
@@ -40,29 +40,29 @@ class Measure:
         return statistics.median(self.rounds)
 
     def ratios_to(self, other: "Measure") -> list[float]:
-        """Round by round: whatever slowed a whole round down falls out."""
+        """The ratio of each round, in which the speed of the machine during that round cancels out."""
         return [mine / its for mine, its in zip(self.rounds, other.rounds, strict=True)]
 
     def ratio_to(self, other: "Measure") -> float:
         return statistics.median(self.ratios_to(other))
 
     def spread_to(self, other: "Measure") -> float:
-        """Half the distance between the quartiles of the ratios."""
+        """Half the interquartile range of the ratios."""
         low, high = np.quantile(self.ratios_to(other), [0.25, 0.75])
         return float(high - low) / 2
 
 
 class DisagreementError(AssertionError):
-    """Candidates of one case do not compute the same."""
+    """Candidates of the same case compute different results."""
 
 
 def check_agreement(case: str, candidates: Mapping[str, Candidate]) -> None:
-    """Compare what the candidates compute, all with the first that answers.
+    """Compare the results of all candidates with those of the first one that has any.
 
     Raises
     ------
     DisagreementError
-        Some array differs by more than `TOLERANCE`, is zero (nothing was computed) or is missing.
+        If an array is missing, is zero (nothing was computed), or differs by more than `TOLERANCE`.
     """
     answers = {name: candidate.answer() for name, candidate in candidates.items() if candidate.answer is not None}
     if not answers:
@@ -70,12 +70,12 @@ def check_agreement(case: str, candidates: Mapping[str, Candidate]) -> None:
     first, expected = next(iter(answers.items()))
     for name, arrays in answers.items():
         if set(arrays) != set(expected):
-            raise DisagreementError(f"{case}: {name} answers with {sorted(arrays)}, {first} with {sorted(expected)}")
+            raise DisagreementError(f"{case}: {name} returns {sorted(arrays)}, {first} returns {sorted(expected)}")
         for what, array in arrays.items():
             mine, its = np.asarray(array), np.asarray(expected[what])
             if mine.shape != its.shape or mine.dtype != its.dtype:
                 raise DisagreementError(
-                    f"{case}: {what} is {mine.shape} {mine.dtype} of {name}, {its.shape} {its.dtype} of {first}"
+                    f"{case}: {what} of {name} has {mine.shape} {mine.dtype}, {what} of {first} has {its.shape} {its.dtype}"
                 )
             size = float(np.abs(its).max())
             if not size > 0:
@@ -83,19 +83,19 @@ def check_agreement(case: str, candidates: Mapping[str, Candidate]) -> None:
             error = float(np.abs(mine - its).max()) / size
             if not error <= TOLERANCE:
                 raise DisagreementError(
-                    f"{case}: {what} of {name} is off that of {first} by {error:.1e} of the largest element"
+                    f"{case}: {what} of {name} differs from that of {first} by {error:.1e} of the largest element"
                 )
 
 
 def interleave(candidates: Mapping[str, Candidate], *, rounds: int, seconds: float) -> dict[str, Measure]:
-    """Time the candidates in turn: in each round all of them, each round beginning with another one.
+    """Time the candidates in turn: every round runs all of them, each time starting with a different one.
 
     Parameters
     ----------
     candidates : mapping
     rounds : int
     seconds : float
-        About how long to spend on each candidate, over all rounds.
+        The approximate time per candidate, over all rounds.
     """
     names = list(candidates)
     medians: dict[str, list[float]] = {name: [] for name in names}
@@ -107,7 +107,7 @@ def interleave(candidates: Mapping[str, Candidate], *, rounds: int, seconds: flo
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 run, scale = candidates[name].run, candidates[name].scale
-                run(), run()  # its data goes back into the cache
+                run(), run()  # brings its data back into the cache
                 medians[name].append(scale * statistics.median(_samples(run, *plans[name])) / 1e9)
             gc.collect()
     finally:
@@ -116,7 +116,7 @@ def interleave(candidates: Mapping[str, Candidate], *, rounds: int, seconds: flo
 
 
 def _plan(run: Callable[[], object], seconds: float) -> tuple[int, int]:
-    """Calls in a sample, and samples in a round."""
+    """The number of calls per sample, and of samples per round."""
     run(), run()
     elapsed = max(1.0, min(_samples(run, 1, 3)))
     calls = max(1, round(SHORTEST / elapsed))

@@ -1,4 +1,4 @@
-"""What `import lora_np` costs beyond `import numpy`: python -m benchmarks.import_time"""
+"""The time of `import lora_np` beyond `import numpy`: python -m benchmarks.import_time"""
 
 import os
 import statistics
@@ -10,8 +10,8 @@ CASES = {"python alone": "pass", "import numpy": "import numpy", "import lora_np
 
 
 def seconds(statement: str) -> float:
-    """The wall time of a fresh interpreter that runs one statement."""
-    # An installed package has its bytecode; so must a checkout, from the first round on.
+    """The wall time of a new interpreter that runs one statement."""
+    # A checkout should have bytecode from the first round on, as an installed package has.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", statement], check=True, env=environment)
@@ -19,7 +19,7 @@ def seconds(statement: str) -> float:
 
 
 def main(rounds: int = 21) -> None:
-    """Interleave the cases, after one round to warm the file cache, and print their medians."""
+    """Run the cases in turns, after a round that warms the file cache, and print the median times."""
     times: dict[str, list[float]] = {name: [] for name in CASES}
     for round_number in range(rounds + 1):
         for name, statement in CASES.items():
@@ -30,7 +30,7 @@ def main(rounds: int = 21) -> None:
     for name, values in times.items():
         print(f"{name:16}{statistics.median(values) * 1e3:7.1f} ms{min(values) * 1e3:7.1f} ms")
     extra = [mine - numpys for mine, numpys in zip(times["import lora_np"], times["import numpy"], strict=True)]
-    print(f"lora_np beyond numpy: median {statistics.median(extra) * 1e3:.1f} ms")
+    print(f"lora_np in addition to numpy: median {statistics.median(extra) * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":

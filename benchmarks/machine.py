@@ -1,4 +1,4 @@
-"""The machine: one core, one thread, and what it is."""
+"""The machine: restrict the process to one core and one thread, and describe the hardware and software."""
 
 import ctypes
 import datetime
@@ -13,24 +13,24 @@ PACKAGES = ("lora_np", "numpy", "torch", "peft", "transformers", "jax", "jaxlib"
 
 
 def pin() -> None:
-    """One core and one thread for this process and its children. Call it before NumPy is imported: BLAS looks only then."""
+    """Restrict this process and its children to one core and one thread. Call it before NumPy is imported."""
     if "numpy" in sys.modules:
         raise RuntimeError("pin() must run before NumPy is imported")
     os.environ |= dict.fromkeys(THREADS, "1")
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
     os.environ["JAX_PLATFORMS"] = "cpu"
     if hasattr(os, "sched_setaffinity"):
-        # The last core: interrupts and other people's work tend to sit on the first.
+        # The last core: interrupts and other programs tend to run on the first.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def describe() -> dict[str, str]:
-    """What a reader needs to place the numbers."""
+    """What a reader needs to know to interpret the numbers."""
     import numpy as np
 
     machine = {
         "processor": _cpu_model(),
-        "cores": f"{os.cpu_count()}, of which one is used, with one thread",
+        "cores": f"{os.cpu_count()}, one of them used, with one thread",
         "caches": _caches(),
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
@@ -41,7 +41,7 @@ def describe() -> dict[str, str]:
         if version:
             machine[package] = version
     if hasattr(os, "getloadavg"):
-        machine["load when it began"] = f"{os.getloadavg()[0]:.1f} processes, which should be near 0"
+        machine["load at the start"] = f"{os.getloadavg()[0]:.1f} processes (should be close to 0)"
     machine["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
     return {name: value for name, value in machine.items() if value}
 
@@ -79,7 +79,7 @@ def _caches() -> str:
 
 
 def _blas(np) -> str:
-    """The library and the core name that it chose at run time, on which its kernels depend."""
+    """The library, and the core name it detected at run time, which determines its kernels."""
     build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     name = f"{build['name']} {build['version']}".removeprefix("scipy-")
     for library in (Path(np.__file__).parents[1] / "numpy.libs").glob("libscipy_openblas*"):

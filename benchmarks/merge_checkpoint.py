@@ -1,7 +1,7 @@
 """Time and memory of merging an adapter into a large BF16 checkpoint: python -m benchmarks.merge_checkpoint
 
-Makes a checkpoint of about 1 GB in a temporary folder, with the shapes of a small language model, merges adapters of rank 8
-into it (its attention queries and values, or every layer), checks each result, and removes everything.
+Creates a checkpoint of about 1 GB in a temporary folder, with the shapes of a small language model, merges rank-8 adapters
+into it (for the attention queries and values, or for every layer), verifies each result, and removes everything.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CASES = {"queries and values": ("q_proj", "v_proj"), "every layer": ("proj",)}
 
 
 def shapes(scale: float) -> dict[str, tuple[int, int]]:
-    """The weights of the model, (out, in); the number of layers and the vocabulary grow with the scale."""
+    """The shapes of the weights, (d_out, d_in); the number of layers and the vocabulary grow with the scale."""
     block = {"q": (WIDTH, WIDTH), "k": (KEYS, WIDTH), "v": (KEYS, WIDTH), "o": (WIDTH, WIDTH)}
     block |= {"up": (HIDDEN, WIDTH), "gate": (HIDDEN, WIDTH), "down": (WIDTH, HIDDEN)}
     weights = {
@@ -40,7 +40,7 @@ def shapes(scale: float) -> dict[str, tuple[int, int]]:
 
 
 def make_checkpoint(path: str, weights: dict[str, tuple[int, int]]) -> None:
-    """Write random weights, piece by piece."""
+    """Write random weights in pieces."""
     noise = (0.02 * np.random.default_rng(0).standard_normal(1 << 20)).astype(np.float32)
 
     def content(name: str) -> Iterator[np.ndarray]:
@@ -52,7 +52,7 @@ def make_checkpoint(path: str, weights: dict[str, tuple[int, int]]) -> None:
 
 
 def make_adapter(weights: dict[str, tuple[int, int]], chosen: tuple[str, ...], rank: int = 8) -> AdapterWeights:
-    """Random factors for the layers whose name holds one of the chosen words."""
+    """Random factors for the layers whose name contains one of the chosen words."""
     rng = np.random.default_rng(1)
     layers = {}
     for name, (outputs, inputs) in weights.items():
@@ -63,12 +63,12 @@ def make_adapter(weights: dict[str, tuple[int, int]], chosen: tuple[str, ...], r
 
 
 def peak_megabytes() -> float:
-    """The largest resident memory that this process has had."""
+    """The peak resident memory of this process."""
     return status("VmHWM") / 2**20
 
 
 def merge_once(base: str, output: str, case: str, scale: float) -> None:
-    """What a subprocess does: merge, and print seconds and megabytes beyond those before."""
+    """Merge in a subprocess, and print the seconds and the additional megabytes."""
     adapter = make_adapter(shapes(scale), CASES[case])
     before, start = peak_megabytes(), time.perf_counter()
     merge_checkpoint(base, adapter, output)
@@ -76,9 +76,9 @@ def merge_once(base: str, output: str, case: str, scale: float) -> None:
 
 
 def main() -> None:
-    """Measure all cases, interleaved with plain copies of the file."""
+    """Measure all cases, in turns with plain copies of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the checkpoint's size (default: 1, about 1 GB)")
+    parser.add_argument("--scale", type=float, default=1.0, help="relative size of the checkpoint (default: 1, about 1 GB)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--once", nargs=3, metavar=("BASE", "OUTPUT", "CASE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -93,7 +93,7 @@ def main() -> None:
         base, output = os.path.join(folder, "base.safetensors"), os.path.join(folder, "merged.safetensors")
         make_checkpoint(base, weights)
         size = os.path.getsize(base) / 1e9
-        print(f"{size:.2f} GB of BF16 in {len(weights)} tensors, {arguments.rounds} rounds, interleaved")
+        print(f"{size:.2f} GB of BF16 in {len(weights)} tensors, {arguments.rounds} interleaved rounds")
         for _ in range(arguments.rounds):
             start = time.perf_counter()
             shutil.copyfile(base, output)
@@ -115,9 +115,8 @@ def main() -> None:
     for case, values in seconds.items():
         line = f"{case:20}{statistics.median(values):7.2f} s{min(values):7.2f} s{statistics.median(values) / copy:8.1f}"
         print(line + (f"{megabytes[case]:11.0f} MB{errors[case]:15.1e}" if case in errors else ""))
-    print(
-        "Peak memory is beyond that before the merge; errors are relative to each tensor's largest element (BF16: 3.9e-03)."
-    )
+    print("Peak memory excludes the memory in use before the merge.")
+    print("Errors are relative to each tensor's largest element; the precision of BF16 is 3.9e-03.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Many tasks on one layer: python -m benchmarks.multilora_scale
 
-Mixed batches against the plain product of the base (forward) and two of them (training), the time to add a task, the memory
-of one beyond its factors, and the time to load a thousand PEFT folders. Each case is first compared with a loop over rows.
+Measures mixed batches relative to the plain product of the base (forward) or two of them (training), the time to add a
+task, the memory of a task in addition to its factors, and the time to load a thousand PEFT folders. Each case is first
+compared with a loop over rows.
 """
 
 import argparse
@@ -28,7 +29,7 @@ CASES = [(1024, 1), (1024, 16), (1024, 64), (1024, 1000), (256, 1000), (256, 10_
 
 
 def adapter_with(tasks: int, width: int, ranks: Iterable[int] = RANKS) -> MultiLoRAAdapter:
-    """Tasks "0", "1" … of these ranks in turn, on one float32 layer, with random factors."""
+    """An adapter of a float32 layer with tasks "0", "1", ..., of cycling ranks and with random factors."""
     rng, ranks = np.random.default_rng(0), tuple(ranks)
     adapter = MultiLoRAAdapter(DenseLayer(width, width, dtype=np.float32, rng=rng), "0", ranks[0], rng=rng)
     for number in range(1, tasks):
@@ -40,14 +41,14 @@ def adapter_with(tasks: int, width: int, ranks: Iterable[int] = RANKS) -> MultiL
 
 
 def mixed_tasks(tasks: int, mix: str, rows: int = ROWS) -> list[str]:
-    """A task for each row, all equally likely or by Zipf's law with exponent 1.1."""
+    """A task for each row, drawn uniformly or by Zipf's law with exponent 1.1."""
     rng = np.random.default_rng(1)
     weights = np.ones(tasks) if mix == "uniform" else np.arange(1, tasks + 1) ** -1.1
     return [str(number) for number in rng.choice(tasks, rows, p=weights / weights.sum())]
 
 
 def check(adapter: MultiLoRAAdapter, x: np.ndarray, dy: np.ndarray, tasks: list[str]) -> None:
-    """Compare a mixed pass with one row at a time, in float64."""
+    """Compare a mixed pass with a loop over rows in float64."""
     y, dx = adapter.forward(x, tasks=tasks), adapter.backward(dy)
     gradients = adapter.gradients
     expected = {name: np.zeros(gradient.shape) for name, gradient in gradients.items()}
@@ -64,7 +65,7 @@ def check(adapter: MultiLoRAAdapter, x: np.ndarray, dy: np.ndarray, tasks: list[
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """The median CPU time of each in seconds, which other programs disturb least; they take turns."""
+    """The median CPU time of each candidate in seconds, in turns; CPU time is least affected by other programs."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     gc.collect()
     gc.disable()
@@ -83,7 +84,7 @@ def interleaved(candidates: dict[str, Callable[[], object]], seconds: float) -> 
 
 
 def mixed_batch(tasks: int, width: int, mix: str, *, packed: bool = False, seconds: float = 1.0) -> dict[str, float]:
-    """Ratios of a mixed batch to plain products of the base: the forward pass, both passes, and both with the step."""
+    """Times of a mixed batch relative to plain products of the base: forward pass, both passes, and both with the step."""
     adapter, names = adapter_with(tasks, width), mixed_tasks(tasks, mix)
     if packed:
         adapter.pack("max")
@@ -120,7 +121,7 @@ def mixed_batch(tasks: int, width: int, mix: str, *, packed: bool = False, secon
 
 
 def add_task_seconds(tasks: int, width: int, rank: int = 8) -> float:
-    """The median time of adding a task of this rank to so many."""
+    """The median time to add a task of the given rank to an adapter with many tasks."""
     adapter = adapter_with(tasks, width, ranks=(1,))
     times = []
     for number in range(100):
@@ -131,7 +132,7 @@ def add_task_seconds(tasks: int, width: int, rank: int = 8) -> float:
 
 
 def bytes_beyond_factors(width: int, rank: int = 8, tasks: int = 1000) -> float:
-    """What one more task takes besides its factors, where there are many."""
+    """The memory of a task in addition to its factors, averaged over many tasks."""
     adapter = adapter_with(1, width)
     names = [f"task {number}" for number in range(tasks)]
     tracemalloc.start()
@@ -143,7 +144,7 @@ def bytes_beyond_factors(width: int, rank: int = 8, tasks: int = 1000) -> float:
 
 
 def peft_load_seconds(folders: int = 1000, width: int = 256, rank: int = 8) -> float:
-    """The time to load so many PEFT folders, with factors for two layers each, as tasks of one model."""
+    """The time to load PEFT folders, with factors for two layers each, as tasks of one model."""
     model = Sequential({name: DenseLayer(width, width, dtype=np.float32, rng=0) for name in ("up", "down")})
     rng = np.random.default_rng(3)
     with tempfile.TemporaryDirectory() as root:
@@ -166,10 +167,10 @@ def peft_load_seconds(folders: int = 1000, width: int = 256, rank: int = 8) -> f
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each case (default: 1)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time per case (default: 1)")
     parser.add_argument("--packed", action="store_true", help="pack the base's weight first")
     arguments = parser.parse_args()
-    print(f"Mixed batches of {ROWS} rows, float32, ranks {RANKS}; times of the plain base product = 1 (training: of two)")
+    print(f"Mixed batches of {ROWS} rows, float32, ranks {RANKS}; relative to the base product (training: two products)")
     print(f"{'width':>6}{'tasks':>8}{'mix':>9}{'present':>9}{'product':>12}{'forward':>9}{'passes':>8}{'step':>8}")
     for width, tasks in CASES:
         for mix in ("uniform", "zipf"):
@@ -182,7 +183,7 @@ def main() -> None:
     print("Adding a task of rank 8")
     for width in (64, 1024):
         times = [f"{add_task_seconds(tasks, width) * 1e6:.0f} µs with {tasks:,} tasks" for tasks in (10, 1000, 10_000)]
-        print(f"  width {width:4}: {', '.join(times)}; {bytes_beyond_factors(width):.0f} bytes besides the factors")
+        print(f"  width {width:4}: {', '.join(times)}; {bytes_beyond_factors(width):.0f} bytes in addition to the factors")
     print(f"Loading 1,000 PEFT folders of rank 8 for 2 layers of width 256: {peft_load_seconds():.2f} s")
 
 

@@ -1,4 +1,4 @@
-"""lora_np as a user calls it, in the form that the cases expect."""
+"""lora_np as its users call it, in the form that the cases expect."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -9,11 +9,11 @@ from lora_np import DenseLayer, Layer, MultiLoRAAdapter, StandardLoRAAdapter
 
 from .problem import SCALE, Array, MixedProblem, Problem
 
-MEMORY = ("lean", "fast", "max") if hasattr(Layer, "pack") else ("lean",)
+MEMORY = ("lean", "fast", "max")
 
 
 def variants(contender: type) -> Iterator[tuple[str, partial]]:
-    """As it comes, and with its frozen weights packed, at the price of memory, where that is there."""
+    """The default configuration, and variants that pack the frozen weights, which costs memory."""
     for memory in MEMORY:
         yield "lora_np" if memory == "lean" else f"lora_np {memory}", partial(contender, memory=memory)
 
@@ -55,7 +55,7 @@ class LoRA:
 
 
 class MixedLoRA:
-    """A task for each row."""
+    """An adapter with a task for each row."""
 
     def __init__(self, problem: MixedProblem, memory: str = "lean") -> None:
         self.problem = problem

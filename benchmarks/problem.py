@@ -1,4 +1,4 @@
-"""The numbers that all candidates of a case get."""
+"""The input shared by all candidates of a case."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ Array = np.ndarray
 
 SCALE = 2.0
 RANKS = (4, 8, 16)
-"""The ranks among which those of many tasks are drawn."""
+"""The ranks from which those of many tasks are drawn."""
 
 
 def normal(rng: np.random.Generator, *shape: int, std: float = 1.0) -> Array:
@@ -36,13 +36,13 @@ class Problem:
         W, b = normal(rng, inputs, outputs, std=inputs**-0.5), normal(rng, outputs)
         A, B = normal(rng, inputs, rank, std=inputs**-0.5), normal(rng, rank, outputs, std=outputs**-0.5)
         x, dy = normal(rng, batch, inputs), normal(rng, batch, outputs)
-        # A rate at which a step changes both factors visibly: the check looks at the changes.
+        # A learning rate at which a step clearly changes both factors: the check compares the changes.
         return cls(
             W, b, A, B, x, dy, 0.1 * min(_size(A) / _size(x.T @ (dy @ B.T)), _size(B) / _size((x @ A).T @ dy)) / SCALE
         )
 
     def slowly(self) -> Self:
-        """At a rate so small that thousands of timed steps do not run away."""
+        """The problem with a learning rate so small that thousands of timed steps do not diverge."""
         return replace(self, rate=self.rate * 1e-9)
 
     @property
@@ -51,14 +51,14 @@ class Problem:
 
     @property
     def step_flops(self) -> int:
-        """Of two products with W and six with A or B."""
+        """The operations of two products with W and six with A or B."""
         (batch, inputs), outputs = self.x.shape, self.dy.shape[1]
         return 4 * batch * inputs * outputs + 6 * batch * self.rank * (inputs + outputs)
 
 
 @dataclass(frozen=True)
 class MixedProblem:
-    """A base layer with a LoRA for each of many tasks, and a batch in which each row has a task of its own."""
+    """A base layer with a LoRA for each of many tasks, and a batch with a task for each row."""
 
     W: Array
     b: Array
@@ -100,11 +100,11 @@ class MixedProblem:
 
     @cached_property
     def present(self) -> dict[int, Array]:
-        """The tasks in the batch, each with its rows."""
+        """The rows of each task in the batch."""
         return {int(task): np.flatnonzero(self.tasks == task) for task in np.unique(self.tasks)}
 
     def changes(self, A: Sequence[Array], B: Sequence[Array]) -> dict[str, Array]:
-        """By how much the factors of the tasks present differ from the first ones, in one array each."""
+        """The changes of the factors of the tasks present, each concatenated into one array."""
         return {
             "change of A": np.concatenate([(A[task] - self.A[task]).ravel() for task in self.present]),
             "change of B": np.concatenate([(B[task] - self.B[task]).ravel() for task in self.present]),

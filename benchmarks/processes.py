@@ -1,4 +1,4 @@
-"""Measurements that need a process of their own, and what such a process can say about itself."""
+"""Measurements in a separate process, and what such a process can report about itself."""
 
 import json
 import os
@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*command: str) -> Any:
-    """What a fresh interpreter prints last, as JSON. It inherits the one core and the one thread."""
-    # An installed package has its bytecode; so must a checkout.
+    """Run a new interpreter, and parse the last line it prints as JSON. It inherits the restriction to one core."""
+    # A checkout should have bytecode, as an installed package has.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     result = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     if result.returncode:
@@ -21,9 +21,9 @@ def run(*command: str) -> Any:
 
 
 def status(field: str) -> float:
-    """Bytes, from what Linux says of this process: VmRSS is resident now, VmHWM was at the peak.
+    """A memory field of this process on Linux, in bytes: VmRSS is the current resident memory, VmHWM its peak.
 
-    Unlike ``ru_maxrss``, VmHWM begins anew in a new program, and knows nothing of the process that started it.
+    Unlike ``ru_maxrss``, VmHWM is reset when a program starts and does not include the parent process.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
@@ -36,5 +36,5 @@ def can_measure_memory() -> bool:
 
 
 def forget_peak() -> None:
-    """Make VmHWM begin anew at what is resident now."""
+    """Reset VmHWM to the current resident memory."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""Measurements in a file: JSON."""
+"""Results as a JSON file."""
 
 import json
 from collections.abc import Iterable
@@ -14,13 +14,13 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured, and on which machine."""
+    """The measurements, and the machine they were made on."""
 
     machine: dict[str, str]
     groups: dict[str, list[Row]]
 
     def save(self, path: Path) -> None:
-        """One row a line."""
+        """Write the results, with one row per line."""
         groups = [f"{json.dumps(name)}: [{_lines(map(_row, rows))}]" for name, rows in self.groups.items()]
         machine = json.dumps(self.machine, ensure_ascii=False)
         path.write_text(f'{{"version": {VERSION},\n"machine": {machine},\n"groups": {{{_lines(groups)}}}}}\n')
@@ -44,6 +44,6 @@ def _lines(items: Iterable[str]) -> str:
 
 
 def _row(row: Row) -> str:
-    """Seconds or bytes, one for each round, to five digits."""
+    """The seconds or bytes of each round, with five significant digits."""
     values = {name: measure and [float(f"{value:.5g}") for value in measure.rounds] for name, measure in row.values.items()}
     return json.dumps({"label": row.label, "x": row.x, "values": values}, ensure_ascii=False)

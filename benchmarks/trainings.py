@@ -1,7 +1,7 @@
-"""Whole trainings, each in a process of its own that says how much memory it took: python -m benchmarks.trainings JSON
+"""Training runs, each in a separate process that reports its memory: python -m benchmarks.trainings JSON
 
-The memory is the peak of what is resident, less what was resident after the imports and a first step on a tiny model.
-Nothing here is imported at the top that one of the contenders does not need.
+The memory is the peak of the resident memory, minus the resident memory after the imports and a step on a tiny model.
+Libraries are imported inside functions, because each candidate must import only what it needs.
 """
 
 import json
@@ -19,7 +19,7 @@ def ours(mode: str, width: int, depth: int, batch: int, rank: int) -> tuple[Call
     rng = np.random.default_rng(0)
     model = Sequential([DenseLayer(width, width, relu, dtype=np.float32, rng=rng) for _ in range(depth)])
     if mode != "full":
-        model = apply_lora(model, lambda layer: StandardLoRAAdapter(layer, rank, rng=rng))
+        model = apply_lora(model, StandardLoRAAdapter, rank=rank, rng=rng)
     if mode in ("fast", "max"):
         model.pack(memory=mode)
     x, target = (rng.standard_normal((batch, width), dtype=np.float32) for _ in range(2))

@@ -1,4 +1,4 @@
-"""All groups, in the order of the page. A new one is one function that gives rows, and one line here."""
+"""All groups, in the order of the page. A new group needs a function that yields rows, and a line here."""
 
 from ..groups import Group
 from . import cold_start, dylora, forward, growth, memory, multilora, step

@@ -1,4 +1,4 @@
-"""What it takes until the first output: time, memory, and disk."""
+"""The cost of the first output: time, memory, and disk space."""
 
 import re
 import time
@@ -15,7 +15,7 @@ from ..harness import Measure
 from ..peers import JAX, LIBRARIES, PEFT, TORCH, is_installed
 
 SAY = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-"""What each program does in the end: it prints its peak in kB, and imports nothing for that."""
+"""The last line of each program: print the peak memory in kB, without importing anything."""
 
 PROGRAMS = {
     "NumPy alone": """
@@ -56,14 +56,14 @@ CHECK = "assert y.shape == (4, 64)\n"
 
 
 def contenders(settings: Settings) -> dict[str, bool]:
-    """The names, and whether they are installed."""
+    """The candidates, and whether they are installed."""
     wanted = ["NumPy alone", "lora_np", *(peer for peer in settings.peers if peer in PROGRAMS)]
     return {name: is_installed(*LIBRARIES.get(name, ("numpy",))) for name in wanted}
 
 
 @cache
 def starts(settings: Settings) -> dict[str, tuple[list[float], list[float]] | None]:
-    """Seconds and bytes of each program, which take turns; a first round warms the file cache."""
+    """Seconds and bytes of each program. The programs take turns; a first round warms the file cache."""
     found: dict[str, tuple[list[float], list[float]] | None] = {
         name: ([], []) if installed else None for name, installed in contenders(settings).items()
     }
@@ -82,7 +82,7 @@ def starts(settings: Settings) -> dict[str, tuple[list[float], list[float]] | No
 def time_rows(settings: Settings) -> Iterator[Row]:
     if processes.can_measure_memory():
         values = {name: lists and Measure(tuple(lists[0])) for name, lists in starts(settings).items()}
-        yield Row("start, import, make a layer of 64 × 64, one output", values)
+        yield Row("start, import, create a 64 × 64 layer, one output", values)
 
 
 def resident_rows(settings: Settings) -> Iterator[Row]:
@@ -92,17 +92,17 @@ def resident_rows(settings: Settings) -> Iterator[Row]:
 
 
 def disk_rows(settings: Settings) -> Iterator[Row]:
-    """Of the installed packages; lora_np is the folder itself, for it may run from a checkout."""
+    """The size of the installed packages; for lora_np, of the folder, because it may run from a checkout."""
     values: dict[str, Measure | None] = {}
     for name, installed in contenders(settings).items():
         roots = LIBRARIES.get(name, ("numpy",))
         size = sum(map(distribution_bytes, requirements(*roots))) + (folder_bytes() if name == "lora_np" else 0)
         values[name] = Measure((float(size),)) if installed else None
-    yield Row("the package and all that it requires", values)
+    yield Row("the package with its dependencies", values)
 
 
 def requirements(*names: str) -> set[str]:
-    """The distributions that these need to be installed, themselves included; extras are not followed."""
+    """The given distributions and their dependencies, without extras."""
     found: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -112,7 +112,7 @@ def requirements(*names: str) -> set[str]:
         try:
             needs = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
-            continue  # a requirement of another system
+            continue  # a requirement for other systems
         found.add(name)
         waiting += [re.match(r"[\w.-]+", need).group() for need in needs if "extra ==" not in need]
     return found
@@ -132,15 +132,15 @@ GROUPS = (
     Group(
         "start",
         "Cold start: time",
-        "A fresh interpreter that imports what it needs, makes one adapted layer, computes one output and ends; the files "
-        "are in the system's cache. Python's own start and end are part of it.",
+        "A new interpreter imports what it needs, creates one adapted layer, computes one output and exits; all files are "
+        "in the system's cache. The start and exit of Python itself are included.",
         time_rows,
         "lora_np",
     ),
     Group(
         "resident",
         "Cold start: memory",
-        "The peak of the resident memory (VmHWM of Linux) of the same programs, Python included.",
+        "The peak resident memory (VmHWM on Linux) of the same programs, including Python.",
         resident_rows,
         "lora_np",
         unit="B",
@@ -148,8 +148,8 @@ GROUPS = (
     Group(
         "disk",
         "Cold start: disk",
-        "The installed size of each package with everything that it requires to be installed, bytecode and Python "
-        "left out. For torch it is that of the build for the processor alone.",
+        "The installed size of each package with its dependencies, without bytecode and Python. For torch, this is the "
+        "CPU-only build.",
         disk_rows,
         "lora_np",
         unit="B",

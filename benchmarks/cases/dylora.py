@@ -1,4 +1,4 @@
-"""What DyLoRA costs, against LoRA."""
+"""The cost of DyLoRA compared with LoRA."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,9 +14,9 @@ from ..ours import frozen_base
 from ..problem import SCALE, Problem
 
 LORA, DYLORA = "LoRA at that rank", "DyLoRA at that rank"
-ONE, MANY = "one DyLoRA", "a LoRA for each rank"
+ONE, MANY = "one DyLoRA", "one LoRA per rank"
 STEPS = 8
-"""In a training whose time is measured: each is the same work, so that a few stand for all."""
+"""The number of steps in a timed training run; all steps do the same work, so a few are representative."""
 
 
 def _start(adapter: Layer, A: np.ndarray, B: np.ndarray) -> Layer:
@@ -84,17 +84,17 @@ GROUPS = (
     Group(
         "dylora",
         "A DyLoRA step",
-        "A training step of DyLoRA, set to one rank, against one of a LoRA that has only that rank: what it costs that the "
-        "components beyond it are there. Both compute the same, and the check says so.",
+        "A training step of DyLoRA at a given rank, compared with a step of a LoRA of exactly that rank: the cost of the "
+        "additional components. Both compute the same results, which is checked.",
         step_rows,
         LORA,
     ),
     Group(
         "trainings",
-        "One DyLoRA training for all ranks",
-        "The time of training a LoRA for each rank, one after the other, against that of one DyLoRA training, which draws "
-        "a rank at each step; equally many steps for each training. What that does to accuracy, the demo shows "
-        "(`python -m lora_np demo`).",
+        "One DyLoRA training run for all ranks",
+        "The time to train one LoRA per rank, one after the other, compared with one DyLoRA training run, which draws a "
+        "rank in each step. Every run has the same number of steps. The demo (`python -m lora_np demo`) compares the "
+        "accuracy.",
         training_rows,
         ONE,
     ),

@@ -1,4 +1,4 @@
-"""A forward pass of one layer, for inference."""
+"""An inference pass of one layer."""
 
 from collections.abc import Iterator
 
@@ -33,10 +33,10 @@ GROUPS = (
     Group(
         "forward",
         "A forward pass",
-        "The output of the same layer for inference (`predict`; `torch.no_grad` for the peers). *Base product* is `x W` "
-        "alone, as plain `np.matmul` into an array that is there already.",
+        "The output of the same layer for inference (`predict`; `torch.no_grad` for the peers). The *base product* is "
+        "`x W` alone, computed by plain `np.matmul` into a preallocated array.",
         rows,
         BASE,
-        reasons={TEXTBOOK: "It checks nothing.", JAX: FEW_ROWS},
+        reasons={TEXTBOOK: "It has no checks.", JAX: FEW_ROWS},
     ),
 )

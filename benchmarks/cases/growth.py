@@ -1,4 +1,4 @@
-"""How time and memory grow with each size, the others standing still."""
+"""How time and memory grow with each size while the others are fixed."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +20,7 @@ QUICK = (2, 4)
 
 
 def times(settings: Settings, values: tuple[int, ...], problem: Callable[[int, int], Problem]) -> Iterator[Row]:
-    """`problem` takes what grows, and the width where that stands still."""
+    """`problem` takes the growing size, and the width if that is fixed."""
     for value in settings.sizes(values, QUICK):
         size = problem(value, 16 if settings.quick else WIDTH)
         yield step.row(settings, f"{value:,}", size, {step.BASE: step.base_products(size)}, value)
@@ -51,7 +51,7 @@ GROUPS = (
     Group(
         "time-by-width",
         "Time by width",
-        "A training step with a batch of 64, rank 8, inputs as many as outputs.",
+        "A training step with a batch of 64 and rank 8; input and output size are equal.",
         partial(times, values=WIDTHS, problem=lambda width, _: Problem.random(64, width, width, min(8, width))),
         step.BASE,
         reasons=step.REASONS,
@@ -69,7 +69,7 @@ GROUPS = (
     Group(
         "time-by-tasks",
         "Time by tasks",
-        "A forward pass of a mixed batch of 256 at 512 × 512, the rows' tasks drawn uniformly from so many.",
+        "A forward pass of a mixed batch of 256 at 512 × 512, with the task of each row drawn uniformly.",
         task_times,
         multilora.BASE_PRODUCT,
         reasons=multilora.REASONS,
@@ -78,7 +78,7 @@ GROUPS = (
     Group(
         "memory-by-batch",
         "Memory by batch",
-        "The peak memory of training a LoRA of rank 8 on 4 layers 512 × 512 with Adam.",
+        "The peak memory of training a rank-8 LoRA on 4 layers of 512 × 512 with Adam.",
         partial(bytes_, values=LARGE_BATCHES, size=lambda batch: (512, 4, batch, 8)),
         "lora_np",
         unit="B",
@@ -96,7 +96,7 @@ GROUPS = (
     Group(
         "memory-by-rank",
         "Memory by rank",
-        "The same on 4 layers 1024 × 1024 with a batch of 64.",
+        "The same on 4 layers of 1024 × 1024 with a batch of 64.",
         partial(bytes_, values=RANKS, size=lambda rank: (1024, 4, 64, rank)),
         "lora_np",
         unit="B",

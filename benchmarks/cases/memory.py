@@ -16,7 +16,7 @@ SIZES = [(1024, 8, 32, 8), (1024, 8, 256, 8), (2048, 4, 32, 8)]
 
 
 def contenders(settings: Settings, *, full: bool = True) -> dict[str, tuple[str, str] | None]:
-    """Library and mode by the contender's name."""
+    """Library and mode by the candidate's name."""
     found: dict[str, tuple[str, str] | None] = {FULL: ("lora_np", "full")} if full else {}
     found |= {name: ("lora_np", mode) for name, mode in OURS.items() if mode in MEMORY}
     if PEFT in settings.peers:
@@ -29,7 +29,7 @@ def contenders(settings: Settings, *, full: bool = True) -> dict[str, tuple[str,
 def row(
     settings: Settings, label: str, size: tuple[int, int, int, int], *, full: bool = True, x: float | None = None
 ) -> Row:
-    """The measures of all contenders, which must train equally many numbers."""
+    """The measures of all candidates, which must train the same number of parameters."""
     values: dict[str, Measure | None] = {}
     trained: dict[bool, int] = {}
     for name, contender in contenders(settings, full=full).items():
@@ -41,7 +41,7 @@ def row(
         values[name] = Measure(tuple(result["bytes"] for result in results))
         count = trained.setdefault(contender[1] == "full", results[0]["trained"])
         if results[0]["trained"] != count:
-            raise DisagreementError(f"{label}: {name} trains {results[0]['trained']} numbers, another one {count}")
+            raise DisagreementError(f"{label}: {name} trains {results[0]['trained']} parameters, others {count}")
     return Row(label, values, x)
 
 
@@ -57,10 +57,10 @@ GROUPS = (
     Group(
         "memory",
         "Peak memory of training",
-        "Dense layers with ReLU, three steps with Adam: every weight and bias trained, or a LoRA on each layer with "
-        "all else frozen. Each training has a process of its own; the number is the peak of its resident memory (VmHWM of "
-        "Linux) less what was resident after the imports and a step on a tiny model. It counts weights, activations, "
-        "gradients, the optimizer's state and temporary arrays, and not the libraries themselves.",
+        "Dense layers with ReLU, three steps with Adam: either all weights and biases are trained, or a LoRA on each layer "
+        "with everything else frozen. Each training run has a separate process; the number is the peak of its resident "
+        "memory (VmHWM on Linux) minus the resident memory after the imports and a step on a tiny model. It includes "
+        "weights, activations, gradients, the optimizer's state and temporary arrays, but not the libraries themselves.",
         rows,
         FULL,
         unit="B",

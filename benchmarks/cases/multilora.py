@@ -16,8 +16,8 @@ from .forward import base_product
 from .step import BASE as BASE_PRODUCTS
 from .step import base_products
 
-GATHERED = "It gathers factors that were padded and stacked beforehand; lora_np goes through the tasks present in Python."
-REASONS = {TEXTBOOK: "It checks nothing and keeps no gradients by name.", JAX: GATHERED, TORCH: GATHERED}
+GATHERED = "It gathers factors that were padded and stacked beforehand; lora_np loops over the tasks present in Python."
+REASONS = {TEXTBOOK: "It has no checks and does not store gradients by name.", JAX: GATHERED, TORCH: GATHERED}
 
 FULL = [
     (256, 1024, 16, "uniform"),
@@ -60,7 +60,7 @@ def training_rows(settings: Settings) -> Iterator[Row]:
 
 
 class Tasks:
-    """An adapter with many tasks, to which one more is added and taken away again."""
+    """An adapter with many tasks, to which one more is added and then removed."""
 
     def __init__(self, W: np.ndarray, b: np.ndarray, tasks: int, rank: int) -> None:
         self.rank = rank
@@ -95,16 +95,17 @@ def adding_rows(settings: Settings) -> Iterator[Row]:
             elif name != PEFT or tasks <= MOST_OF_PEFT:
                 subject = make(W, b, tasks, rank)
                 candidates[name] = Candidate(subject.add_and_remove, lambda subject=subject: {"count": [subject.count()]})
-        yield timed(settings, f"{tasks:,} task{'s' * (tasks > 1)} there, {width} × {width}, rank {rank}", candidates, tasks)
+        name = f"{tasks:,} existing task{'s' * (tasks > 1)}, {width} × {width}, rank {rank}"
+        yield timed(settings, name, candidates, tasks)
 
 
 GROUPS = (
     Group(
         "mixed",
         "A mixed batch, forward",
-        "Each row of the batch has a task of its own: one base, many LoRAs of ranks 4, 8 and 16. The rows' tasks are "
-        "drawn uniformly, or by Zipf's law (a few tasks have most rows). PEFT does it with `adapter_names`; torch by hand "
-        "and JAX gather each row's factors, padded to one rank.",
+        "One base and many LoRAs of ranks 4, 8 and 16, with a task for each row of the batch. The tasks are drawn "
+        "uniformly, or by Zipf's law (a few tasks have most rows). PEFT uses `adapter_names`; torch by hand and JAX gather "
+        "each row's factors, padded to the same rank.",
         forward_rows,
         BASE_PRODUCT,
         reasons=REASONS,
@@ -112,8 +113,8 @@ GROUPS = (
     Group(
         "mixed-step",
         "A mixed batch, training",
-        "A training step on the same batches, which trains the tasks that are present. PEFT has no mixed batch in "
-        "training: it takes one sub-batch for each task, and one optimizer step for all.",
+        "A training step on the same batches, which trains the tasks present. PEFT does not support mixed batches in "
+        "training, so it processes one sub-batch per task, followed by one optimizer step for all.",
         training_rows,
         BASE_PRODUCTS,
         reasons=REASONS,
@@ -121,8 +122,8 @@ GROUPS = (
     Group(
         "adding",
         "Adding a task",
-        "Adding a task and removing it again, by the number of tasks that are there already. (PEFT only up to "
-        f"{MOST_OF_PEFT}: it takes long to set up more.)",
+        f"Adding a task and removing it again, by the number of existing tasks. (PEFT only up to {MOST_OF_PEFT}, because "
+        "setting up more takes too long.)",
         adding_rows,
         "lora_np",
     ),

@@ -10,7 +10,7 @@ from ..peers import JAX, PEFT, TEXTBOOK, TORCH
 from ..problem import Problem, normal
 
 BASE = "base products"
-PEAK = "its operations at peak"
+PEAK = "time at peak speed"
 
 SIZES = [(256, 1024, 8), (32, 1024, 8), (8, 1024, 8), (256, 256, 8), (32, 256, 8), (1, 64, 4)]
 PEAK_SIZES = [(2048, 1024, 8), (256, 1024, 8), (32, 1024, 8), (256, 768, 8)]
@@ -18,11 +18,11 @@ LARGE = 1024
 
 
 FEW_ROWS = (
-    "OpenBLAS copies a large matrix into a form of its own in every product, which takes most of the time of a few rows; "
-    "packing does it once."
+    "OpenBLAS packs a large matrix into an internal layout in every product, which takes most of the time if there are few "
+    "rows; `pack` does it once."
 )
 REASONS = {
-    TEXTBOOK: "It checks nothing, copies no input and keeps no gradients by name.",
+    TEXTBOOK: "It has no checks, does not copy the input and does not store gradients by name.",
     JAX: "The whole step is one compiled call, without Python between the products.",
     TORCH: FEW_ROWS,
     PEFT: FEW_ROWS,
@@ -34,13 +34,13 @@ def label(batch: int, width: int, rank: int) -> str:
 
 
 def base_products(problem: Problem) -> Candidate:
-    """What even a layer without an adapter must do: ``x W`` and ``dy Wᵀ`` as plain `np.matmul`."""
+    """The work of a layer without an adapter: ``x W`` and ``dy Wᵀ`` as plain `np.matmul`."""
     y, dx, Wt = np.empty_like(problem.dy), np.empty_like(problem.x), problem.W.T
     return Candidate(lambda: (np.matmul(problem.x, problem.W, out=y), np.matmul(problem.dy, Wt, out=dx)))
 
 
 def at_peak(flops: int, size: int) -> Candidate:
-    """The time that so many operations take at the speed of a large product of square matrices, measured in turn."""
+    """The time of `flops` operations at the speed of a large product of square matrices, measured in the same rounds."""
     rng = np.random.default_rng(1)
     left, right, product = normal(rng, size, size), normal(rng, size, size), np.empty((size, size), np.float32)
     return Candidate(lambda: np.matmul(left, right, out=product), scale=flops / (2 * size**3))
@@ -70,19 +70,20 @@ GROUPS = (
     Group(
         "step",
         "A training step",
-        "One LoRA layer around a frozen dense layer with bias, float32: forward, backward with the gradient of the input, "
-        "and a step of gradient descent on A and B. *Base products* are `x W` and `dy Wᵀ` alone, as plain `np.matmul` into "
-        "arrays that are there already: what every implementation must do, and nothing else.",
+        "One LoRA layer around a frozen dense layer with bias, in float32: forward, backward with the gradient of the "
+        "input, and a step of gradient descent on A and B. The *base products* are `x W` and `dy Wᵀ` alone, computed by "
+        "plain `np.matmul` into preallocated arrays: the minimum that every implementation must do.",
         rows,
         BASE,
         reasons=REASONS,
     ),
     Group(
         "peak",
-        "How near a step comes to the processor's peak",
-        "The same step against the time that its additions and multiplications (4·batch·in·out + 6·batch·rank·(in + out)) "
-        f"would take at the speed of a large product, {LARGE} × {LARGE} by {LARGE} × {LARGE} with plain `np.matmul`, which "
-        "is timed in turn with them. That comes near what the processor can do; a step may still beat it by a little.",
+        "How close a step comes to peak speed",
+        "The same step, relative to the time that its additions and multiplications (4·batch·d_in·d_out + "
+        f"6·batch·rank·(d_in + d_out)) would take at the speed of a large product: {LARGE} × {LARGE} by {LARGE} × {LARGE} "
+        "with plain `np.matmul`, timed in the same rounds. This is close to the processor's peak; a step may still be "
+        "slightly faster.",
         peak_rows,
         PEAK,
         reasons=REASONS,

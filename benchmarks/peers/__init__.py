@@ -1,8 +1,8 @@
-"""What lora_np is compared with. Each module has a class `LoRA`, and perhaps a `MixedLoRA`, made from a problem:
+"""What lora_np is compared with. Each module has a class `LoRA`, and some have a `MixedLoRA`, made from a problem:
 
-- `forward()` gives y, without what only training needs,
-- `step()` gives y and dx, and updates the factors,
-- `factors()` gives A and B, as NumPy arrays of shapes (in, r) and (r, out).
+- `forward()` returns y, without anything needed only for training,
+- `step()` returns y and dx, and updates the factors,
+- `factors()` returns A and B, as NumPy arrays of shapes (d_in, r) and (r, d_out).
 """
 
 import importlib
@@ -23,5 +23,5 @@ def is_installed(*libraries: str) -> bool:
 
 
 def load(peer: str) -> ModuleType | None:
-    """The module of a peer; None where its libraries are not installed."""
+    """The module of a peer; None if its libraries are not installed."""
     return importlib.import_module(f".{MODULES[peer]}", __name__) if is_installed(*LIBRARIES[peer]) else None

@@ -1,4 +1,4 @@
-"""LoRA as a pure function in JAX, differentiated and compiled by it."""
+"""LoRA as a pure function, differentiated and compiled by JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def lora_step(A, B, x, W, b, dy, rate):
 
 
 class LoRA:
-    """One compiled function for the forward pass, one for the whole step; the step may reuse the memory of the factors."""
+    """Two compiled functions, for the forward pass and for the whole step; the step may reuse the memory of the factors."""
 
     def __init__(self, problem: Problem) -> None:
         self.A, self.B, self.x, self.W, self.b, self.dy = map(
@@ -41,13 +41,13 @@ class LoRA:
 
 
 def mixed(x, W, b, A, B, tasks):
-    """Each row's factors, gathered: ``y_i = x_i W + b + s (x_i A_t) B_t``."""
+    """``y_i = x_i W + b + s (x_i A_t) B_t``, with the factors gathered for each row."""
     h = jnp.einsum("bi,bir->br", x, A[tasks])
     return x @ W + b + SCALE * jnp.einsum("br,bro->bo", h, B[tasks])
 
 
 class MixedLoRA:
-    """Factors padded to one rank and stacked; the forward pass alone."""
+    """Factors padded to the same rank and stacked; forward pass only."""
 
     def __init__(self, problem: MixedProblem) -> None:
         rank = max(A.shape[1] for A in problem.A)

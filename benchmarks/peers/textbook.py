@@ -1,4 +1,4 @@
-"""LoRA in NumPy as the formulas stand in a textbook."""
+"""The LoRA formulas transcribed literally to NumPy."""
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class LoRA:
 
 
 class MixedLoRA:
-    """The base for all rows; for each task in the batch, its rows once more."""
+    """The base for all rows, and the branch of each task for its rows."""
 
     def __init__(self, problem: MixedProblem) -> None:
         self.problem = problem

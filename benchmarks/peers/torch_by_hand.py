@@ -1,4 +1,4 @@
-"""LoRA as one writes it by hand in torch: a module, autograd, and an update in place."""
+"""Hand-written LoRA in torch: a module, autograd, and an in-place update."""
 
 import numpy as np
 import torch
@@ -47,10 +47,9 @@ class LoRA:
 
 
 class MixedLoRA:
-    """Factors padded to one rank and stacked: gathered row by row and multiplied in a batch, or added task by task.
+    """The forward pass gathers the factors of each row, padded to the same rank and stacked, for a batched product.
 
-    The forward pass gathers, as BLAS has one small product for each row then. The step goes task by task: a gathered one
-    would have to scatter a gradient as large as all factors.
+    The step loops over tasks, because gathering would have to scatter a gradient as large as all factors.
     """
 
     def __init__(self, problem: MixedProblem) -> None:

@@ -1,4 +1,4 @@
-"""PEFT as its user writes it, float32, eager; the adapted layer is called by itself, without the model around it."""
+"""PEFT as its users write it, in eager float32; the adapted layer is called directly, without the model around it."""
 
 import warnings
 
@@ -40,7 +40,7 @@ def get_factors(layer: nn.Module, name: str) -> tuple[Array, Array]:
 
 
 class LoRA:
-    """`get_peft_model`, SGD."""
+    """An adapter from `get_peft_model`, trained with SGD."""
 
     def __init__(self, problem: Problem) -> None:
         self.layer = get_peft_model(Net(problem.W, problem.b), config(problem.rank)).base_model.model.linear
@@ -65,9 +65,9 @@ class LoRA:
 
 
 class MixedLoRA:
-    """A forward pass with `adapter_names`; training, for which PEFT has no mixed batch, one sub-batch for each task.
+    """The forward pass uses `adapter_names`; PEFT cannot train on mixed batches, so a step runs one sub-batch per task.
 
-    It gets only the tasks that are in the batch: the others would cost it nothing but the time to set them up.
+    The model contains only the tasks in the batch: others would not cost anything except the time to set them up.
     """
 
     def __init__(self, problem: MixedProblem) -> None:
@@ -77,7 +77,7 @@ class MixedLoRA:
         model = get_peft_model(Net(problem.W, problem.b), config(ranks[first]), adapter_name=problem.names[first])
         self.layer = model.base_model.model.linear
         for task in others:
-            # What add_adapter does to the layer; add_adapter itself takes minutes to set hundreds up.
+            # What add_adapter does to the layer; add_adapter itself takes minutes for hundreds of tasks.
             self.layer.update_layer(problem.names[task], ranks[task], SCALE * ranks[task], config(ranks[task]))
         for task in problem.present:
             set_factors(self.layer, problem.names[task], problem.A[task], problem.B[task])
@@ -97,7 +97,7 @@ class MixedLoRA:
         x = self.x.detach().requires_grad_(True)
         y = torch.empty_like(self.dy)
         for name, rows in self.groups.items():
-            # What set_adapter does, without its walk over all adapters to freeze and unfreeze them.
+            # What set_adapter does, without looping over all adapters to freeze and unfreeze them.
             self.layer._active_adapter = [name]
             part = self.layer(x[rows])
             part.backward(self.dy[rows])
@@ -114,12 +114,12 @@ class MixedLoRA:
 
 
 class Tasks:
-    """A model with many tasks, to which one more is added and taken away again."""
+    """A model with many tasks, to which one more is added and then removed."""
 
     def __init__(self, W: Array, b: Array, tasks: int, rank: int) -> None:
         self.rank = rank
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of a second adapter on one layer
+            warnings.simplefilter("ignore")  # it warns about a second adapter on the same layer
             self.model = get_peft_model(Net(W, b), config(rank), adapter_name="task0")
             for number in range(1, tasks):
                 self.model.add_adapter(f"task{number}", config(rank))

@@ -1,1 +1,1 @@
-"""What is shown of the results: tables, charts, and the page of the documentation."""
+"""The results as tables, as charts, and as a page of the documentation."""

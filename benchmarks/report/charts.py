@@ -1,4 +1,4 @@
-"""Results as SVG pictures; equal results give equal bytes."""
+"""Results as SVG charts; equal results give identical files."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from ..groups import Group, Row
 from .key_ratios import PEER, KeyRatio
 from .tables import columns, is_ours, quantity
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the candidates keep theirs on every chart.
+# Okabe and Ito's colours, distinguishable for colour-blind readers; a candidate has the same one on every chart.
 COLOURS = {
     "lora_np": "#0072B2",
     "lora_np fast": "#56B4E9",
@@ -38,7 +38,7 @@ STYLE = {
 
 @contextmanager
 def picture(path: Path, width: float, height: float) -> Iterator[Axes]:
-    """Axes of a new figure, which is written at the end."""
+    """Context manager: the axes of a new figure, which is written on exit."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.add_subplot()
@@ -52,12 +52,12 @@ def colour(name: str, position: int) -> str:
 
 
 def draw(group: Group, rows: Sequence[Row], path: Path) -> None:
-    """A chart of lines for a curve, of bars for any other group."""
+    """Write a line chart for a curve, a bar chart for any other group."""
     (draw_curves if group.axis else draw_bars)(group, rows, path)
 
 
 def draw_curves(group: Group, rows: Sequence[Row], path: Path) -> None:
-    """Medians against what grows; both axes are logarithmic, so that a slope of 1 is proportional growth."""
+    """Plot medians over the growing quantity, on logarithmic axes: a slope of 1 is proportional growth."""
     with picture(path, 7, 4.2) as axes:
         for position, name in enumerate(columns(rows)):
             points = [(row.x, m.median) for row in rows if (m := row.values.get(name)) is not None]
@@ -90,7 +90,7 @@ def draw_bars(group: Group, rows: Sequence[Row], path: Path) -> None:
                 if measure is not None and reference is not None:
                     places.append(number + (position - (len(names) - 1) / 2) * thickness)
                     ratios.append(measure.ratio_to(reference))
-            # Bars begin at 1, where a candidate equals the reference: left is better.
+            # Bars start at 1, where a candidate equals the reference: left is better.
             lengths = [ratio - 1 for ratio in ratios]
             axes.barh(places, lengths, 0.9 * thickness, left=1, color=colour(name, position), label=name)
             for place, ratio in zip(places, ratios, strict=True):
@@ -107,13 +107,13 @@ def draw_bars(group: Group, rows: Sequence[Row], path: Path) -> None:
         axes.set_yticks(range(len(rows)), labels=[row.label.replace(", ", "\n", 1) for row in rows])
         axes.invert_yaxis()
         ratio_axis(axes)
-        axes.set_xlabel(f"divided by: {group.reference} (less is better)")
+        axes.set_xlabel(f"relative to {group.reference} (lower is better)")
         if names:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, fontsize="small")
 
 
 def draw_key_ratios(ratios: Sequence[KeyRatio], path: Path) -> None:
-    """The README's chart: how much of the peer's time or memory lora_np takes."""
+    """Write the README's chart: the time or memory of lora_np relative to the peer."""
     with picture(path, 8, 0.9 + 0.36 * len(ratios)) as axes:
         places = range(len(ratios))
         axes.barh(places, [ratio.plain for ratio in ratios], 0.62, color=COLOURS["lora_np"], label="lora_np")
@@ -132,16 +132,16 @@ def draw_key_ratios(ratios: Sequence[KeyRatio], path: Path) -> None:
         axes.set_yticks(places, labels=[ratio.label for ratio in ratios])
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(f"of what {PEER} takes (less is better)")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axes.set_xlabel(f"relative to {PEER} (lower is better)")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
 
 
 def percent(ratio: float) -> str:
-    return f"{100 * ratio:.{0 if ratio >= 0.0995 else 1}f} %"
+    return f"{100 * ratio:.{0 if ratio >= 0.0995 else 1}f}%"
 
 
 def ratio_axis(axes: Axes) -> None:
-    """A logarithmic axis of ratios with plain numbers, and a line at 1."""
+    """Make the x axis logarithmic, with plain numbers and a line at 1."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.5) * 0.8, max(high, 1.3) * 1.25)

@@ -1,4 +1,4 @@
-"""The handful of ratios that stand for all, on the README's chart and at the top of the page."""
+"""The most important ratios, for the README's chart and the top of the page."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -20,11 +20,11 @@ KEY = {
     "mixed": {"64 tasks uniform, batch 256, 1024 × 1024": "mixed batch, 64 tasks"},
     "mixed-step": {"64 tasks uniform, batch 256, 1024 × 1024": "mixed batch, 64 tasks, training"},
     "memory": {"8 layers 1024 × 1024, batch 32, rank 8": "peak memory of training"},
-    "start": {"start, import, make a layer of 64 × 64, one output": "cold start, time"},
+    "start": {"start, import, create a 64 × 64 layer, one output": "cold start, time"},
     "resident": {"the same program": "cold start, memory"},
-    "disk": {"the package and all that it requires": "installed size"},
+    "disk": {"the package with its dependencies": "installed size"},
 }
-"""A short label by the group's name and the row's label."""
+"""Short labels by the group's name and the row's label."""
 
 
 class KeyRatio(NamedTuple):
@@ -32,13 +32,13 @@ class KeyRatio(NamedTuple):
 
     label: str
     plain: float
-    """lora_np as it comes, divided by the peer."""
+    """lora_np in its default configuration, divided by the peer."""
     best: float
     """Its best variant, divided by the peer."""
 
 
 def key_ratios(results: Results) -> Iterator[KeyRatio]:
-    """Those that were measured."""
+    """The key ratios that were measured."""
     for group, labels in KEY.items():
         for row in results.groups.get(group, []):
             mine, its = row.values.get("lora_np"), row.values.get(PEER)

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, all of whose numbers come from the results."""
+"""Generate docs/benchmarks.md from results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,35 +12,36 @@ from .tables import digits, exponents, faster_peers, lines, markdown
 INTRODUCTION = """\
 # Benchmarks
 
-This page is written by a program: every number on it was measured, on the machine at its end.
+This page is generated: every number was measured, on the machine described at the end.
 
 ```
 python -m benchmarks                 # NumPy alone
-python -m benchmarks --peers --docs  # with PEFT, torch and JAX where they are installed; writes this page
+python -m benchmarks --peers --docs  # also PEFT, torch and JAX, if installed; writes this page
 ```
 
-Two more run by themselves: `python -m benchmarks.merge_checkpoint` (merging into a checkpoint of 1 GB, against copying
-the file) and `python -m benchmarks.import_time` (the import of lora_np beyond that of NumPy).
+Two more are run separately: `python -m benchmarks.merge_checkpoint` (merging into a 1 GB checkpoint, compared with copying
+the file) and `python -m benchmarks.import_time` (the time to import lora_np beyond that of NumPy).
 
-How it is measured:
+Method:
 
-- All candidates of a case get the same numbers and must give the same results (to 1e-4 of the largest element of each
-  array, for steps also in what they change A and B by), or nothing is timed. Nothing is timed on zeros.
-- Then they take turns within one process, on one core with one thread, all in float32: in each round every candidate, each
-  round beginning with another one. A ratio is taken within each round; the tables show the median of the rounds and, after
-  ±, half the distance between their quartiles.
-- lora_np is called through its public methods, with all their checks. The peers are written as their users write them, and
-  nothing is done to slow them down; where a choice had to be made, it is the faster one.
+- All candidates of a case receive the same numbers and are timed only if their results agree, to 1e-4 of the largest
+  element of each array; for training steps, this includes the changes of A and B. Inputs and results are never zero.
+- The candidates take turns within one process, on one core with one thread, all in float32: every round runs all of them,
+  each time starting with a different one. Ratios are computed within a round; the tables show the median over the rounds
+  and, after ±, half the interquartile range.
+- lora_np is called through its public methods, with all their checks. The peers are written the way their users write them;
+  nothing slows them down deliberately, and if there was a choice, it is the faster one.
 - Ratios carry over to similar machines; times do not.
 
-*lora_np* is the library as it comes. *lora_np fast* and *lora_np max*, where they appear, have packed their frozen weights
-(`layer.pack(memory="fast")`, `"max"`), which costs one or two more copies of them. *NumPy textbook* is LoRA in NumPy as the
-formulas stand in a textbook, *torch by hand* a hand-written torch module with autograd, *JAX jit* a compiled pure function.
+*lora_np* is the library in its default configuration. *lora_np fast* and *lora_np max* have packed their frozen weights
+(`layer.pack(memory="fast")`, `"max"`), which costs one or two additional copies of them. *NumPy textbook* is a literal
+NumPy transcription of the LoRA formulas, *torch by hand* a hand-written torch module with autograd, and *JAX jit* a
+compiled pure function.
 """
 
 
 def write_page(results: Results, groups: Sequence[Group], folder: Path) -> None:
-    """Write the page and its pictures into a folder: benchmarks.md and benchmarks/*.svg."""
+    """Write the page and its charts to a folder: benchmarks.md and benchmarks/*.svg."""
     pictures = folder / "benchmarks"
     pictures.mkdir(parents=True, exist_ok=True)
     parts = [INTRODUCTION]
@@ -62,8 +63,8 @@ def write_page(results: Results, groups: Sequence[Group], folder: Path) -> None:
 def in_short(ratios: Sequence[tuple[str, float, float]]) -> str:
     header = ["", f"lora_np / {PEER}", f"best variant / {PEER}"]
     body = [[label, digits(plain), digits(best)] for label, plain, best in ratios]
-    picture = f"![What lora_np takes of the time and the memory of {PEER}](benchmarks/readme.svg)"
-    return f"## In short\n\n{picture}\n\n{markdown(header, body)}\n\nThe sections below say what each line is.\n"
+    picture = f"![Time and memory of lora_np relative to {PEER}](benchmarks/readme.svg)"
+    return f"## In short\n\n{picture}\n\n{markdown(header, body)}\n\nThe sections below explain each line.\n"
 
 
 def section(group: Group, rows: Sequence[Row]) -> str:
@@ -74,9 +75,9 @@ def section(group: Group, rows: Sequence[Row]) -> str:
 def growth(curves: Sequence[tuple[Group, Sequence[Row]]]) -> str:
     """Charts, and the exponents between the last two points."""
     parts = [
-        "## How the cost grows\n",
-        "Both axes are logarithmic: a straight line of slope p is growth like xᵖ. The tables give p between the last two "
-        "points: 1 is growth in proportion, 0 none.\n",
+        "## Scaling\n",
+        "Both axes are logarithmic: a straight line of slope p means growth like xᵖ. The tables list p between the last "
+        "two points: 1 is proportional growth, 0 is none.\n",
     ]
     for group, rows in curves:
         parts += [f"### {group.title}\n", f"{group.text}\n", f"![{group.title}](benchmarks/{group.name}.svg)\n"]
@@ -90,13 +91,15 @@ def growth(curves: Sequence[tuple[Group, Sequence[Row]]]) -> str:
 
 
 def bad_news(measured: Sequence[tuple[Group, Sequence[Row]]]) -> str:
-    """Every case in which another one is ahead."""
+    """Every case in which a peer is ahead."""
     found = [line for group, rows in measured for _, line in sorted(faster_peers(group, rows), reverse=True)]
-    text = "## Where others are ahead\n\nEvery case above in which a peer takes less than lora_np as it comes"
+    text = (
+        "## Where peers are ahead\n\nAll cases above in which a peer needs less than lora_np in its default configuration"
+    )
     if not found:
         return f"{text}: none.\n"
     header = ["", "case", "peer", "lora_np / peer", "best variant / peer", "why"]
-    return f"{text}, by a ratio of medians above 1, however little:\n\n{markdown(header, found, left=3)}\n"
+    return f"{text}, however small the difference:\n\n{markdown(header, found, left=3)}\n"
 
 
 def machine(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""Results as tables of text."""
+"""Results as text tables."""
 
 import math
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ MISSING = "not installed"
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
-    """The candidates of all rows, in order."""
+    """The candidates of all rows, in order of appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.values))
 
 
 def quantity(value: float, unit: str, *, short: bool = False) -> str:
-    """Three digits, or as few as it takes, and a unit that fits."""
+    """A number with three significant digits (at most three if `short`) and a suitable unit."""
     steps = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "µs")), "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))}[unit]
     factor, name = next((step for step in steps if value >= step[0]), steps[-1])
     return f"{value / factor:.3g} {name}" if short else f"{digits(value / factor)} {name}"
 
 
 def digits(value: float) -> str:
-    """At least two decimals below 1, and three digits in all."""
+    """Three significant digits, with at most four decimals."""
     decimals = 2 - math.floor(math.log10(value)) if value > 0 else 2
     return f"{value:.{min(max(decimals, 0), 4)}f}"
 
 
 def ratio(measure: Measure, reference: Measure) -> str:
-    """The ratio and its spread; a number of one round has none."""
+    """The ratio and its spread, which requires more than one round."""
     spread = f" ±{digits(measure.spread_to(reference))[:4]}" if len(measure.rounds) > 1 else ""
     return digits(measure.ratio_to(reference)) + spread
 
@@ -52,19 +52,19 @@ def cells(group: Group, row: Row, names: Sequence[str]) -> list[str]:
 
 
 def lines(group: Group, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the reference itself, and all others divided by it."""
+    """Header and rows: the reference itself, and all other candidates relative to it."""
     names = sorted(columns(rows), key=lambda name: name != group.reference)
     header = [names[0], *(f"{name} / {names[0]}" for name in names[1:])]
     return [group.axis or "case", *header], [cells(group, row, names) for row in rows]
 
 
 def text(group: Group, rows: Sequence[Row]) -> str:
-    """For the terminal."""
+    """The table of a group for the terminal."""
     if not rows:
         return f"{group.title}: not measured on this system"
     header, body = lines(group, rows)
     names = [name.partition(" / ")[0] for name in header]
-    return f"{group.title} (the others divided by: {names[1]})\n{table(names, body)}"
+    return f"{group.title} (relative to: {names[1]})\n{table(names, body)}"
 
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -73,7 +73,7 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]], *, left: int 
 
 
 def exponents(rows: Sequence[Row]) -> dict[str, float]:
-    """The p of growth like xᵖ, between the last two points that a candidate has."""
+    """The exponent p of growth like xᵖ, between the last two points of each candidate."""
     found = {}
     for name in columns(rows):
         points = [(row.x, measure.median) for row in rows if row.x and (measure := row.values.get(name)) is not None]
@@ -88,7 +88,7 @@ def is_ours(name: str) -> bool:
 
 
 def faster_peers(group: Group, rows: Sequence[Row]) -> list[tuple[float, list[str]]]:
-    """The cases in which a peer is ahead of lora_np as it comes: how far, and the cells of a line about it."""
+    """The cases in which a peer is ahead of lora_np by default: the ratio, and the cells of a table row."""
     found = []
     for row in rows:
         mine = row.values.get("lora_np")
