@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train the small models of docs/interactive on the digits, and write their weights and held-out digits to data.js.
 
-Run ``python scripts/make_interactive.py``: it takes a few seconds, and needs nothing but numpy.
+Run ``python scripts/make_interactive.py``; it takes a few seconds and requires only NumPy.
 """
 
 import json
@@ -38,12 +38,12 @@ DYLORA_VIEW = "rotated and inverted"
 
 
 def shifted(images):
-    """What the DyLoRA learns: every pixel means something else."""
+    """The images on which DyLoRA is trained: every pixel changes its meaning."""
     return 1 - VIEWS["rotated"](images)
 
 
 def train(model, images, labels, epochs, rate, rng):
-    """Adam with a learning rate that falls to zero."""
+    """Train with Adam, the learning rate falling linearly to zero."""
     optimizer = Adam(rate)
 
     def slow_down(progress):
@@ -58,7 +58,7 @@ def accuracy(model, images, labels):
 
 
 def short(array):
-    """Four significant digits: these, and no others, are the weights of the page."""
+    """Nested lists with four significant digits, exactly the weights that the page uses."""
     return [short(row) for row in array] if array.ndim > 1 else [float(f"{value:.4g}") for value in array]
 
 
@@ -108,7 +108,7 @@ def main():
                 for task, layer in multilora["hidden"].task_adapters.items()
             },
         },
-        # a for 0, the background, up to q for 16
+        # From a for 0, the background, to q for 16.
         "images": ["".join(chr(97 + round(16 * v)) for v in image.ravel()) for image in images[held_out]],
         "labels": labels[held_out].tolist(),
     }

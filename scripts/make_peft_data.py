@@ -1,8 +1,8 @@
-"""Make tests/io/data: adapters that PEFT itself wrote, and what PEFT computes with them.
+"""Make tests/io/data: adapters written by PEFT itself, and the results that PEFT computes with them.
 
-Needs torch and peft, which lora_np does not depend on: the files are part of the repository, and this script says where
-they come from. The weights are random numbers from a fixed seed; nobody else's are in them. Two runs give the same bytes
-where the hash seed is fixed, for PEFT writes sets of names in the order of their hashes.
+The files are part of the repository; this script documents their origin. It requires torch and peft, which lora_np does not
+depend on. The weights are random numbers from a fixed seed and contain no third-party weights. Two runs produce identical
+files if the hash seed is fixed, because PEFT writes sets of names in the order of their hashes.
 
     python -m pip install torch==2.13.0 peft==0.21.2
     PYTHONHASHSEED=0 python scripts/make_peft_data.py
@@ -17,7 +17,7 @@ try:
     from peft import LoraConfig, PeftModel, get_peft_model
     from safetensors.torch import load_file, save_file
 except ModuleNotFoundError as error:
-    sys.exit(f"This script needs torch and peft ({error}): python -m pip install torch==2.13.0 peft==0.21.2")
+    sys.exit(f"This script requires torch and peft ({error}): python -m pip install torch==2.13.0 peft==0.21.2")
 
 TARGET = Path(__file__).parents[1] / "tests" / "io" / "data"
 LAYERS = ["up", "head"]
@@ -38,7 +38,7 @@ TASKS = {
 
 
 class Net(torch.nn.Module):
-    """6 -> 5 -> 4, with a tanh in between."""
+    """A network 6 -> 5 -> 4 with tanh in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def base() -> Net:
 
 
 def randomise(model: PeftModel, dtype: torch.dtype) -> None:
-    """Values for the adapters: as they come from PEFT they do nothing, for B is zero."""
+    """Set random values: new PEFT adapters have no effect, because B is zero."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "magnitude" in name:
@@ -70,14 +70,14 @@ def randomise(model: PeftModel, dtype: torch.dtype) -> None:
 
 
 def save(model: PeftModel, folder: Path) -> None:
-    """Save as PEFT does, without the model cards."""
+    """Save in PEFT's format, without the model cards."""
     model.save_pretrained(folder)
     for card in folder.rglob("README.md"):
         card.unlink()
 
 
 def write_expected(folder: Path) -> None:
-    """What PEFT computes in float64 with the adapter in a folder: output, gradients and merged weights."""
+    """Write the output, gradients and merged weights that PEFT computes in float64 with the adapter in a folder."""
     given = {name: tensor.double() for name, tensor in load_file(TARGET / "pass.safetensors").items()}
     model = PeftModel.from_pretrained(base(), folder, is_trainable=True).double()
     x = given["input"].requires_grad_()

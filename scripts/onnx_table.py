@@ -1,7 +1,7 @@
-"""Print how far ONNX files are from lora_np, for every kind of layer and adapter and every activation.
+"""Print the differences between ONNX files and lora_np for every kind of layer and adapter and every activation.
 
-Each is written as an ONNX file, run by onnxruntime on 64 rows and compared with `predict`: the largest difference, as a
-part of the largest output or of 1. The exit code is 1 where one is above 1e-12 (float64) or 1e-6 (float32).
+Each is exported to ONNX, run by onnxruntime on 64 rows and compared with `predict`: the largest difference, relative to the
+largest output or 1. The exit code is 1 if a difference is above 1e-12 (float64) or 1e-6 (float32).
 
     python -m pip install -e ".[test]"
     python scripts/onnx_table.py [NAME ...]
@@ -15,22 +15,22 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lora_np import ActivationLayer
-from lora_np.terminal.table import table
 from lora_np.functions.activations import ACTIVATIONS
 from lora_np.io.onnx import to_onnx
+from lora_np.terminal.table import table
 from tests.kinds import LAYERS, batch, randomised
 
 try:
     import onnx
     import onnxruntime
 except ModuleNotFoundError as error:
-    sys.exit(f'This script needs onnx and onnxruntime ({error}): python -m pip install -e ".[test]"')
+    sys.exit(f'This script requires onnx and onnxruntime ({error}): python -m pip install -e ".[test]"')
 
 TOLERANCES = {"float64": 1e-12, "float32": 1e-6}
 
 
 def difference(layer, adapters):
-    """The largest difference between onnxruntime and lora_np."""
+    """The largest relative difference between onnxruntime and lora_np."""
     model = to_onnx(layer, adapters=adapters)
     onnx.checker.check_model(model, full_check=True)
     options = onnxruntime.SessionOptions()
