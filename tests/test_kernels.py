@@ -73,7 +73,7 @@ def factors(draw):
 
 @relaxed
 @given(factors())
-def test_a_product_is_the_product(lowered, pair):
+def test_a_product_matches_numpy(lowered, pair):
     x, W = pair
     y = kernels.product(x, W)
     np.testing.assert_array_equal(y, x @ W)
@@ -85,7 +85,7 @@ def test_a_product_is_the_product(lowered, pair):
 
 @relaxed
 @given(factors(), st.booleans())
-def test_a_packed_product_is_the_product_both_ways(lowered, pair, backward):
+def test_a_packed_product_matches_numpy_in_both_directions(lowered, pair, backward):
     x, W = pair
     W = packed(W, backward=backward)
     y = kernels.product(x, W)
@@ -98,7 +98,7 @@ def test_a_packed_product_is_the_product_both_ways(lowered, pair, backward):
 
 @relaxed
 @given(factors())
-def test_the_transpose_of_an_array_is_packed_as_well(lowered, pair):
+def test_the_transpose_of_an_array_can_be_packed(lowered, pair):
     x, W = pair
     array = W.T.copy()
     kernels.pack(array.T, backward=True)
@@ -108,7 +108,7 @@ def test_the_transpose_of_an_array_is_packed_as_well(lowered, pair):
     assert kernels.packed_bytes(array) == 2 * array.nbytes
 
 
-def test_panels_go_with_their_array(lowered):
+def test_panels_are_freed_with_their_array(lowered):
     W = packed(whole_numbers(0, 6, 5))
     address = id(W)
     assert address in panels._packed
@@ -116,7 +116,7 @@ def test_panels_go_with_their_array(lowered):
     assert address not in panels._packed
 
 
-def test_a_view_of_other_columns_is_not_taken_for_the_packed_matrix(tiled):
+def test_a_view_of_other_columns_is_not_mistaken_for_the_packed_matrix(tiled):
     W = packed(whole_numbers(0, 6, 6))
     x = whole_numbers(1, 9, 6)
     np.testing.assert_array_equal(kernels.product(x, W[:, ::-1]), x @ W[:, ::-1])
@@ -126,7 +126,7 @@ def test_a_view_of_other_columns_is_not_taken_for_the_packed_matrix(tiled):
 
 @relaxed
 @given(factors(), lengths, seeds)
-def test_a_sum_of_outer_products_is_the_sum(lowered, pair, n, seed):
+def test_sum_outer_matches_numpy(lowered, pair, n, seed):
     x, _ = pair
     dy = whole_numbers(seed, *x.shape[:-1], n).astype(x.dtype)
     dW = kernels.sum_outer(x, dy)
@@ -138,7 +138,7 @@ def test_a_sum_of_outer_products_is_the_sum(lowered, pair, n, seed):
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 2), (3, 4), (7, 5), (8, 8), (9, 8), (9, 9)])
-def test_what_fills_no_tile_or_panel_counts_too(lowered, dtype, rows, columns):
+def test_rows_and_columns_that_fill_no_tile_or_panel_are_included(lowered, dtype, rows, columns):
     x, W, dy = (whole_numbers(0, *shape).astype(dtype) for shape in [(rows, 33), (33, columns), (rows, 3 * columns)])
     frozen = packed(W)
     assert len(panels.panels_of(frozen).blocks) == 9
@@ -166,7 +166,7 @@ def test_tiles_and_panels_are_used_where_they_should_be(tiled, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int64, np.longdouble, complex, object])
-def test_other_types_take_the_ordinary_way(tiled, dtype):
+def test_other_dtypes_use_numpys_own_product(tiled, dtype):
     x, W = whole_numbers(0, 9, 5).astype(dtype), whole_numbers(1, 5, 6).astype(dtype)
     np.testing.assert_array_equal(kernels.product(x, W), x @ W)
     np.testing.assert_array_equal(kernels.sum_outer(x, x), x.T @ x)
@@ -183,7 +183,7 @@ def test_fractions_and_a_complex_step_pass_through_a_packed_matrix(lowered):
     np.testing.assert_array_equal(kernels.product(step, frozen), step @ W)
 
 
-def test_a_subclass_takes_its_own_way(lowered):
+def test_a_subclass_uses_its_own_product(lowered):
     class Recorder(np.ndarray):
         def __matmul__(self, other):
             return "own"
@@ -193,13 +193,13 @@ def test_a_subclass_takes_its_own_way(lowered):
     assert kernels.sum_outer(x, whole_numbers(1, 9, 6)) == "own"
 
 
-def test_mixed_types_give_what_numpy_gives(lowered):
+def test_mixed_dtypes_match_numpy(lowered):
     x, W = whole_numbers(0, 9, 5).astype(np.float32), whole_numbers(1, 5, 6)
     assert kernels.product(x, W).dtype == np.float64
     assert kernels.product(x, packed(W, backward=False)).dtype == np.float64
 
 
-def test_a_sum_reuses_the_second_operand_or_the_first_where_a_vector_is_added():
+def test_a_sum_reuses_the_second_operand_or_the_first_if_a_vector_is_added():
     a, b, bias = whole_numbers(0, 3, 2), whole_numbers(1, 3, 2), whole_numbers(2, 2)
     expected, plus_bias = a + b, a + b + bias
     assert kernels.add(a, b) is b
@@ -258,7 +258,7 @@ def test_the_core_has_a_name_and_can_be_forced():
     assert blas.SMALL_KERNELS.get(blas.core_name(), 0) == tiles.LIMIT
 
 
-def test_a_blas_that_does_not_say_what_it_is_gets_the_ordinary_products(monkeypatch):
+def test_an_unknown_blas_uses_numpys_own_products(monkeypatch):
     monkeypatch.setattr(blas.ctypes, "CDLL", lambda path: object())
     assert blas.core_name() == ""
     assert blas.small_kernel_limit() == 0

@@ -163,14 +163,14 @@ def test_the_function_is_unchanged_at_the_start(factory):
 
 
 @each_factory
-def test_nothing_but_the_adapters_trains(factory):
+def test_only_the_adapters_train(factory):
     adapted = apply_lora(network(), factory, ["in", "head"])
     expected = {f"{path}.{name}" for path, adapter in adapters(adapted).items() for name in adapter.named_parameters()}
     assert set(adapted.named_parameters()) == expected
     assert not any("base" in name for name in expected)
 
 
-def test_training_moves_the_adapters_alone():
+def test_training_changes_only_the_adapters():
     model = network()
     adapted = randomised(apply_lora(model, standard))
     before = model.get_parameters()
@@ -180,7 +180,7 @@ def test_training_moves_the_adapters_alone():
 
 
 @pytest.mark.parametrize("build", [network, lambda: DenseLayer(6, 3, relu), lambda: DenseLayer(6, 3)])
-def test_the_given_model_is_left_as_it_is(build):
+def test_the_given_model_is_not_changed(build):
     model = build()
     before = snapshot(model)
     randomised(apply_lora(model, standard))
@@ -217,13 +217,13 @@ def test_every_base_is_linear_and_keeps_its_type():
     assert [type(base) for base in bases] == [type(network().walk()[path]) for path in ALL]
 
 
-def test_no_layer_is_lost_where_the_name_of_an_activation_is_taken():
+def test_no_layer_is_lost_if_the_name_of_an_activation_is_taken():
     model = Sequential({"a": DenseLayer(6, 6, relu, rng=0), "a_activation": DenseLayer(6, 6, rng=1)})
     with pytest.raises(ArgumentError, match="a_activation"):
         apply_lora(model, standard)
 
 
-def test_adapters_that_are_there_already_are_left_alone():
+def test_existing_adapters_are_not_changed():
     adapted = apply_lora(network(), standard, ["in"])
     first = adapters(adapted)["encoder.in"]
     twice = apply_lora(adapted, FACTORIES["dylora"])
@@ -254,7 +254,7 @@ def test_a_single_dense_layer_with_an_activation_becomes_a_stack():
 # ---------------------------------------------------------------- a factory for each layer
 
 
-def test_each_layer_may_have_a_factory_of_its_own():
+def test_each_layer_may_have_a_separate_factory():
     model = network()
     adapted = apply_adapters(model, {"head": standard, "encoder.in": FACTORIES["dora"]})
     assert {path: type(adapter) for path, adapter in adapters(adapted).items()} == {
@@ -327,7 +327,7 @@ def test_merging_reaches_into_the_stack_that_an_adapter_adapts():
     ],
     ids=["standard", "multilora"],
 )
-def test_one_adapter_that_cannot_be_merged_leaves_the_whole_model_as_it_is(wrap, error):
+def test_one_adapter_that_cannot_be_merged_leaves_the_whole_model_unchanged(wrap, error):
     inner = Sequential({"deep": standard(DenseLayer(6, 6, rng=1))})
     last = wrap(DenseLayer(6, 3, relu, rng=2))
     model = randomised(Sequential({"first": standard(DenseLayer(6, 6, rng=0)), "inner": inner, "last": last}))
@@ -391,7 +391,7 @@ def test_select_task_reaches_a_lone_adapter():
     assert adapter.current_task == "b"
 
 
-def test_select_task_switches_none_where_one_does_not_have_the_task():
+def test_select_task_changes_nothing_if_one_adapter_lacks_the_task():
     model = apply_lora(apply_lora(network(), tasked("a", "b"), ["0"]), tasked("a", "c"))
     with pytest.raises(ArgumentError, match=r"encoder\.in: task_name must be one of 'a', 'c'; got 'b'"):
         select_task(model, "b")
@@ -399,7 +399,7 @@ def test_select_task_switches_none_where_one_does_not_have_the_task():
 
 
 @pytest.mark.parametrize("task", [None, 3, "", "z", ["a"]], ids=repr)
-def test_select_task_refuses_what_is_no_task(task):
+def test_select_task_refuses_an_unknown_task(task):
     model = apply_lora(network(), tasked("a", "b"))
     with pytest.raises(ArgumentError, match="task_name"):
         select_task(model, task)

@@ -67,7 +67,7 @@ def adapters(layer):
     return [inner for inner in layer.walk().values() if isinstance(inner, DyLoRAAdapter)]
 
 
-def test_one_draw_for_one_pass_in_a_loop_of_ones_own():
+def test_a_custom_training_loop_makes_one_draw_per_pass():
     layer, seen = model(), set()
     for _ in range(40):
         layer.forward(batch(3, 6))
@@ -133,7 +133,7 @@ def test_frozen_mode_refuses_ranks_by_row_if_a_backward_pass_may_follow(is_train
     assert_allclose(adapter.predict(batch(3, 6), rank=[1, 2, 4]), expected, rtol=1e-13)
 
 
-def test_a_training_pass_without_a_draw_is_no_evaluation():
+def test_a_training_pass_without_a_draw_is_not_an_evaluation():
     with pytest.raises(InvalidOperationError, match="needs a rank"):
         dylora().apply(batch(3, 6), Run(training=True))
 
@@ -182,7 +182,7 @@ def test_a_container_that_cannot_change_says_so():
         apply_lora(Closed(DenseLayer(6, 6)), lambda layer: StandardLoRAAdapter(layer, 2))
 
 
-def test_merging_is_all_or_none():
+def test_merging_is_all_or_nothing():
     class Closed(Residual):
         with_children = Layer.with_children
 

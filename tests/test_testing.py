@@ -234,7 +234,7 @@ def test_a_real_output_for_a_complex_input_is_named():
     check_gradients(layer, X)
 
 
-def test_directions_take_one_evaluation_for_each_array():
+def test_directions_need_one_evaluation_for_each_array():
     def calls(**mode):
         layer = Custom(np.sin, np.cos)
         calls = layer.calls = Calls()
@@ -298,7 +298,7 @@ def test_a_gradient_that_is_zero_or_negative_is_found(layer, array, function):
 
 @each_array
 @each_mode
-def test_nan_is_no_pass(layer, array, mode):
+def test_nan_fails(layer, array, mode):
     def change(gradient):
         changed = gradient.copy()
         changed.flat[0] = np.nan
@@ -310,7 +310,7 @@ def test_nan_is_no_pass(layer, array, mode):
 
 
 @each_array
-def test_a_gradient_of_another_shape_is_found(layer, array):
+def test_a_gradient_of_the_wrong_shape_is_found(layer, array):
     wrong, name = tampered(layer, array, lambda gradient: gradient[np.newaxis])
     with pytest.raises(GradientError, match=f"the gradient of {name} has shape"):
         check_gradients(wrong, X)
@@ -364,7 +364,7 @@ def test_an_array_called_input_does_not_hide_behind_the_input():
 
 
 @pytest.mark.parametrize("array", ["tasks.b.matrix_a", "tasks.b.matrix_b"])
-def test_a_gradient_of_a_task_that_took_no_part_is_found(array):
+def test_a_gradient_of_a_task_that_is_not_present_is_found(array):
     layer = LAYERS["multilora"]
     wrong = Tampered(layer, lambda g: g.update({f"inner.{array}": 1e-3 * layer.named_parameters()[array]}))
     with pytest.raises(GradientError, match=f"{array} is off by"):
@@ -386,7 +386,7 @@ def test_a_forgotten_penalty_is_found():
         check_gradients(wrong, X)
 
 
-def test_a_norm_taken_for_a_constant_is_found():
+def test_a_norm_treated_as_a_constant_is_found():
     layer = filled(lambda: DoRAAdapter(DenseLayer(4, 3, rng=0), 2, norm_gradient=False, rng=0))
     with pytest.raises(GradientError, match=r"lora\.matrix_a is off by .*lora\.matrix_b is off by"):
         check_gradients(layer, X)
@@ -434,7 +434,7 @@ def test_active_only_still_finds_an_error_in_the_trained_part(array, mode):
 
 @each_mode
 @pytest.mark.parametrize("array", ["lora.matrix_a", "lora.matrix_b"])
-def test_active_only_wants_exact_zeros_elsewhere(array, mode):
+def test_active_only_requires_exact_zeros_elsewhere(array, mode):
     wrong, name = tampered(frozen_mode(), array, lambda gradient: gradient + 1e-300)
     with pytest.raises(GradientError, match=f"{name} is off by inf"):
         check_gradients(wrong, X, training=True, active_only=True, **mode)
@@ -480,7 +480,7 @@ def test_rtol_may_be_stricter_than_the_default():
         check_gradients(LAYERS["stack"], X, method="complex", rtol=1e-20)
 
 
-def test_the_message_says_layer_and_step():
+def test_the_message_names_layer_and_step():
     wrong, _ = tampered(LAYERS["dense"], "bias", np.zeros_like)
     with pytest.raises(GradientError, match=f"{wrong.layer_name}: wrong gradients .central step"):
         check_gradients(wrong, X, method="central")
@@ -490,14 +490,14 @@ def test_a_gradient_error_is_an_assertion_error():
     assert issubclass(GradientError, AssertionError)
 
 
-def test_gradient_errors_gives_no_verdict():
+def test_gradient_errors_does_not_raise():
     wrong, name = tampered(LAYERS["dense"], "bias", np.zeros_like)
     assert gradient_errors(wrong, X)[name] == pytest.approx(1)
     assert gradient_errors(LAYERS["dense"], X) == check_gradients(LAYERS["dense"], X)
 
 
 @pytest.mark.parametrize("function", [check_gradients, gradient_errors])
-def test_the_pass_for_inference_is_the_default(function):
+def test_inference_is_the_default(function):
     layer = filled(dylora)
     assert function(layer, X) == function(layer, X, training=False) != function(layer, X, training=True, rank=1)
 
@@ -511,7 +511,7 @@ def test_the_output_gradient_may_be_given():
         check_gradients(wrong, X, output_gradient=np.ones((3, 3)))
 
 
-def test_the_seed_decides_the_random_numbers():
+def test_the_seed_determines_the_random_numbers():
     def errors(**keywords):
         return gradient_errors(tampered(LAYERS["dense"], "weight", np.tanh)[0], X, directions=True, **keywords)
 

@@ -111,7 +111,7 @@ def test_a_linear_problem_is_solved():
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.3), Momentum(0.05), Adam(0.03)], ids=lambda o: type(o).__name__)
-def test_classes_are_told_apart(optimizer):
+def test_a_classification_problem_is_solved(optimizer):
     data = blobs()
     model = Sequential([DenseLayer(2, 8, relu, rng=0), DenseLayer(8, 3, rng=1)])
     history = train(model, data, optimizer, epochs=20, batch_size=16, loss=SoftmaxCrossEntropy(), rng=0)
@@ -128,7 +128,7 @@ def test_classes_are_told_apart(optimizer):
     ],
     ids=["standard", "dylora", "multilora"],
 )
-def test_adapters_learn_while_the_base_stays(wrap):
+def test_adapters_learn_while_the_base_does_not_change(wrap):
     base = Sequential([DenseLayer(2, 8, relu, rng=0), DenseLayer(8, 3, rng=1)])
     before = base.get_parameters()
     history = train(apply_lora(base, wrap), blobs(), Adam(0.03), 15, 16, SoftmaxCrossEntropy(), rng=0)
@@ -136,7 +136,7 @@ def test_adapters_learn_while_the_base_stays(wrap):
     np.testing.assert_array_equal(base.get_parameters(), before)
 
 
-def test_one_step_is_one_step_by_hand():
+def test_one_step_equals_a_step_by_hand():
     data, found, expected = linear_data(4), regression(), regression()
     _, dy = MeanSquaredError().value_and_gradient(expected.forward(data[0]), data[1])
     expected.backward(dy)
@@ -145,7 +145,7 @@ def test_one_step_is_one_step_by_hand():
     np.testing.assert_array_equal(found.get_parameters(), expected.get_parameters())
 
 
-def test_a_plain_function_need_not_be_defined_where_no_prediction_is():
+def test_a_plain_function_is_evaluated_only_at_predictions():
     model = DenseLayer(1, 1, rng=0)
     model.set_parameters([1.0, 1.0])
     loss = FunctionLoss(lambda predictions, targets: -math.log(predictions.mean()))
@@ -167,7 +167,7 @@ def test_rows_may_have_further_axes():
     assert train(regression(), data).epoch_losses[1] < train(regression(), data).epoch_losses[0]
 
 
-def test_lists_are_data_too():
+def test_lists_are_accepted_as_data():
     assert len(train(DenseLayer(1, 1, rng=0), ([[1.0], [2.0]], [[1.0], [2.0]])).step_losses) == 2
 
 
@@ -175,7 +175,7 @@ def test_lists_are_data_too():
 
 
 @pytest.mark.parametrize("build", [lambda: (regression(), linear_data()), lambda: (dylora_model(), dylora_data())])
-def test_a_seed_gives_the_same_training_and_another_one_another(build):
+def test_the_seed_determines_the_training(build):
     def run(seed):
         model, data = build()
         history = train(model, data, Adam(0.1), rng=seed)
@@ -187,7 +187,7 @@ def test_a_seed_gives_the_same_training_and_another_one_another(build):
     assert (parameters != other).any()
 
 
-def test_the_optimizer_goes_on_where_it_was():
+def test_the_state_of_the_optimizer_carries_over():
     once, twice = regression(), regression()
     train(once, optimizer=Adam(0.1), epochs=4, shuffle=False)
     optimizer = Adam(0.1)
@@ -217,7 +217,7 @@ def test_without_shuffling_the_rows_come_in_order_and_the_last_batch_is_smaller(
     assert targets_in_order(shuffle=False) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] * 2
 
 
-def test_shuffling_takes_every_row_once_an_epoch_in_an_order_that_is_new_each_time():
+def test_shuffling_visits_every_row_once_per_epoch_in_a_new_order():
     batches = targets_in_order(rng=0)
     assert [len(batch) for batch in batches] == [4, 4, 2] * 2
     first, second = ([*itertools.chain(*batches[start : start + 3])] for start in (0, 3))
@@ -337,7 +337,7 @@ def test_ranks_follow_the_distribution(schedule):
     assert set(history.ranks) == {(2, 2)}
 
 
-def test_history_says_the_ranks_that_were_trained():
+def test_history_records_the_ranks_that_were_trained():
     seen, model = [], dylora_model()
 
     def schedule(adapters, rng, rows):
@@ -407,7 +407,7 @@ def test_a_rank_for_each_row_trains_every_rank_in_each_step():
 
 
 @pytest.mark.parametrize("callbacks", [[], [fail]], ids=["finished", "failed"])
-def test_each_layer_gets_its_own_mode_back(callbacks):
+def test_the_mode_of_each_layer_is_restored(callbacks):
     model = Sequential([regression(), DenseLayer(2, 2, rng=1)]).eval()
     model[1].train()
     try:
@@ -417,7 +417,7 @@ def test_each_layer_gets_its_own_mode_back(callbacks):
     assert [layer.is_training for layer in model.walk().values()] == [False, False, True]
 
 
-def test_the_model_is_in_training_mode_meanwhile():
+def test_the_model_is_in_training_mode_during_training():
     modes = []
     train(dylora_model().eval(), dylora_data(), callbacks=[lambda p: modes.append(p.model[0].is_training)])
     assert all(modes)
@@ -440,7 +440,7 @@ def test_mixed_batches_are_routed_as_by_hand():
     np.testing.assert_array_equal(found.get_parameters(), expected.get_parameters())
 
 
-def test_shuffled_rows_take_their_tasks_along():
+def test_shuffled_rows_keep_their_tasks():
     # Task a learns +x and task b learns -x, which no shared branch could.
     x = np.random.default_rng(0).standard_normal((40, 3))
     tasks = ["a", "b"] * 20
@@ -456,7 +456,7 @@ def test_shuffled_rows_take_their_tasks_along():
     assert not model.get_task_adapter("c").matrix_b.any()
 
 
-def test_the_current_task_plays_no_part_and_stays():
+def test_the_current_task_is_neither_used_nor_changed():
     model = multilora()
     model.current_task = "b"
     before = model.get_task_adapter("b").get_matrix_a(), model.get_task_adapter("b").get_matrix_b()
@@ -537,7 +537,7 @@ def test_tasks_need_a_layer_that_has_tasks():
         train(regression(), tasks=["a"] * 10)
 
 
-def test_tasks_of_none_are_fine_for_any_model():
+def test_tasks_of_none_are_accepted_for_any_model():
     np.testing.assert_array_equal(
         train(regression(), tasks=[None] * 10, rng=0).step_losses, train(regression(), rng=0).step_losses
     )
@@ -631,13 +631,13 @@ def test_a_penalty_that_is_not_finite_counts_as_the_loss():
     stopped(model, "step 1, epoch 1: the loss is inf")
 
 
-def test_every_task_goes_back():
+def test_every_task_is_restored():
     model = multilora()
     seen = stopped(model, "step 4", loss=Broken(4, value=np.inf), tasks=TASKS, batch_size=3)
     np.testing.assert_array_equal(model.get_parameters(), seen[2])
 
 
-def test_modes_and_ranks_come_back_after_a_stop():
+def test_modes_and_ranks_are_restored_after_a_stop():
     model = dylora_model().eval()
     stopped(model, "step 2", data=dylora_data(), loss=Broken(2, value=np.nan))
     assert not any(layer.is_training for layer in model.walk().values())
@@ -651,7 +651,7 @@ def test_no_warning_comes_before_the_error():
 
 @pytest.mark.parametrize("optimizer", [SGD(0.05), Momentum(0.05), Adam(0.05)], ids=lambda o: type(o).__name__)
 @pytest.mark.parametrize("broken", [{"value": np.nan}, {"slope": np.nan}], ids=["loss", "gradient"])
-def test_training_can_go_on_with_the_same_optimizer_after_a_stop(optimizer, broken):
+def test_training_can_continue_with_the_same_optimizer_after_a_stop(optimizer, broken):
     model = regression()
     optimizer.reset()
     stopped(model, "step 3", loss=Broken(3, **broken), optimizer=optimizer)

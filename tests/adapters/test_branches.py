@@ -87,7 +87,7 @@ def dylora(active_ranks, weights):
         (1, (1,), (1.0,)),
     ],
 )
-def test_active_ranks_above_a_new_rank_give_way_to_it(rank, active_ranks, distribution):
+def test_a_new_rank_replaces_the_active_ranks_above_it(rank, active_ranks, distribution):
     adapter = dylora([1, 2, 4], [1, 2, 5])
     branch = LoRALayer.from_factors(batch(IN, rank), batch(rank, 4))
     twin = adapter.with_branches(lambda _: branch)
@@ -111,13 +111,13 @@ def test_the_copy_of_a_seeded_adapter_draws_the_same_ranks_each_time():
     assert drawn() == drawn()
 
 
-def test_a_branch_of_a_rank_beyond_the_sizes_is_refused():
+def test_a_branch_whose_rank_exceeds_the_sizes_is_refused():
     branch = LoRALayer.from_factors(batch(IN, 9), batch(9, 4))
     with pytest.raises(ArgumentError, match=r"max_rank must be at most .* = 4, got 9"):
         dylora([1, 2, 4], None).with_branches(lambda _: branch)
 
 
-def test_a_deployment_rank_that_is_left_stays():
+def test_a_deployment_rank_that_remains_active_is_kept():
     adapter = dylora([1, 2, 4], None)
     adapter.set_deployment_rank(1)
     branch = LoRALayer.from_factors(batch(IN, 3), batch(3, 4))

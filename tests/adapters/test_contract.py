@@ -106,7 +106,7 @@ def test_it_begins_as_its_base(kind, base, frozen, x):
         assert_array_equal(adapter.predict(x), base.predict(x))
 
 
-def test_it_does_not_stay_its_base(adapter, base, x):
+def test_an_adapter_with_other_parameters_differs_from_its_base(adapter, base, x):
     assert np.abs(adapter.predict(x) - base.predict(x)).min() > 1e-3
 
 
@@ -128,7 +128,7 @@ def test_with_alpha_zero_the_branch_gets_no_gradient(kind, base, x, dy):
 
 
 @pytest.mark.parametrize("alpha", [-1, -1.0, -7.5, np.float32(-2)])
-def test_a_negative_alpha_stands_for_the_rank(kind, base, alpha):
+def test_a_negative_alpha_means_the_rank(kind, base, alpha):
     assert KINDS[kind](base, RANK, alpha, rng=0).alpha == RANK
 
 
@@ -137,13 +137,13 @@ def test_alpha_and_rank_are_those_of_the_branch(adapter):
     assert (adapter.lora_layer.alpha, adapter.lora_layer.rank) == (ALPHA, RANK)
 
 
-def test_the_base_is_used_as_it_is(adapter, base, frozen):
+def test_the_base_is_not_copied(adapter, base, frozen):
     assert isinstance(adapter, LoRAAdapterBase)
     assert adapter.base_layer is base
     assert adapter.is_base_layer_frozen is frozen
 
 
-def test_the_bases_own_pass_is_left_alone(adapter, base, x, dy):
+def test_the_pass_stored_in_the_base_is_not_changed(adapter, base, x, dy):
     base.forward(2 * x)
     expected = base.backward(dy), bits(base.gradients)
     adapter.forward(x)
@@ -180,7 +180,7 @@ def test_a_frozen_base_does_not_move(kind, base, x, dy):
     assert bits(base.named_parameters()) == before
 
 
-def test_a_trained_base_moves(kind, base, x, dy):
+def test_a_trained_base_changes(kind, base, x, dy):
     adapter = randomised(KINDS[kind](base, RANK, ALPHA, False, rng=0))
     before = base.weight.copy(), base.bias.copy()
     adapter.forward(x)
@@ -190,7 +190,7 @@ def test_a_trained_base_moves(kind, base, x, dy):
     assert (base.bias != before[1]).all()
 
 
-def test_the_base_is_among_the_parameters_only_where_it_trains(adapter, frozen, x, dy):
+def test_the_base_is_among_the_parameters_only_if_it_trains(adapter, frozen, x, dy):
     adapter.forward(x)
     adapter.backward(dy)
     for names in (adapter.named_parameters(), adapter.gradients):
@@ -237,7 +237,7 @@ def test_the_flat_vector_is_base_then_branches_row_by_row(adapter):
     assert_array_equal(adapter.get_parameters(), np.concatenate(rows))
 
 
-def test_a_flat_vector_is_taken_apart_in_the_same_order(adapter):
+def test_a_flat_vector_is_split_in_the_same_order(adapter):
     adapter.set_parameters(np.arange(adapter.parameter_count))
     start = 0
     for array in expected_arrays(adapter):
@@ -265,7 +265,7 @@ def test_merged_equals_unmerged_on_awkward_arrays(case):
     assert_allclose(adapter.merge_to_original_layer().predict(x), adapter.predict(x), rtol=1e-9, atol=1e-9)
 
 
-def test_merging_changes_nothing_that_was_there(adapter, base, x, dy):
+def test_merging_does_not_change_the_adapter(adapter, base, x, dy):
     adapter.forward(x)
     adapter.backward(dy)
     before, arrays = snapshot(adapter), adapter.named_parameters(frozen=True)
@@ -303,7 +303,7 @@ def test_what_cannot_be_merged_is_refused(kind, other_base):
 
 
 @pytest.mark.parametrize("kind", ANY_BASE)
-def test_the_refusal_to_merge_an_activation_says_what_to_do(kind):
+def test_the_error_of_merging_an_activation_says_what_to_do(kind):
     with pytest.raises(CANNOT_MERGE, match=r"activation relu.*split_activation\(\)"):
         KINDS[kind](DenseLayer(IN, OUT, relu), RANK, rng=0).merge_to_original_layer()
 
@@ -334,7 +334,7 @@ def refused(kind, *arguments, match):
 # Through its own constructor, because the builder of the table computes the active ranks from the rank.
 @pytest.mark.parametrize("kind", ["standard", "dora", "vera"])
 @pytest.mark.parametrize("rank", [0, -1, True, 1.5, "2", None, np.float64(2), [2]], ids=repr)
-def test_a_rank_that_is_no_positive_integer_is_refused(kind, rank):
+def test_a_rank_that_is_not_a_positive_integer_is_refused(kind, rank):
     refused(kind, rank, match=rf"^rank must be .*{re.escape(repr(rank))}")
 
 
@@ -345,7 +345,7 @@ def test_a_rank_beyond_the_smaller_size_is_refused(kind, rank):
 
 
 @pytest.mark.parametrize("rank", [1, np.int8(2), np.uint64(3), OUT])
-def test_every_integer_type_makes_a_rank(kind, rank):
+def test_a_rank_may_have_any_integer_type(kind, rank):
     assert KINDS[kind](DenseLayer(IN, OUT), rank, rng=0).rank == rank
 
 
@@ -355,7 +355,7 @@ def test_an_alpha_that_is_not_finite_is_refused(kind, alpha):
 
 
 @pytest.mark.parametrize("alpha", ["3", None, 1j, [3.0], object], ids=repr)
-def test_an_alpha_that_is_no_number_is_refused(kind, alpha):
+def test_an_alpha_that_is_not_a_number_is_refused(kind, alpha):
     refused(kind, RANK, alpha, match=rf"^alpha must be a real number, got {re.escape(repr(alpha))}")
 
 
@@ -365,7 +365,7 @@ def test_a_missing_base_is_refused(kind):
 
 
 @pytest.mark.parametrize("base", [np.ones((IN, OUT)), "dense", DenseLayer], ids=["array", "string", "class"])
-def test_a_base_that_is_no_layer_is_refused(kind, base):
+def test_a_base_that_is_not_a_layer_is_refused(kind, base):
     with pytest.raises(ArgumentError, match="base_layer"):
         KINDS[kind](base, RANK, rng=0)
 
@@ -376,7 +376,7 @@ def test_a_bad_seed_is_refused(kind, rng):
         KINDS[kind](DenseLayer(IN, OUT), RANK, rng=rng)
 
 
-def test_the_seed_decides_the_initial_values(kind):
+def test_the_seed_determines_the_initial_values(kind):
     def initial(rng):
         return bits(KINDS[kind](DenseLayer(IN, OUT, rng=0), RANK, rng=rng).lora_layer.named_parameters(frozen=True))
 
@@ -394,13 +394,13 @@ def test_the_dtype_is_that_of_the_base(kind, base_class):
 # ---------------------------------------------------------------- description
 
 
-def test_repr_tells_rank_alpha_and_freezing(adapter, frozen):
+def test_repr_shows_rank_alpha_and_freezing(adapter, frozen):
     text = repr(adapter)
     for word in (f"{IN} -> {OUT}", f"rank={RANK}", f"alpha={ALPHA:g}", f"base_frozen={frozen}"):
         assert word in text
 
 
-def test_diagnostics_tell_rank_alpha_scaling_and_freezing(adapter, frozen):
+def test_diagnostics_show_rank_alpha_scaling_and_freezing(adapter, frozen):
     found = adapter.get_diagnostics()
     assert found["lora.rank"] == str(RANK)
     assert found["lora.alpha"] == f"{ALPHA:g}"
@@ -414,7 +414,7 @@ def test_flops_are_those_of_base_branch_and_sum(adapter):
     )
 
 
-def test_every_kind_and_both_layouts_are_here():
+def test_every_kind_and_both_layouts_are_covered():
     subclasses = {type(KINDS[kind](DenseLayer(IN, OUT), RANK, rng=0)) for kind in KINDS}
     shipped, waiting = set(), [LoRAAdapterBase]
     while waiting:

@@ -62,7 +62,7 @@ def test_the_base_of_the_example(worked, norm_gradient, weight):
     assert_array_equal(worked.gradients["base.bias"], [25, 1, 0])
 
 
-def test_the_magnitude_begins_as_the_norms_of_the_columns(base_class):
+def test_the_initial_magnitude_is_the_norms_of_the_columns(base_class):
     base = base_class(2, 3)
     base.set_parameter("weight", base.in_layout(np.array([[3, 0, 5], [4, 2, 12]])))
     adapter = DoRAAdapter(base, 1)
@@ -70,7 +70,7 @@ def test_the_magnitude_begins_as_the_norms_of_the_columns(base_class):
     assert next(iter(adapter.named_parameters())) == "magnitude"
 
 
-def test_the_magnitude_alone_decides_the_length_of_the_columns(base, frozen):
+def test_the_magnitude_alone_determines_the_length_of_the_columns(base, frozen):
     adapter = randomised(DoRAAdapter(base, RANK, freeze_base_layer=frozen))
     columns = adapter.merge_to_original_layer().matrix
     assert_allclose(np.linalg.norm(columns, axis=0), np.abs(adapter.magnitude), rtol=1e-13)
@@ -87,7 +87,7 @@ def function_with_norm_of(adapter, norms):
 
 
 @pytest.mark.parametrize("argument", range(6), ids=["input", "magnitude", "A", "B", "W", "b"])
-def test_without_norm_gradient_it_is_the_derivative_with_the_norm_held_constant(base, argument):
+def test_without_norm_gradient_the_norm_is_treated_as_a_constant(base, argument):
     adapter = randomised(DoRAAdapter(base, RANK, 3.0, False, norm_gradient=False), seed=2)
     lora, x, dy = adapter.lora_layer, batch(4, IN), batch(4, OUT, seed=3)
     norms = np.linalg.norm(base.matrix + lora.merge_weights(), axis=0)
@@ -110,7 +110,7 @@ def test_without_norm_gradient_it_is_the_derivative_with_the_norm_held_constant(
     assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_only_the_direction_knows_of_the_norm_gradient(base):
+def test_the_norm_gradient_affects_only_the_direction(base):
     x = batch(4, IN)
     adapter = randomised(DoRAAdapter(base, RANK, 3.0, False, norm_gradient=False))
     errors = gradient_errors(adapter, x, method="complex")
@@ -142,7 +142,7 @@ def test_a_column_of_zeros_stays_zero_and_finite(base, x, dy):
     assert not adapter.merge_to_original_layer().matrix[:, 1].any()
 
 
-def test_a_tiny_column_is_not_taken_for_zero(base, x):
+def test_a_tiny_column_is_not_treated_as_zero(base, x):
     base.weight *= 1e-120
     adapter = DoRAAdapter(base, RANK, rng=0)
     assert_allclose(adapter.predict(x), base.predict(x), rtol=1e-12, atol=0)
@@ -176,6 +176,6 @@ def test_an_unsupported_base_is_refused(base, reason):
         DoRAAdapter(base, 1)
 
 
-def test_diagnostics_tell_the_norm_gradient():
+def test_diagnostics_show_the_norm_gradient():
     assert DoRAAdapter(DenseLayer(4, 3), 2).get_diagnostics()["dora.norm_gradient"] == "True"
     assert DoRAAdapter(DenseLayer(4, 3), 2, norm_gradient=False).get_diagnostics()["dora.norm_gradient"] == "False"

@@ -260,7 +260,7 @@ def test_ranks_are_drawn_as_the_distribution_says():
     assert abs(counts[1] - 250) < 4 * np.sqrt(1000 * 0.25 * 0.75)
 
 
-def test_every_forward_pass_draws_anew_and_the_seed_decides():
+def test_every_forward_pass_draws_a_rank_and_the_seed_determines_it():
     def drawn(seed):
         adapter, x = built((1, 2, 3), seed=seed), batch(2, 5)
         return [used_rank(adapter, x) for _ in range(30)]
@@ -269,7 +269,7 @@ def test_every_forward_pass_draws_anew_and_the_seed_decides():
     assert set(drawn(0)) == {1, 2, 3}
 
 
-def test_backward_belongs_to_the_rank_of_its_forward():
+def test_backward_uses_the_rank_of_its_forward():
     adapter = built((1, 3))
     adapter.forward(batch(2, 5), rank=1)
     adapter.current_deployment_rank = 3
@@ -318,7 +318,7 @@ def test_a_rank_without_probability_is_at_no_quantile():
     assert {adapter.rank_at(q) for q in (0.0, 0.5, np.nextafter(1, 0))} == {2}
 
 
-def test_the_distribution_is_uniform_if_left_out():
+def test_the_distribution_is_uniform_by_default():
     assert built((1, 2, 3)).rank_distribution == pytest.approx((1 / 3, 1 / 3, 1 / 3))
 
 
@@ -441,7 +441,7 @@ def test_gradients_of_every_element_with_a_rank_for_each_row(shape, scaling):
     assert set(errors) == {"input", "base.weight", "base.bias", "lora.matrix_a", "lora.matrix_b"}
 
 
-def test_no_rows_at_all_have_no_ranks_either():
+def test_a_batch_without_rows_has_no_ranks():
     adapter = per_row()
     assert adapter.forward(np.zeros((0, 6)), rank=of_rows(np.zeros((0, 6)))).shape == (0, 5)
     assert adapter.backward(np.zeros((0, 5))).shape == (0, 6)
@@ -469,7 +469,7 @@ def test_a_bad_quantile_of_rows_is_refused(quantile):
         Draw.of_rows(quantile, 3)
 
 
-def test_ranks_of_rows_draw_nothing_and_leave_inference_alone():
+def test_ranks_of_rows_draw_nothing_and_do_not_change_inference():
     adapter, x = per_row(), batch(5, 6)
     before, expected = snapshot(adapter), adapter.outputs_at_ranks(x)[4]
     adapter.forward(x, rank=of_rows(x))
@@ -508,7 +508,7 @@ def test_ranks_of_rows_keep_float32():
     assert {gradient.dtype for gradient in adapter.gradients.values()} == {np.dtype(np.float32)}
 
 
-def test_a_mixed_batch_has_ranks_of_rows_too():
+def test_ranks_of_rows_work_in_a_mixed_batch():
     tasks = MultiLoRAAdapter(DenseLayer(6, 6, rng=0), "a", 2, rng=1)
     model = Sequential([tasks, per_row()])
     ranks = [1, 2, 4, 1, 4]
@@ -516,14 +516,14 @@ def test_a_mixed_batch_has_ranks_of_rows_too():
     assert_array_equal(model.forward(batch(5, 6), tasks=["a"] * 5, rank=ranks), expected)
 
 
-def test_the_branch_of_such_a_pass_is_a_low_rank_layer_like_the_adapters_own():
+def test_the_branch_of_a_pass_with_ranks_of_rows_is_that_of_the_adapter():
     adapter = per_row()
     branch = adapter.select(Run(rank=np.array([1, 2]))).branch
     assert_array_equal(branch.merge_weights(rank=2), adapter.lora_layer.merge_weights(rank=2))
     assert branch.estimate_flops() == adapter.lora_layer.estimate_flops()
 
 
-def test_a_pass_with_ranks_of_rows_computes_only_the_gradients_that_are_wanted():
+def test_a_pass_with_ranks_of_rows_computes_only_the_requested_gradients():
     adapter, dy = per_row(), batch(3, 5)
     _, cache = adapter.apply(batch(3, 6), adapter.new_run(batch(3, 6), rank=[1, 4, 2], training=True))
     dx, gradients = adapter.vjp(dy, cache)
@@ -538,7 +538,7 @@ def test_a_pass_with_ranks_of_rows_computes_only_the_gradients_that_are_wanted()
 # ---------------------------------------------------------------- ranks and their errors
 
 
-def test_what_was_given_can_be_read():
+def test_the_arguments_can_be_read_back():
     adapter = built([1, np.int64(3)], max_rank=4)
     assert adapter.active_ranks == (1, 3)
     assert adapter.max_rank == adapter.rank == 4
@@ -546,12 +546,12 @@ def test_what_was_given_can_be_read():
     assert adapter.mode == "full"
 
 
-def test_the_training_rank_holds_until_it_is_none():
+def test_training_passes_draw_every_active_rank():
     adapter, x = built((1, 2, 3)), batch(2, 5)
     assert {used_rank(adapter, x) for _ in range(40)} == {1, 2, 3}
 
 
-def test_a_set_training_rank_draws_nothing():
+def test_a_given_rank_draws_nothing():
     adapter = built((1, 2))
     before = snapshot(adapter)
     adapter.forward(batch(2, 5), rank=1)
@@ -641,7 +641,7 @@ def test_outputs_at_ranks_are_the_predictions_of_each_rank(case):
         assert_allclose(output, adapter.predict(x), rtol=1e-11, atol=1e-11)
 
 
-def test_outputs_at_ranks_leave_the_adapter_alone(base):
+def test_outputs_at_ranks_do_not_change_the_adapter(base):
     adapter = built((1, 3), base=base)
     before = snapshot(adapter)
     outputs = list(adapter.outputs_at_ranks(batch(2, 5)).values())
@@ -656,7 +656,7 @@ def test_outputs_at_ranks_keep_float32_and_refuse_bad_input():
         adapter.outputs_at_ranks(np.ones((2, 6)))
 
 
-def test_predictions_do_not_notice_training_passes_in_other_threads():
+def test_predictions_are_independent_of_training_passes_in_other_threads():
     adapter, inputs = built((1, 2, 3)), [batch(3, 5, seed=seed) for seed in range(40)]
     expected = [adapter.predict(x).tobytes() for x in inputs]
     with ThreadPoolExecutor(8) as pool:
@@ -697,7 +697,7 @@ def test_flops_follow_the_deployment_rank():
     assert adapter.estimate_flops() == 44 + 3 * 19 + 4
 
 
-def test_diagnostics_tell_the_ranks():
+def test_diagnostics_show_the_ranks():
     adapter = built((1, 2), max_rank=3)
     adapter.set_deployment_rank(1)
     found = adapter.get_diagnostics()
@@ -921,7 +921,7 @@ def test_training_runs_in_training_mode_and_gives_the_mode_back(mode):
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_the_mode_comes_back_after_a_failure(mode):
+def test_the_mode_is_restored_after_a_failure(mode):
     inputs, targets = pairs(lambda x: x[:, :4])
     adapter = built().train(mode)
     calls = []
@@ -984,7 +984,7 @@ def test_good_training_input_is_not_modified():
         assert_array_equal(array, before)
 
 
-def test_trying_out_a_loss_before_the_first_step_warns_of_nothing():
+def test_checking_a_loss_before_the_first_step_emits_no_warning():
     inputs, targets = pairs(lambda x: np.abs(x[:, :4]))
     adapter = built()
     adapter.train_with_nested_dropout(inputs, targets, 1, 0.001, lambda p, t: np.mean(t / p**2))

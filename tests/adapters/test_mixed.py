@@ -71,7 +71,7 @@ mixes = st.one_of(
     frozen=st.booleans(),
     seed=seeds,
 )
-def test_a_mixed_batch_is_its_rows_one_at_a_time(base, tasks, inner, dtype, frozen, seed):
+def test_a_mixed_batch_equals_its_rows_one_at_a_time(base, tasks, inner, dtype, frozen, seed):
     adapter = on(BASES[base](dtype), frozen, seed).eval()
     x = batch(len(tasks), *inner, IN, seed=seed).astype(dtype)
     dy = batch(len(tasks), *inner, OUT, seed=seed + 1).astype(dtype)
@@ -103,7 +103,7 @@ def test_a_mixed_batch_is_its_rows_one_at_a_time(base, tasks, inner, dtype, froz
     assert_allclose(adapter.predict(x, tasks=tasks), y, **near)
 
 
-def test_a_step_moves_the_tasks_present_alone():
+def test_a_step_changes_only_the_tasks_present():
     adapter = on(DenseLayer(IN, OUT))
     before = bits(adapter.named_parameters(frozen=True))
     adapter.forward(batch(4, IN), tasks=["d", None, "b", "d"])
@@ -157,7 +157,7 @@ def test_a_complex_gradient_goes_back_through_real_factors():
     assert_allclose(gradients["b.matrix_a"].imag, expected["b.matrix_a"], rtol=1e-12)
 
 
-def test_what_is_not_wanted_is_not_computed():
+def test_gradients_that_are_not_requested_are_not_computed():
     branch = branch_of(on(DenseLayer(IN, OUT)), ROWS)
     _, cache = branch.apply(batch(6, IN), Run())
     dx, gradients = branch.vjp(batch(6, OUT), cache)
@@ -234,7 +234,7 @@ def test_a_pass_walks_through_no_tasks(wrap, tasks):
     assert layer.compute_auxiliary_loss() == 0
 
 
-def test_neither_does_adding_choosing_or_looking_up_a_task(many):
+def test_adding_selecting_or_looking_up_a_task_walks_through_no_tasks(many):
     many.add_task("f", 2)
     many.current_task = "f"
     assert many.get_task_rank("f") == many.children()["tasks.f"].rank == 2
@@ -256,11 +256,11 @@ def test_the_children_are_a_live_view():
 
 
 @pytest.mark.parametrize("name", ["", "tasks", "tasks.", "tasks.nobody", "a", "lora.a", "base.a"])
-def test_no_child_has_another_name(name):
+def test_names_that_are_not_those_of_children_are_not_found(name):
     assert name not in on(DenseLayer(IN, OUT)).children()
 
 
-def test_the_penalty_is_that_of_a_base_that_trains():
+def test_only_a_base_that_trains_has_a_penalty():
     base = randomised(DenseLayer(IN, OUT, regularization=Regularization(0.5, 0.25)))
     assert on(base, frozen=False).compute_auxiliary_loss() == base.compute_auxiliary_loss() > 0
     assert on(base, frozen=True).compute_auxiliary_loss() == 0

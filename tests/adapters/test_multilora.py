@@ -125,7 +125,7 @@ def test_the_default_task_is_current():
     assert adapter.number_of_tasks == len(adapter) == 1
 
 
-def test_adding_a_task_leaves_the_current_one():
+def test_adding_a_task_keeps_the_current_one():
     adapter = built()
     adapter.add_task("fourth", 2, alpha=5.0)
     assert adapter.current_task == "first"
@@ -141,7 +141,7 @@ def test_each_task_has_its_own_rank_and_its_alpha_is_that_by_default():
         assert adapter.get_task_adapter(name).alpha == (3.0 if name == "first" else rank)
 
 
-def test_a_new_task_gives_the_base():
+def test_a_new_task_computes_the_same_as_the_base():
     adapter = built()
     adapter.add_task("fourth", 2)
     adapter.current_task = "fourth"
@@ -161,7 +161,7 @@ def test_rank_alpha_and_branch_follow_the_current_task(select):
     assert adapter.lora_layer is adapter.task_adapters["second"]
 
 
-def test_every_task_gives_its_own_output():
+def test_each_task_has_a_different_output():
     adapter, outputs = built(), set()
     for task in TASKS:
         adapter.current_task = task
@@ -204,20 +204,20 @@ def test_removing_the_current_task_makes_the_first_that_remains_current():
 
 
 @pytest.mark.parametrize("name", ["nobody", "", None, 3])
-def test_removing_an_unknown_task_is_false_even_with_one_left(name):
+def test_removing_an_unknown_task_returns_false_even_with_one_left(name):
     adapter = MultiLoRAAdapter(DenseLayer(5, 4), "only", 2)
     assert adapter.remove_task(name) is False
     assert built().remove_task(name) is False
 
 
-def test_the_last_task_stays():
+def test_the_last_task_cannot_be_removed():
     adapter = MultiLoRAAdapter(DenseLayer(5, 4), "only", 2)
     with pytest.raises(InvalidOperationError, match="'only'"):
         adapter.remove_task("only")
     assert list(adapter.task_adapters) == ["only"]
 
 
-def test_a_removed_task_can_be_added_anew():
+def test_a_removed_task_can_be_added_again():
     adapter = built()
     old = adapter.get_task_adapter("third")
     adapter.remove_task("third")
@@ -300,7 +300,7 @@ def test_the_error_lists_the_tasks():
         built().get_task_adapter("nobody")
 
 
-def test_names_may_hold_dots_and_spaces():
+def test_names_may_contain_dots_and_spaces():
     adapter = MultiLoRAAdapter(DenseLayer(5, 4), "a.b", 1, rng=0)
     adapter.add_task("a", 2)
     adapter.add_task("a.b.matrix_a", 1)
@@ -315,7 +315,7 @@ def test_names_may_hold_dots_and_spaces():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_step_moves_the_current_task_alone(base_class, frozen, task):
+def test_a_step_changes_only_the_current_task(base_class, frozen, task):
     adapter = built(randomised(base_class(5, 4)), frozen)
     adapter.current_task = task
     before = bits(adapter.named_parameters(frozen=True))
@@ -411,7 +411,7 @@ def test_a_task_switched_back_is_not_changed(wrap):
     layer.update_parameters(0.1)
 
 
-def test_changes_to_other_tasks_do_not_matter():
+def test_changes_to_other_tasks_have_no_effect():
     adapter = built()
     adapter.forward(batch(3, 5))
     adapter.add_task("fourth", 1)
@@ -441,7 +441,7 @@ def test_a_switch_deep_inside_a_model_is_noticed():
 # ---------------------------------------------------------------- another branch for a task
 
 
-def test_a_task_can_get_another_branch_of_any_rank():
+def test_a_task_can_get_a_new_branch_of_any_rank():
     adapter = built()
     branch = LoRALayer.from_factors(batch(5, 6), batch(6, 4))
     adapter.replace_task("second", branch)
@@ -501,7 +501,7 @@ def test_each_row_goes_through_its_own_task(wrap, method):
 
 
 @pytest.mark.parametrize("current", TASKS)
-def test_routing_neither_asks_for_nor_touches_the_current_task(current):
+def test_routing_neither_uses_nor_changes_the_current_task(current):
     adapter = built()
     expected, _ = passed(adapter, MIXED)
     adapter.current_task = current
@@ -510,7 +510,7 @@ def test_routing_neither_asks_for_nor_touches_the_current_task(current):
     assert adapter.current_task == current
 
 
-def test_all_rows_of_one_task_are_that_tasks_own_pass():
+def test_a_batch_of_one_task_equals_a_pass_of_that_task():
     adapter = built()
     y, dx = passed(adapter, ["first"] * 3)
     gradients = bits(adapter.gradients)
@@ -518,7 +518,7 @@ def test_all_rows_of_one_task_are_that_tasks_own_pass():
     assert bits(adapter.gradients) == gradients
 
 
-def test_rows_without_a_task_are_the_base_alone(base_class, frozen):
+def test_rows_without_a_task_use_the_base_alone(base_class, frozen):
     adapter = built(randomised(base_class(5, 4)), frozen)
     y, dx = passed(adapter, [None] * 3)
     assert_array_equal(y, adapter.base_layer.forward(batch(3, 5)))
@@ -549,7 +549,7 @@ def mixed_batches(draw):
 
 
 @given(mixed_batches())
-def test_a_mixed_batch_is_the_passes_of_its_tasks_put_together(case):
+def test_a_mixed_batch_combines_the_passes_of_its_tasks(case):
     adapter, x, dy, tasks = case
     y, dx = adapter.forward(x, tasks=tasks), adapter.backward(dy)
     gradients = dict(adapter.gradients)
@@ -607,7 +607,7 @@ def in_complex_numbers(layer):
     return twin
 
 
-def test_only_the_tasks_present_move():
+def test_only_the_tasks_present_change():
     adapter = built()
     before = bits(adapter.named_parameters(frozen=True))
     passed(adapter, ["third", None, "first"])
@@ -618,7 +618,7 @@ def test_only_the_tasks_present_move():
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
-def test_a_switch_of_the_current_task_does_not_disturb_a_mixed_pass(wrap):
+def test_switching_the_current_task_does_not_affect_a_mixed_pass(wrap):
     adapter = built()
     layer = wrap(adapter)
     layer.forward(batch(3, 5), tasks=["first", "third", None])
@@ -641,7 +641,7 @@ def test_removing_a_task_of_a_mixed_pass_is_noticed(change, wrap):
     assert snapshot(layer) == before
 
 
-def test_removing_a_task_that_takes_no_part_does_not_matter():
+def test_removing_a_task_that_is_not_present_has_no_effect():
     adapter = built()
     adapter.forward(batch(3, 5), tasks=["first", "third", None])
     adapter.remove_task("second")
@@ -731,7 +731,7 @@ def test_mixed_predictions_are_safe_from_many_threads():
     assert parallel == serial
 
 
-def test_numpy_arrays_of_names_will_do():
+def test_numpy_arrays_of_names_are_accepted():
     adapter = built()
     expected, _ = passed(adapter, ["third", "second", "first"])
     assert_array_equal(adapter.forward(batch(3, 5), tasks=np.array(["third", "second", "first"])), expected)
@@ -792,7 +792,7 @@ def test_a_task_added_in_evaluation_mode_is_in_evaluation_mode():
     assert not adapter.get_task_adapter("fourth").is_training
 
 
-def test_diagnostics_tell_the_tasks():
+def test_diagnostics_show_the_tasks():
     adapter = built()
     adapter.current_task = "second"
     found = adapter.get_diagnostics()

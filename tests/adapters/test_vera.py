@@ -72,7 +72,7 @@ def test_the_factors_are_drawn_as_for_relu_layers():
         assert factor.std() == pytest.approx(np.sqrt(2 / inputs), rel=0.02)
 
 
-def test_layers_of_one_seed_share_their_factors():
+def test_layers_with_the_same_seed_have_the_same_factors():
     first, second, other = (VeRALayer(IN, OUT, 2, rng=seed).named_parameters(frozen=True) for seed in (3, 3, 4))
     assert bits(first) == bits(second) != bits(other)
 
@@ -84,7 +84,7 @@ def test_the_rank_has_no_upper_limit(x):
 
 
 @pytest.mark.parametrize("rank", [2**62, 10**400], ids=["2**62", "10**400"])
-def test_a_rank_that_no_array_can_have_is_refused(rank):
+def test_a_rank_too_large_for_any_array_is_refused(rank):
     with pytest.raises(ArgumentOutOfRangeError, match="rank"):
         VeRALayer(IN, OUT, rank)
 
@@ -100,7 +100,7 @@ def test_flops_by_hand():
     assert VeRALayer(5, 3, 2).estimate_flops() == 20 + 4 + 12 + 3
 
 
-def test_it_adapts_without_moving_the_base(x):
+def test_training_does_not_change_the_base(x):
     base = DenseLayer(IN, OUT, rng=0)
     adapter = VeRAAdapter(base, 3, rng=0)
     target = base.predict(x) + batch(4, OUT, seed=8)

@@ -44,7 +44,7 @@ def test_an_activation_may_return_its_argument():
 
 
 @pytest.mark.parametrize("activation", ["relu", None, np.tanh, 3], ids=repr)
-def test_what_is_no_activation_is_refused(activation):
+def test_a_value_that_is_not_an_activation_is_refused(activation):
     with pytest.raises(ArgumentError, match=r"^activation must be an Activation"):
         ActivationLayer(3, activation)
 
@@ -63,7 +63,7 @@ def test_description():
     assert "function=sigmoid" in repr(layer)
 
 
-def test_an_activation_of_ones_own_cannot_be_saved(tmp_path):
+def test_a_custom_activation_cannot_be_saved(tmp_path):
     layer = ActivationLayer(3, Activation("cube", lambda z: z**3, lambda dy, z: 3 * z * z * dy))
     check_gradients(layer, batch(2, 3))
     with pytest.raises(NotSupportedError, match="'cube'"):

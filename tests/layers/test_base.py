@@ -62,7 +62,7 @@ class Views(Layer):
         return 0
 
 
-def test_a_layer_of_ones_own_has_everything():
+def test_a_custom_layer_supports_the_whole_api():
     layer = Scale(3)
     x, dy = batch(4, 3), batch(4, 3, seed=2)
     check_gradients(layer, x, method="complex", rtol=1e-10)
@@ -74,7 +74,7 @@ def test_a_layer_of_ones_own_has_everything():
     assert layer.clone().layer_name.startswith("Scale_")
 
 
-def test_it_can_be_adapted_frozen_and_routed():
+def test_a_custom_layer_can_be_adapted_frozen_and_routed():
     adapter = randomised(StandardLoRAAdapter(Scale(3), 2, freeze_base_layer=False))
     assert set(check_gradients(adapter, batch(4, 3), rtol=1e-10)) == {
         "input",
@@ -85,7 +85,7 @@ def test_it_can_be_adapted_frozen_and_routed():
     assert_array_equal(Scale(3).forward(batch(2, 3), tasks=[None, None]), 2 * batch(2, 3))
 
 
-def test_without_a_config_it_cannot_be_saved(tmp_path):
+def test_a_layer_without_a_config_cannot_be_saved(tmp_path):
     for layer in (Scale(3), Sequential([Scale(3)])):
         with pytest.raises(NotSupportedError, match="Scale cannot be saved"):
             layer.serialize(tmp_path / "layer.npz")
@@ -173,7 +173,7 @@ def modes(model):
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_a_block_in_a_mode(model, mode):
+def test_training_mode_sets_the_mode_of_a_block(model, mode):
     before = modes(model)
     assert set(before) == {True, False}
     with training_mode(model, mode):
@@ -181,14 +181,14 @@ def test_a_block_in_a_mode(model, mode):
     assert modes(model) == before
 
 
-def test_a_block_gives_the_modes_back_after_an_error(model):
+def test_training_mode_restores_the_modes_after_an_error(model):
     before = modes(model)
     with pytest.raises(KeyError), training_mode(model, False):
         raise KeyError
     assert modes(model) == before
 
 
-def test_blocks_can_be_nested(model):
+def test_training_mode_blocks_can_be_nested(model):
     with training_mode(model, False):
         with training_mode(model, True):
             assert all(modes(model))
@@ -204,7 +204,7 @@ def test_a_mode_is_stored_as_a_bool(model, mode):
 # ---------------------------------------------------------------- memory
 
 
-def test_an_error_in_a_pass_keeps_the_pass_before_it(monkeypatch):
+def test_an_error_in_a_pass_keeps_the_previous_pass(monkeypatch):
     layer = randomised(DenseLayer(3, 2, tanh))
     layer.forward(batch(4, 3))
     expected = layer.backward(batch(4, 2))
@@ -215,7 +215,7 @@ def test_an_error_in_a_pass_keeps_the_pass_before_it(monkeypatch):
 
 
 @pytest.mark.parametrize("step", ["update_parameters", "apply_updates"])
-def test_a_step_uses_the_pass_up_for_its_arrays_are_not_those_of_the_new_parameters(step):
+def test_a_step_consumes_the_pass_because_its_arrays_are_stale(step):
     layer = randomised(DenseLayer(3, 2, tanh))
     y = layer.forward(batch(4, 3))
     cache = [weakref.ref(array) for array in layer._pass.cache]
@@ -237,7 +237,7 @@ def test_a_refused_step_keeps_the_pass():
     assert_array_equal(layer.backward(batch(4, 2)), expected)
 
 
-def test_an_error_in_backward_keeps_the_gradients_before_it(monkeypatch):
+def test_an_error_in_backward_keeps_the_previous_gradients(monkeypatch):
     layer = randomised(DenseLayer(3, 2, tanh))
     layer.forward(batch(4, 3))
     layer.backward(batch(4, 2))
@@ -248,7 +248,7 @@ def test_an_error_in_backward_keeps_the_gradients_before_it(monkeypatch):
     assert_array_equal(layer.gradients["weight"], expected)
 
 
-def test_closing_lets_the_input_go(monkeypatch):
+def test_closing_releases_the_input(monkeypatch):
     layer, inputs = DenseLayer(3, 2), []
     original = layer.apply
 
@@ -293,7 +293,7 @@ def test_the_view_of_the_gradients_cannot_be_written_to():
         layer.gradients["weight"] = np.zeros((3, 2))
 
 
-def test_the_trained_parts_are_gone_with_the_gradients():
+def test_clearing_the_gradients_clears_the_trained_parts():
     adapter = DyLoRAAdapter(DenseLayer(3, 2), 2, [1, 2])
     adapter.forward(batch(4, 3), rank=1)
     adapter.backward(batch(4, 2))
@@ -311,7 +311,7 @@ def test_an_update_may_be_given_the_layers_own_arrays():
     assert_array_equal(layer.get_parameters(), 2 * before)
 
 
-def test_arrays_can_be_exchanged_with_each_other():
+def test_arrays_can_be_swapped():
     layer = randomised(Sequential([DenseLayer(2, 2), DenseLayer(2, 2)]))
     first, last = layer[0].weight.copy(), layer[1].weight.copy()
     layer.load_weights({"0.weight": layer[1].weight, "1.weight": layer[0].weight})

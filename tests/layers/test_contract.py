@@ -64,7 +64,7 @@ def test_gradients_with_other_leading_axes(layer, shape):
     check_gradients(layer, x, method="complex", directions=True, active_only=leaves_gradients_out(layer), rtol=1e-10)
 
 
-def test_what_is_not_wanted_is_not_given(layer, x, dy):
+def test_gradients_that_are_not_requested_are_not_returned(layer, x, dy):
     _, cache = layer.apply(x, Run())
     dx, gradients = layer.vjp(dy, cache)
     no_dx, same_gradients = layer.vjp(dy, cache, inputs=False)
@@ -163,7 +163,7 @@ def arrays_in(value):
             yield from arrays_in(item)
 
 
-def test_nothing_on_the_way_is_wider_than_float32(name, x):
+def test_no_intermediate_array_is_wider_than_float32(name, x):
     layer = build(name, np.float32)
     _, cache = layer.apply(x.astype(np.float32), layer.new_run(x, training=True))
     assert {array.dtype for array in arrays_in(cache) if array.dtype.kind == "f"} <= {np.dtype(np.float32)}
@@ -181,7 +181,7 @@ def test_integers_are_cast(layer, integers):
     assert_array_equal(layer.predict(x), layer.predict(x.astype(float)))
 
 
-def test_a_list_will_do(layer, x):
+def test_lists_are_accepted(layer, x):
     assert_array_equal(layer.predict(x.tolist()), layer.predict(x))
 
 
@@ -244,7 +244,7 @@ def test_a_bad_output_gradient_is_refused(layer, x, dy, value, shown):
     assert snapshot(layer) == before
 
 
-def test_the_refused_gradient_shape_is_shown_with_the_right_one(layer, x):
+def test_the_error_shows_the_refused_and_the_expected_gradient_shape(layer, x):
     layer.forward(x)
     with pytest.raises(ArgumentError, match=rf"shape \(4, {layer.output_size}\), got \(9, 9\)"):
         layer.backward(np.ones((9, 9)))
@@ -361,13 +361,13 @@ def test_the_flat_gradient_holds_every_gradient_in_order(layer, x, dy):
     assert_array_equal(layer.get_parameter_gradients(), np.concatenate([np.empty(0), *parts]))
 
 
-def test_predict_remembers_nothing(layer, x, dy):
+def test_predict_stores_nothing(layer, x, dy):
     layer.predict(x)
     with pytest.raises(InvalidOperationError):
         layer.backward(dy)
 
 
-def test_predict_leaves_a_pending_pass_alone(layer, x, dy):
+def test_predict_keeps_a_pending_pass(layer, x, dy):
     layer.eval()
     _, dx, gradients = backward(layer, x, dy)
     layer.forward(x)
@@ -405,7 +405,7 @@ def test_predict_is_safe_from_many_threads(layer):
 # ---------------------------------------------------------------- whose arrays are whose
 
 
-def test_arguments_are_read_only_to_the_layer(layer, x, dy):
+def test_arguments_are_never_written_to(layer, x, dy):
     before = x.copy(), dy.copy()
     x.setflags(write=False)
     dy.setflags(write=False)
@@ -416,7 +416,7 @@ def test_arguments_are_read_only_to_the_layer(layer, x, dy):
     assert_array_equal(dy, before[1])
 
 
-def test_parameters_given_stay_the_callers(layer):
+def test_set_parameters_copies_its_argument(layer):
     vector = np.arange(layer.parameter_count, dtype=float)
     layer.set_parameters(vector)
     vector += 1
@@ -463,7 +463,7 @@ def test_arrays_keep_their_identity(layer, x, dy):
 # ---------------------------------------------------------------- the flat vector
 
 
-def test_the_flat_vector_goes_in_as_it_comes_out(layer, x):
+def test_the_flat_vector_round_trips(layer, x):
     layer.eval()
     vector, y = layer.get_parameters(), layer.predict(x)
     layer.set_parameters(np.zeros(layer.parameter_count))
@@ -522,7 +522,7 @@ def test_an_update_of_an_unknown_array_is_refused(layer):
     assert snapshot(layer) == before
 
 
-def test_frozen_arrays_take_no_update(layer):
+def test_updates_of_frozen_arrays_are_refused(layer):
     before = snapshot(layer)
     for name in all_arrays(layer).keys() - layer.named_parameters().keys():
         with pytest.raises(ArgumentError, match=name):
@@ -562,7 +562,7 @@ def test_train_and_eval_return_the_layer(layer):
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_a_copy_has_the_same_arrays_and_gives_the_same(layer, x, copied):
+def test_a_copy_has_the_same_arrays_and_outputs(layer, x, copied):
     twin = copied(layer)
     assert type(twin) is type(layer)
     assert bits(all_arrays(twin)) == bits(all_arrays(layer))
@@ -633,13 +633,13 @@ def test_a_file_drops_the_pending_pass(layer, x, dy):
 # ---------------------------------------------------------------- description
 
 
-def test_repr_tells_type_sizes_and_parameters(layer):
+def test_repr_shows_type_sizes_and_parameters(layer):
     text = repr(layer)
     assert text.startswith(f"{type(layer).__name__}({layer.input_size} -> {layer.output_size}, ")
     assert f"{layer.parameter_count:,} " in text
 
 
-def test_diagnostics_are_words_and_numbers(layer):
+def test_diagnostics_are_strings(layer):
     found = layer.get_diagnostics()
     assert found["layer.type"] == type(layer).__name__
     assert found["layer.input_shape"] == f"({layer.input_size},)"
@@ -655,7 +655,7 @@ def test_shapes_are_those_of_a_sample(layer):
     assert layer.get_output_shape() == (layer.output_size,)
 
 
-def test_estimates_are_positive_and_leave_the_layer_alone(layer):
+def test_estimates_are_positive_and_do_not_change_the_layer(layer):
     before = snapshot(layer)
     assert layer.estimate_flops() >= 0
     assert layer.estimate_activation_memory() >= 8 * layer.input_size

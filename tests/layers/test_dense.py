@@ -63,7 +63,7 @@ def test_the_layouts_differ_in_shape_and_in_the_flat_vector():
     assert_array_equal(fully_connected.get_biases(), [1, -1])
 
 
-def test_arrays_given_out_as_copies_are_copies(base_class):
+def test_returned_arrays_are_copies(base_class):
     layer = worked(base_class, None)
     layer.get_weights()[...] = 0
     layer.get_biases()[...] = 0
@@ -85,7 +85,7 @@ def test_trap_1_gradients_on_non_square_shapes(base_class, shape):
 @pytest.mark.parametrize(
     "penalty", [Regularization(l1=0.5), Regularization(l2=0.5), Regularization(0.5, 0.25)], ids=["l1", "l2", "both"]
 )
-def test_the_penalty_reaches_the_gradient_of_the_weight_alone(base_class, penalty):
+def test_the_penalty_changes_only_the_gradient_of_the_weight(base_class, penalty):
     plain, penalised = randomised(base_class(3, 2)), randomised(base_class(3, 2, regularization=penalty))
     for layer in (plain, penalised):
         layer.forward(X)
@@ -134,7 +134,7 @@ def test_the_initial_values(base_class):
     assert layer.activation.name == "identity"
 
 
-def test_one_seed_is_one_matrix_in_both_layouts():
+def test_a_seed_gives_the_same_matrix_in_both_layouts():
     first, second = DenseLayer(4, 3, rng=7), FullyConnectedLayer(4, 3, rng=7)
     assert_array_equal(first.matrix, second.matrix)
     assert (DenseLayer(4, 3, rng=8).weight != first.weight).all()
@@ -144,7 +144,7 @@ def test_weights_are_contiguous_whatever_the_layout(base_class):
     assert base_class(4, 3).weight.flags["C_CONTIGUOUS"]
 
 
-def test_another_initializer(base_class):
+def test_a_custom_initializer(base_class):
     assert not base_class(4, 3, initializer=zeros).weight.any()
     layer = base_class(400, 300, initializer=he_normal, rng=0)
     assert layer.weight.std() == pytest.approx(np.sqrt(2 / 400), rel=0.02)
@@ -163,7 +163,7 @@ def test_an_initializer_sees_inputs_and_outputs_in_this_order(base_class):
     assert layer.weight.dtype == np.float32
 
 
-def test_the_array_of_an_initializer_stays_its_own(base_class):
+def test_the_array_of_an_initializer_is_copied(base_class):
     mine = np.ones((4, 3))
     layer = base_class(4, 3, initializer=lambda shape, dtype, rng: mine)
     mine[...] = 5
@@ -210,7 +210,7 @@ def test_a_bad_result_of_an_initializer_is_refused(base_class, result):
 # ---------------------------------------------------------------- derived layers
 
 
-def test_a_layer_with_another_matrix(base_class):
+def test_with_matrix_replaces_the_weight(base_class):
     layer = worked(base_class, tanh)
     before = snapshot(layer)
     other = layer.with_matrix(2 * W)
@@ -221,7 +221,7 @@ def test_a_layer_with_another_matrix(base_class):
     assert type(other) is base_class
 
 
-def test_splitting_the_activation_off(base_class):
+def test_splitting_off_the_activation(base_class):
     layer = randomised(base_class(3, 2, tanh, regularization=Regularization(l2=0.5)))
     linear, activation = layer.split_activation()
     assert linear.weight is layer.weight
@@ -254,7 +254,7 @@ def test_memory_by_hand(base_class, dtype, width):
     assert base_class(3, 2, relu, dtype=dtype).estimate_activation_memory() == width * 7
 
 
-def test_repr_tells_activation_and_penalty(base_class):
+def test_repr_shows_activation_and_penalty(base_class):
     assert repr(base_class(3, 2)) == f"{base_class.__name__}(3 -> 2, 8 parameters)"
     text = repr(base_class(3, 2, tanh, regularization=Regularization(0.5, 0.25)))
     assert "activation=tanh" in text

@@ -38,7 +38,7 @@ def test_a_step_of_the_example(worked):
     assert_array_equal(worked.get_parameters(), [2, 1, 0, 1, 3, 3, -2, 5, 1, 6])
 
 
-def test_the_matrices_are_given_out_as_copies(worked):
+def test_the_matrices_are_returned_as_copies(worked):
     worked.get_matrix_a()[...] = 0
     worked.get_matrix_b()[...] = 0
     assert_array_equal(worked.matrix_a, [[1, 0], [0, 1], [1, 1]])
@@ -68,7 +68,7 @@ def ranked_layers(draw):
 
 
 @given(ranked_layers())
-def test_the_output_at_a_rank_is_that_of_its_merged_weight(case):
+def test_the_output_at_a_rank_matches_the_merged_weight(case):
     layer, rank, _ = case
     x = batch(4, layer.input_size)
     y, _ = layer.apply(x, Run(), rank=rank)

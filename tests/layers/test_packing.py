@@ -52,7 +52,7 @@ def adapter(base=None, rank=2, seed=0):
 
 @pytest.mark.parametrize("memory", ["lean", "fast", "max"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_packed_layer_gives_the_same(name, memory):
+def test_a_packed_layer_computes_the_same(name, memory):
     layer, packed = build(name).eval(), build(name).eval()
     assert packed.pack(memory) is packed
     x, dy = batch(9, layer.input_size), batch(9, layer.output_size, seed=2)
@@ -64,7 +64,7 @@ def test_a_packed_layer_gives_the_same(name, memory):
         np.testing.assert_allclose(packed.gradients[key], gradient, rtol=1e-11, atol=1e-11)
 
 
-def test_what_does_not_train_is_packed_and_nothing_else():
+def test_only_weights_that_do_not_train_are_packed():
     assert packed_layers(DenseLayer(7, 5).pack()) == [""]
     assert packed_layers(FullyConnectedLayer(7, 5).pack("max")) == [""]
     assert packed_layers(DenseLayer(7, 5).pack("lean")) == []
@@ -84,7 +84,7 @@ def test_what_does_not_train_is_packed_and_nothing_else():
 
 
 @pytest.mark.parametrize("kind", BASES)
-def test_memory_is_told(kind):
+def test_memory_is_estimated(kind):
     layer = adapter(BASES[kind](7, 5))
     frozen, trainable = (7 * 5 + 5) * 8, 2 * (7 + 5) * 8
     assert layer.estimate_memory() == {"trainable": trainable, "frozen": frozen, "packed": 0}
@@ -93,7 +93,7 @@ def test_memory_is_told(kind):
     assert layer.pack("lean").estimate_memory()["packed"] == 0
 
 
-def test_nothing_is_copied_where_it_does_not_pay(monkeypatch):
+def test_nothing_is_copied_where_packing_is_not_faster(monkeypatch):
     monkeypatch.setattr(tiles, "LIMIT", 0)
     assert adapter().pack("max").estimate_memory()["packed"] == 0
     monkeypatch.setattr(tiles, "LIMIT", 40)
@@ -101,7 +101,7 @@ def test_nothing_is_copied_where_it_does_not_pay(monkeypatch):
     assert adapter().pack("max").estimate_memory()["packed"] == 0
 
 
-def test_an_unknown_word_is_refused():
+def test_an_unknown_memory_setting_is_refused():
     with pytest.raises(ArgumentError, match=r"memory must be one of 'lean', 'fast', 'max', got 'big'"):
         adapter().pack("big")
 
@@ -134,7 +134,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("memory", ["fast", "max"])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_no_way_of_writing_leaves_a_stale_copy(writer, memory):
+def test_no_write_leaves_a_stale_copy(writer, memory):
     layer = adapter().pack(memory)
     x, dy = batch(9, 7), batch(9, 5)
     layer.forward(x)
@@ -237,7 +237,7 @@ def test_a_saved_layer_has_no_pack(tmp_path):
     assert packed_layers(load_layer(tmp_path / "layer.npz")) == []
 
 
-def test_layers_that_share_an_array_do_not_disturb_each_other():
+def test_layers_that_share_an_array_do_not_interfere():
     base = DenseLayer(7, 5, tanh, rng=0)
     linear, _ = base.split_activation()
     assert linear.weight is base.weight
@@ -261,7 +261,7 @@ def test_a_merge_of_a_packed_adapter_is_a_new_layer_without_a_pack():
     merged.weight[0] = 0
 
 
-def test_packing_and_predicting_at_once():
+def test_packing_while_other_threads_predict():
     layer = randomised(DyLoRAAdapter(DenseLayer(7, 5, rng=0), 3, [1, 3], rng=0))
     x = batch(33, 7)
     expected = layer.predict(x)

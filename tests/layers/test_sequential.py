@@ -43,7 +43,7 @@ def test_an_example_worked_by_hand():
     assert_array_equal(model.get_parameter_gradients(), [1, 2, 3, 2, 4, 6, 1, 2, 3, 1, 2, 2, 1])
 
 
-def test_it_is_the_composition_of_its_layers(model):
+def test_the_output_is_the_composition_of_the_layers(model):
     x = batch(5, 4)
     y = x
     for layer in model.layers:
@@ -65,7 +65,7 @@ def test_backward_is_the_chain_of_the_layers(model):
     assert_array_equal(dx, dy)
 
 
-def test_the_layers_know_nothing_of_the_models_pass(model):
+def test_the_layers_do_not_store_the_models_pass(model):
     model.forward(batch(5, 4))
     model.backward(batch(5, 2))
     for layer in model.layers:
@@ -81,7 +81,7 @@ def test_parameters_are_in_the_order_of_the_layers(model):
     assert_array_equal(model.get_parameters(), np.concatenate([layer.get_parameters() for layer in model.layers]))
 
 
-def test_the_input_gradient_of_the_first_layer_is_computed_only_when_it_is_wanted(model, monkeypatch):
+def test_the_input_gradient_of_the_first_layer_is_computed_only_on_request(model, monkeypatch):
     wanted = []
     for layer in model.layers:
 
@@ -138,7 +138,7 @@ def test_an_unknown_layer_cannot_be_frozen(model):
     assert (snapshot(model), list(model.named_parameters())) == before
 
 
-def test_a_wholly_frozen_model_has_nothing_to_train(model):
+def test_a_fully_frozen_model_has_nothing_to_train(model):
     model.freeze("first", "middle", "last")
     assert not model.supports_training
     model.forward(batch(5, 4))
@@ -180,7 +180,7 @@ def test_the_layers_are_not_copied():
     assert Sequential([layer])[0] is layer
 
 
-def test_the_mapping_given_may_change_afterwards():
+def test_the_given_mapping_may_change_afterwards():
     layers = {"only": DenseLayer(4, 3)}
     model = Sequential(layers)
     layers.clear()
@@ -257,7 +257,7 @@ def test_layers_that_do_not_fit_replace_nothing(model, layers, message):
     model.backward(batch(5, 2))
 
 
-def test_a_layer_cannot_take_two_places(model):
+def test_a_layer_cannot_occur_twice(model):
     with pytest.raises(ArgumentError, match="occurs twice"):
         model.replace({"middle": model["last"]})
 
@@ -299,7 +299,7 @@ def test_an_unknown_frozen_name_is_refused():
 # ---------------------------------------------------------------- modes and tasks inside
 
 
-def test_the_model_hands_its_own_mode_down(model, monkeypatch):
+def test_the_model_passes_its_mode_to_its_layers(model, monkeypatch):
     seen = []
     for layer in model.layers:
 
@@ -393,7 +393,7 @@ def test_inference_of_a_mixed_batch_takes_the_memory_of_one_layer():
     assert_array_equal(model.predict(x, tasks=tasks), model.forward(x, tasks=tasks))
 
 
-def test_steps_take_the_memory_of_one_pass():
+def test_steps_need_the_memory_of_one_pass():
     model, x, dy = deep(), batch(ROWS, SIZE), batch(ROWS, SIZE)
 
     def step():
