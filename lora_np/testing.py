@@ -117,7 +117,7 @@ def gradient_errors(
 ) -> dict[str, float]:
     """The relative error of each gradient of a layer; unlike `check_gradients`, it does not raise if an error is large.
 
-    The parameters are those of `check_gradients`.
+    See `check_gradients` for the parameters.
 
     Returns
     -------

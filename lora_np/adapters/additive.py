@@ -20,7 +20,7 @@ class Branch(Protocol):
     """The function that an adapter adds to its base: a LowRankLayer, or the branches of all tasks in a mixed batch."""
 
     def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
-        """The output, and what `vjp` needs; see `LowRankLayer.apply`."""
+        """The output, and a cache for `vjp`; see `LowRankLayer.apply`."""
 
     def vjp(
         self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
@@ -41,7 +41,7 @@ class Selection(NamedTuple):
 
 
 class AdapterCache(NamedTuple):
-    """What `AdditiveAdapter.vjp` needs."""
+    """The cache for `AdditiveAdapter.vjp`."""
 
     base: Cache
     name: str

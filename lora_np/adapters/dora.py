@@ -18,7 +18,7 @@ from .base import LoRAAdapterBase
 
 
 class DoRACache(NamedTuple):
-    """What `DoRAAdapter.vjp` needs."""
+    """The cache for `DoRAAdapter.vjp`."""
 
     base: Cache
     lora: Cache
@@ -44,7 +44,7 @@ class DoRAAdapter(LoRAAdapterBase):
         Whether W and b are frozen.
     norm_gradient : bool, default True
         Whether gradients flow through the norm. If False, it is treated as a constant, as in the paper (eq. 11) and in
-        PEFT, to save memory; the gradients of A, B and W are then not those of the function.
+        PEFT, to save memory; the gradients of A, B and W are then inexact.
     scaling : {"max", "paper", "rslora"}, default "max"
         With ``"rslora"``, s = alpha / √r; the other two are equal here.
     rng : seed or numpy.random.Generator, optional

@@ -14,7 +14,7 @@ from ..run import Run, Tasks
 
 
 class MixedCache(NamedTuple):
-    """What `MixedBranch.vjp` needs, with the rows sorted by task."""
+    """The cache for `MixedBranch.vjp`, with the rows sorted by task."""
 
     x_rows: Array
     hs: list[Array]

@@ -20,7 +20,7 @@ from .activation import ActivationLayer
 
 
 class DenseCache(NamedTuple):
-    """What `AffineLayer.vjp` needs; z is None if there is no activation."""
+    """The cache for `AffineLayer.vjp`; z is None if there is no activation."""
 
     x: Array
     z: Array | None
@@ -168,7 +168,7 @@ class AffineLayer(Layer):
 class DenseLayer(AffineLayer):
     """``y = f(x W + b)`` with W stored as (input_size, output_size).
 
-    The parameters are those of `AffineLayer`. The flat vector holds W in row-major order, then b.
+    See `AffineLayer` for the parameters. The flat vector holds W in row-major order, then b.
 
     Examples
     --------
@@ -189,7 +189,7 @@ class DenseLayer(AffineLayer):
 class FullyConnectedLayer(AffineLayer):
     """``y = f(x Wᵀ + b)`` with W stored as (output_size, input_size).
 
-    The parameters are those of `AffineLayer`. The flat vector holds W as stored, in row-major order, then b.
+    See `AffineLayer` for the parameters. The flat vector holds W as stored, in row-major order, then b.
     """
 
     @staticmethod
