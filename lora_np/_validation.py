@@ -150,7 +150,9 @@ def real_array(name: str, value: object, dtype: Any = None, *, copy: bool = Fals
         raise ArgumentError(f"{name} must be an array of real numbers: {error}") from None
     if array.dtype.kind not in REAL_KINDS:
         raise ArgumentError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
-    return np.array(array, dtype=dtype, order="C") if copy else np.asarray(array, dtype=dtype)
+    if dtype is None or array.dtype == dtype:
+        return array.copy() if copy else array
+    return array.astype(dtype, order="C")
 
 
 def last_axis(name: str, array: Array, size: int) -> None:

@@ -108,8 +108,8 @@ class Run(NamedTuple):
     """Whether `vjp` will follow. If not, containers free the cache of each layer before the next layer runs."""
 
 
-EVALUATION, INFERENCE = Run(), Run(keep=False)
-"""The default runs of `forward` in evaluation mode and of `predict`, without tasks or ranks."""
+TRAINING, EVALUATION, INFERENCE = Run(True), Run(), Run(keep=False)
+"""The runs of `forward` in each mode, and of `predict`, without tasks or ranks."""
 
 
 def checked_rank(rank: Any, rows: int | None) -> Rank | None:

@@ -3,6 +3,8 @@
 import copy
 import math
 import pickle
+import subprocess
+import sys
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -353,3 +355,14 @@ def test_only_the_identity_caches_no_pre_activation(activation):
     layer = DenseLayer(3, 2, activation).clone()
     _, (_, kept) = layer.apply(np.ones((4, 3)), Run())
     assert (kept is None) == (activation.name == "identity")
+
+
+def test_a_function_that_uses_an_activation_travels_to_another_process():
+    cloudpickle = pytest.importorskip("cloudpickle")
+
+    def build():  # pickled by value, as dask does with functions of a script
+        return DenseLayer(3, 2, activations.relu, rng=0)
+
+    load = "import pickle, sys, lora_np; f = pickle.load(sys.stdin.buffer); print(f().activation is lora_np.relu)"
+    done = subprocess.run([sys.executable, "-c", load], input=cloudpickle.dumps(build), capture_output=True)
+    assert done.stdout.split() == [b"True"], done.stderr.decode()

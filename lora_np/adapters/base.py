@@ -1,4 +1,4 @@
-"""`LoRAAdapterBase`: what all adapters share, a base layer and the low-rank branches that adapt it."""
+"""`LoRAAdapterBase`: the base class of all adapters, with a base layer and the low-rank branches that adapt it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from .._validation import not_none
-from ..base import Layer
+from ..base import Layer, Listener, prefixed
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
 from ..functions.activations import identity
 from ..layers.dense import AffineLayer
@@ -17,14 +17,14 @@ from ..layers.low_rank import LowRankLayer
 
 
 class LoRAAdapterBase(Layer):
-    """A layer around a base layer, with a low-rank part that adapts it.
+    """A layer that wraps a base layer and adapts it with a low-rank branch.
 
     Parameters
     ----------
     base_layer : Layer
-        The layer to adapt. It is not copied, and its own state is not touched.
+        The layer to adapt. It is not copied, and the state of its own `forward` and `backward` is not changed.
     freeze_base_layer : bool, default True
-        Whether its parameters are frozen; the gradient of the input flows through it either way.
+        Whether the base's parameters are frozen; input gradients flow through it in either case.
 
     Raises
     ------
@@ -33,7 +33,7 @@ class LoRAAdapterBase(Layer):
     """
 
     merge_error: ClassVar[type[Exception]] = InvalidOperationError
-    """What merging raises if the branch cannot be merged into the base layer's weight."""
+    """The exception that merging raises if the branch cannot be merged into the weight of the base layer."""
 
     base_layer: Layer
 
@@ -53,7 +53,7 @@ class LoRAAdapterBase(Layer):
         ----------
         base_layer : Layer
         branch : LoRALayer
-            Of the base layer's sizes and dtype, and of any rank. It is not copied.
+            A branch with the sizes and dtype of the base layer, and any rank. It is not copied.
         **choices
             The constructor's other arguments.
 
@@ -88,7 +88,7 @@ class LoRAAdapterBase(Layer):
 
     @abstractmethod
     def merge_to_original_layer(self) -> AffineLayer:
-        """A new layer of the base's type that computes the same function as the adapter; the base is untouched.
+        """A new layer of the base's type that computes the same function as the adapter; the base is not changed.
 
         Raises
         ------
@@ -97,23 +97,23 @@ class LoRAAdapterBase(Layer):
         """
 
     def mergeable_base(self) -> AffineLayer:
-        """The base layer, if a branch can be merged into its weight; otherwise this raises `merge_error`."""
+        """The base layer; raises `merge_error` if a branch cannot be merged into its weight."""
         base = self.base_layer
         if not isinstance(base, AffineLayer):
             raise self.merge_error(
                 f"{self.layer_name}: a branch can be merged only into a DenseLayer or FullyConnectedLayer, "
-                f"and the base layer is a {type(base).__name__}"
+                f"but the base layer is a {type(base).__name__}"
             )
         if base.activation != identity:
             raise self.merge_error(
-                f"{self.layer_name}: f(x W + b) + branch(x) is not a single dense layer, and the base layer has the "
-                f"activation {base.activation.name}; adapt only the linear part: "
+                f"{self.layer_name}: the base layer has the activation {base.activation.name}, and f(x W + b) + branch(x) "
+                "is not a single dense layer; adapt only the linear part: "
                 "linear, activation = base_layer.split_activation()"
             )
         return base
 
     def with_children(self, changed: Mapping[str, Layer]) -> Self:
-        """A copy with another base layer, or with other branches, of the same sizes; all else is shared."""
+        """A copy in which the base layer or branches are replaced by layers of the same sizes; all else is shared."""
         for name in changed:
             if name not in self.children():
                 raise ArgumentError(f"changed must name children of {self.layer_name}, got {name!r}")
@@ -124,7 +124,7 @@ class LoRAAdapterBase(Layer):
         return twin
 
     def _set_branches(self, branches: Mapping[str, LoRALayer]) -> None:
-        """Replace branches by name, here and not in the adapter of which this one is a copy."""
+        """Replace branches by name, without changing the adapter of which this one is a shallow copy."""
         raise NotSupportedError(
             f"{self.layer_name}: the branch of a {type(self).__name__} is not a pair of trained factors"
         )
@@ -150,7 +150,7 @@ class LoRAAdapterBase(Layer):
         return twin
 
     def fitted(self, branch: Layer) -> LoRALayer:
-        """The branch, in the adapter's mode; an ArgumentError if it is not a LoRALayer of the adapter's sizes and dtype."""
+        """Check that a branch is a LoRALayer of the adapter's sizes and dtype, and set it to the adapter's mode."""
         if not isinstance(branch, LoRALayer):
             raise ArgumentError(f"branch must be a LoRALayer, got {branch!r}")
         if (branch.input_size, branch.output_size, branch.dtype) != (self.input_size, self.output_size, self.dtype):
@@ -161,11 +161,16 @@ class LoRAAdapterBase(Layer):
 
     @property
     def supports_training(self) -> bool:
-        """Whether there are trainable parameters."""
+        """Whether the adapter has trainable parameters."""
         return self.lora_layer.supports_training or super().supports_training
 
-    def _searched(self) -> Mapping[str, Layer]:
-        return {"base": self.base_layer}  # branches, of which there may be thousands, do not read the run
+    def _listeners(self) -> dict[str, Any]:
+        """The listeners in the base layer, and the adapter itself if it is one; branches never are."""
+        found = self.base_layer._listeners()
+        found = prefixed("base", found) if found else found
+        if isinstance(self, Listener):
+            found[""] = self
+        return found
 
     def children(self) -> Mapping[str, Layer]:
         """The base layer and the branch."""

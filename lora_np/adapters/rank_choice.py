@@ -1,4 +1,4 @@
-"""`RankChoice`: the active ranks of an adapter, and how it chooses one of them for a pass."""
+"""`RankChoice`: the active ranks of an adapter, and the choice of one of them for each pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .rank_distribution import RankDistribution
 
 
 class RankChoice(Listener):
-    """Needs `layer_name`. A pass that is given no rank draws one in training, and takes the deployment rank otherwise."""
+    """Mixin that chooses the rank of a pass: by default, a drawn rank in training and the deployment rank otherwise."""
 
     listens_to = "rank"
     layer_name: str
@@ -49,7 +49,7 @@ class RankChoice(Listener):
 
     @property
     def current_deployment_rank(self) -> int:
-        """The rank of `predict`, of evaluation mode and of merging; must be an active rank."""
+        """The rank used by `predict`, in evaluation mode and for merging; must be an active rank."""
         return self._deployment_rank
 
     @current_deployment_rank.setter
@@ -66,7 +66,7 @@ class RankChoice(Listener):
         self._ranks.check(integer("rank", rank))
 
     def rank_in(self, run: Run) -> int | Array:
-        """The rank that a pass uses here: a number, or one for each entry of the first axis."""
+        """The rank that a pass uses: a number, or one for each entry along the first axis."""
         rank = run.rank(self) if callable(run.rank) else run.rank
         if rank is None and run.training:
             raise InvalidOperationError(f"{self.layer_name}: a training pass needs a rank; `new_run` draws one")
@@ -75,15 +75,16 @@ class RankChoice(Listener):
     def trained_parts(self, run: Run) -> Parts:
         """The components of the branch that a pass trains: columns of A, rows of B."""
         rank = self.rank_in(run)
-        part_a, part_b = LoRALayer.parts(self.trained_from(rank), int(np.max(rank, initial=1)))
+        last = int(rank.max(initial=1)) if isinstance(rank, np.ndarray) else rank
+        part_a, part_b = LoRALayer.parts(self.trained_from(rank), last)
         return {"lora.matrix_a": part_a, "lora.matrix_b": part_b}
 
     def draw(self) -> Draw:
-        """One random number, from which every layer of the pass takes its rank."""
+        """A random quantile, from which every layer in the pass derives its rank."""
         return Draw(self._rng.random())
 
     def check_run(self, run: Run) -> None:
-        """Raise ArgumentError if a rank is not active, InvalidOperationError for ranks by row in frozen mode."""
+        """Raise ArgumentError if a rank is not active, or InvalidOperationError for ranks by row in frozen mode."""
         rank = None if run.rank is None else self.rank_in(run)
         if isinstance(rank, np.ndarray) and self.mode == "frozen" and run.keep:
             raise InvalidOperationError(

@@ -17,7 +17,7 @@ from .additive import AdditiveAdapter, Selection
 
 
 class VeRACache(NamedTuple):
-    """What `VeRALayer.vjp` needs."""
+    """The cache for `VeRALayer.vjp`."""
 
     h: Array
     t: Array
@@ -72,7 +72,7 @@ class VeRALayer(LowRankLayer):
         self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0
     ) -> tuple[Array, VeRACache]:
         """``h = x A``, ``t = s (h d) B``, ``y = t b``."""
-        r, s = self.components_at(rank, x.shape[:-1])
+        r, s = self.components_at(rank, x.shape)
         A, B, d, b = self.projection_a[:, :r], self.projection_b[:r], self.vector_d[:r], self.vector_b
         h = product(x, A)  # (..., in) @ (in, r) -> (..., r)
         t = product(s * (h * d), B)  # (..., r) @ (r, out) -> (..., out)

@@ -12,12 +12,12 @@ import numpy as np
 from .._typing import Array, Cache, Gradients
 from .._validation import finite_float, float_dtype, last_axis, positive_int, real_array, same_shape
 from ..errors import InvalidOperationError
-from ..run import EVALUATION, Rank, Run
+from ..run import Rank, Run
 from .diagnostics_provider import DiagnosticsProvider
 from .disposable import Disposable
 from .jit_compilable import JitCompilable
 from .listening import Listening
-from .memory import Pass, Pending, unaliased
+from .memory import Pass, unaliased
 from .packable import Packable
 from .parameters import new_name
 from .serializable import Serializable
@@ -68,7 +68,7 @@ class Layer(
     def forward(
         self, input: Any, *, tasks: Iterable[str | None] | None = None, rank: Rank | Iterable[int] | None = None
     ) -> Array:
-        """The output in the layer's current mode. What `backward` needs is stored, including a copy of the input.
+        """The output in the current mode; stores a copy of the input and everything else that `backward` needs.
 
         Parameters
         ----------
@@ -87,7 +87,7 @@ class Layer(
         """
         x = self.check_input(input, copy=True)
         listeners = self._listeners()
-        run = self._run(x, listeners, tasks=tasks, rank=rank, training=self.is_training)
+        run = self._run(x, listeners, tasks, rank, self._is_training)
         y, cache = self.apply(x, run)
         self._pass = Pass.of(cache, y, run, listeners)
         return unaliased(y, x)
@@ -99,7 +99,7 @@ class Layer(
     ) -> Array:
         """The inference output, whatever the mode. It is deterministic and stores nothing, so threads may share the layer.
 
-        The parameters are those of `forward`.
+        See `forward` for the parameters.
         """
         x = self.check_input(input)
         y, _ = self.apply(x, self.new_run(x, tasks=tasks, rank=rank, keep=False))
@@ -141,11 +141,11 @@ class Layer(
 
         As in the documented API, an array instead of a rate replaces all parameters: see `set_parameters`.
         """
-        if isinstance(learning_rate, list | tuple) or (isinstance(learning_rate, np.ndarray) and learning_rate.ndim):
+        if isinstance(learning_rate, (list, tuple)) or (isinstance(learning_rate, np.ndarray) and learning_rate.ndim):
             self.set_parameters(learning_rate)
         else:
-            rate = finite_float("learning_rate", learning_rate)
-            for p, dp in self._trained(self._pending_step().gradients, skip_frozen=True):
+            rate = np.array(finite_float("learning_rate", learning_rate), self.dtype)
+            for p, dp in self._trained(self._pending_pass()[0], skip_frozen=True):
                 p -= rate * dp
             self._forget()
 
@@ -161,15 +161,14 @@ class Layer(
         """The gradients from the last `backward`, by name; empty before it and after a step."""
         return MappingProxyType({} if self._pending is None else self._pending[0])
 
-    def _pending_step(self) -> Pending:
-        """The pending gradients; raises InvalidOperationError if there are none, or if a task has changed since."""
+    def _pending_pass(self) -> tuple[Gradients, Pass | None]:
+        """The pending gradients and their pass; see `lora_np.base.pending`."""
         if self._pending is not None:
-            gradients, done = self._pending
-            done.check(self.layer_name, "a step")
-            return Pending(gradients, done.parts, done.run)
+            self._pending[1].check(self.layer_name, "a step")
+            return self._pending
         if self.supports_training:
             raise InvalidOperationError(f"{self.layer_name}: a step needs gradients; call backward first")
-        return Pending({}, {}, EVALUATION)
+        return {}, None
 
     def clear_gradients(self) -> None:
         """Discard the pending gradients."""

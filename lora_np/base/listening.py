@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from .._typing import Array, Parts
 from ..errors import ArgumentError
-from ..run import EVALUATION, INFERENCE, Draw, Rank, Run, Tasks, checked_rank
+from ..run import EVALUATION, INFERENCE, TRAINING, Draw, Rank, Run, Tasks, checked_rank
 from .parameters import ParameterTree, prefixed
 
 
@@ -42,16 +42,12 @@ class Listening(ParameterTree):
     def _listeners(self) -> dict[str, Any]:
         """Every `Listener` inside, and this layer if it is one, by dotted path, in the order of execution."""
         found: dict[str, Any] = {}
-        for name, child in self._searched().items():
+        for name, child in self.children().items():
             for path, listener in child._listeners().items():
                 found[f"{name}.{path}" if path else name] = listener
         if isinstance(self, Listener):
             found[""] = self
         return found
-
-    def _searched(self) -> Mapping[str, Any]:
-        """The children that may contain listeners."""
-        return self.children()
 
     def new_run(
         self,
@@ -73,15 +69,14 @@ class Listening(ParameterTree):
         """
         if tasks is None and rank is None and not training:
             return EVALUATION if keep else INFERENCE
-        return self._run(x, self._listeners(), tasks=tasks, rank=rank, training=training, keep=keep)
+        return self._run(x, self._listeners(), tasks, rank, training, keep)
 
-    def _run(
-        self, x: Array, listeners: Mapping[str, Any], *, tasks: Any, rank: Any, training: bool, keep: bool = True
-    ) -> Run:
+    def _run(self, x: Array, listeners: Mapping[str, Any], tasks: Any, rank: Any, training: bool, keep: bool = True) -> Run:
+        drawn = _drawn(listeners) if training and rank is None else None
         if tasks is None and rank is None:
-            return Run(True, None, _drawn(listeners), keep) if training else EVALUATION if keep else INFERENCE
-        drawn = _drawn(listeners) if rank is None and training else self._rank(rank, x, listeners)
-        run = Run(training, None if tasks is None else self._tasks_of(tasks, x, listeners), drawn, keep)
+            return Run(training, None, drawn, keep) if drawn or not keep else TRAINING if training else EVALUATION
+        ranks = drawn if rank is None else self._rank(rank, x, listeners)
+        run = Run(training, None if tasks is None else self._tasks_of(tasks, x, listeners), ranks, keep)
         for listener in listeners.values():
             listener.check_run(run)
         return run
@@ -95,7 +90,7 @@ class Listening(ParameterTree):
         return grouped
 
     def _rank(self, rank: Any, x: Array, listeners: Mapping[str, Any]) -> Rank | None:
-        if rank is not None and not _listen_to("rank", listeners):
+        if not _listen_to("rank", listeners):
             raise ArgumentError(f"rank must be None: no layer in {self.layer_name} has ranks to choose from")
         return checked_rank(rank, len(x) if x.ndim > 1 else None)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._typing import Array, Cache, Parts
 from ..errors import InvalidOperationError
-from ..run import Run
+from ..run import EVALUATION, Run
 from .listening import trained_parts
 
 
@@ -27,6 +27,8 @@ class Pass(NamedTuple):
     @classmethod
     def of(cls, cache: Cache, y: Array, run: Run, listeners: Mapping[str, Any]) -> Pass:
         """The state of a completed pass."""
+        if not listeners:
+            return cls(cache, y.shape, run, {}, ())
         parts = trained_parts(listeners, run)
         return cls(cache, y.shape, run, parts, tuple([(each, each.bound_to(run)) for each in listeners.values()]))
 
@@ -50,10 +52,12 @@ class Pending(NamedTuple):
 
 def pending(layer: Any) -> Pending:
     """The pending gradients of a layer; raises InvalidOperationError if there are none, or if a task has changed since."""
-    step: Pending = layer._pending_step()
-    return step
+    gradients, done = layer._pending_pass()
+    return Pending(gradients, {}, EVALUATION) if done is None else Pending(gradients, done.parts, done.run)
 
 
 def unaliased(result: Array, argument: Array) -> Array:
     """The result, copied if it may share memory with an argument, to which the caller may write."""
+    if result is not argument and result.base is None and argument.base is None:
+        return result  # both own their memory
     return result.copy() if np.may_share_memory(result, argument) else result

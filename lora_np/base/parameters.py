@@ -139,8 +139,8 @@ class ParameterTree:
             if owner is None and skip_frozen:
                 continue  # the vjp of a container may return gradients of frozen arrays too
             parameter = self._live(name, value, owner)
-            if owner is not None and not parameter.flags.writeable:
-                layer, attribute = owner
+            if not parameter.flags.writeable:
+                layer, attribute = owner  # type: ignore[misc]  # `_live` found it
                 raise InvalidOperationError(
                     f"{self.layer_name}: {attribute} of {layer.layer_name} is packed and cannot train; call unpack() first"
                 )
@@ -162,7 +162,8 @@ class ParameterTree:
         if owner is None:
             raise ArgumentError(f"{self.layer_name} has no trainable parameter {name!r}")
         array: Array = getattr(*owner)
-        same_shape(name, value, array.shape)
+        if array.shape != value.shape:
+            same_shape(name, value, array.shape)
         return array
 
 

@@ -60,10 +60,10 @@ class Activation:
         y = self.function(z)
         return y if self is identity or not np.may_share_memory(y, z) else y.copy()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Copying or unpickling an activation of this module returns that same object.
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        # An activation of this module is pickled as a reference to its global name, so copies are the same object.
         if SHIPPED.get(self.name) is self:
-            return Activation.from_config, ({"name": self.name},)
+            return self.name
         return Activation, (self.name, self.function, self.vjp, self.operations)
 
     def __repr__(self) -> str:

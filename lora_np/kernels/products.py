@@ -7,6 +7,7 @@ recorded, use their own ``@`` and ``+``.
 from __future__ import annotations
 
 import numpy as np
+from numpy import ndarray
 
 from .._typing import Array
 from . import tiles
@@ -32,12 +33,14 @@ def product(x: Array, W: Array) -> Array:
     tiles are in use (`tiles.LIMIT` is not 0), n is a multiple of 4, k a multiple of 16, and there are at least two rows.
     Otherwise BLAS may round a row differently depending on its position and on the other rows in the batch.
     """
-    if type(x) is not np.ndarray or type(W) is not np.ndarray:
+    if type(x) is not ndarray or type(W) is not ndarray:
         return x @ W
     if not W.flags.writeable:
         panels = panels_of(W)
         if panels is not None and panels.fits(x):
             return panels.product(x)
+    if x.ndim <= 2 and x.size * W.shape[1] <= tiles.LIMIT:
+        return x.dot(W)  # small: another call would cost more than it gains
     return tiles.product(x, W)
 
 
@@ -55,9 +58,12 @@ def sum_outer(x: Array, dy: Array) -> Array:
     -------
     array, shape (in, out)
     """
-    x, dy = _rows(x), _rows(dy)
-    if type(x) is not np.ndarray or type(dy) is not np.ndarray:
+    if x.ndim != 2:
+        x, dy = _rows(x), _rows(dy)
+    if type(x) is not ndarray or type(dy) is not ndarray:
         return x.T @ dy  # (in, rows) @ (rows, out) -> (in, out)
+    if x.size * dy.shape[1] <= tiles.LIMIT:
+        return x.T.dot(dy)
     return tiles.sum_outer(x, dy)
 
 
@@ -81,11 +87,13 @@ def add(a: Array, b: Array) -> Array:
     The sum of two arrays of the same shape is written to `b`, and the sum of rows and a vector, such as a bias, to `a`; any
     other sum is a new array. Vectors are never overwritten, because they may be parameters.
     """
-    if type(a) is np.ndarray is type(b) and a.dtype == b.dtype:
-        if b.ndim > 1 and b.shape == a.shape:
-            return np.add(a, b, out=b)
-        if b.ndim == 1 < a.ndim and b.shape == a.shape[-1:]:
-            return np.add(a, b, out=a)
+    if type(a) is ndarray is type(b) and a.ndim > 1 and a.dtype == b.dtype:
+        if b.ndim == 1 and len(b) == a.shape[-1]:
+            a += b
+            return a
+        if b.shape == a.shape:
+            b += a
+            return b
     return a + b
 
 

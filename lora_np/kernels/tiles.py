@@ -24,8 +24,7 @@ TILE_COLUMNS = (64, 32, 16)
 
 def product(x: Array, W: Array) -> Array:
     """``x @ W`` of plain arrays, by row tiles if that is faster; shape (..., n)."""
-    small = x.size * W.shape[1] <= LIMIT
-    tile = 0 if small else _tile_of_rows(x, W)
+    tile = _tile_of_rows(x, W)
     if not tile:
         return x.dot(W) if x.ndim <= 2 else x @ W  # the same product; `dot` has less overhead
     y = np.empty((*x.shape[:-1], W.shape[1]), x.dtype)
@@ -35,8 +34,7 @@ def product(x: Array, W: Array) -> Array:
 
 def sum_outer(x: Array, dy: Array) -> Array:
     """``x.T @ dy`` of plain matrices, by column tiles of dy if that is faster; shape (in, out)."""
-    small = x.size * dy.shape[1] <= LIMIT
-    tile = 0 if small else _tile_of_columns(x, dy)
+    tile = _tile_of_columns(x, dy)
     if not tile:
         return x.T.dot(dy)
     (rows, n), k = dy.shape, x.shape[1]
@@ -76,7 +74,7 @@ def _multiply(x: Array, W: Array, y: Array, tile: int) -> None:
 def _tile_of_rows(x: Array, W: Array) -> int:
     """The number of rows of x to multiply by W at a time; 0 for all at once."""
     k, n = W.shape
-    if not LIMIT or x.size == k or not 1 < min(k, n) <= THIN:
+    if x.size * n <= LIMIT or not LIMIT or x.size == k or not 1 < min(k, n) <= THIN:
         return 0
     as_blas_takes_them = are_plain(x, W) and x.flags.c_contiguous and W.itemsize in W.strides
     return tile_rows(k, n) if as_blas_takes_them else 0
@@ -85,7 +83,7 @@ def _tile_of_rows(x: Array, W: Array) -> int:
 def _tile_of_columns(x: Array, dy: Array) -> int:
     """The number of columns of dy to multiply by ``x.T`` at a time; 0 for all at once."""
     (rows, k), n = x.shape, dy.shape[1]
-    if not LIMIT or rows == 1 or not 1 < k <= THIN:
+    if x.size * n <= LIMIT or not LIMIT or rows == 1 or not 1 < k <= THIN:
         return 0
     if not (are_plain(x, dy) and x.flags.c_contiguous and dy.flags.c_contiguous):
         return 0

@@ -17,11 +17,12 @@ from .low_rank import LowRankLayer
 
 
 class LoRACache(NamedTuple):
-    """What `LoRALayer.vjp` needs."""
+    """The cache for `LoRALayer.vjp`."""
 
     x: Array
     h: Array
-    r: int
+    A: Array
+    B: Array
     s: float | Array
     trained_from: int
 
@@ -93,32 +94,41 @@ class LoRALayer(LowRankLayer):
         self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0
     ) -> tuple[Array, LoRACache]:
         """``h = s x A``, ``y = h B``, with the first `rank` columns of A and rows of B."""
-        r, s = self.components_at(rank, x.shape[:-1])
+        r, s = self.components_at(rank, x.shape)
         A, B = self.matrix_a[:, :r], self.matrix_b[:r]
         h = s * product(x, A)  # (..., in) @ (in, r) -> (..., r)
         y = product(h, B)  # (..., r) @ (r, out) -> (..., out)
-        return y, LoRACache(x, h, r, s, trained_from)
+        return y, LoRACache(x, h, A, B, s, trained_from)
 
     def vjp(
         self, dy: Array, cache: LoRACache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
         """``dB = hᵀ dy``, ``dh = s dy Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ``."""
-        x, h, r, s, first = cache
-        A, B = self.matrix_a[:, :r], self.matrix_b[:r]
+        x, h, A, B, s, first = cache
         dh = s * product(dy, B.T)  # (..., out) @ (out, r) -> (..., r)
+        dx = product(dh, A.T) if inputs else None  # (..., r) @ (r, in) -> (..., in)
         gradients = {}
         if parameters:
-            dA = sum_outer(dh[..., first:], x).T  # ((r - first, ...) @ (..., in))ᵀ -> (in, r - first)
-            dB = sum_outer(h[..., first:], dy)  # (r - first, ...) @ (..., out) -> (r - first, out)
-            part_a, part_b = self.parts(first, r)
-            gradients = {"matrix_a": _placed(dA, part_a, self.matrix_a), "matrix_b": _placed(dB, part_b, self.matrix_b)}
-        dx = product(dh, A.T) if inputs else None  # (..., r) @ (r, in) -> (..., in)
+            if first:
+                h, dh = h[..., first:], dh[..., first:]
+            dA = sum_outer(dh, x).T  # ((r - first, ...) @ (..., in))ᵀ -> (in, r - first)
+            dB = sum_outer(h, dy)  # (r - first, ...) @ (..., out) -> (r - first, out)
+            gradients = {"matrix_a": dA, "matrix_b": dB}
+            if len(dB) < self.rank:
+                gradients = self._among_all(gradients, first, len(B))
         return dx, gradients
 
     @staticmethod
     def parts(first: int, last: int) -> tuple[Part, Part]:
-        """Where components first..last are in A and in B."""
+        """The parts of A and B that hold the components from `first` up to, but not including, `last`."""
         return (slice(None), slice(first, last)), (slice(first, last), slice(None))
+
+    def _among_all(self, gradients: Gradients, first: int, last: int) -> Gradients:
+        """The gradients of the whole of A and B, given those of the components first..last; exactly zero elsewhere."""
+        dA, dB = np.zeros_like(self.matrix_a), np.zeros_like(self.matrix_b)
+        part_a, part_b = self.parts(first, last)
+        dA[part_a], dB[part_b] = gradients["matrix_a"], gradients["matrix_b"]
+        return {"matrix_a": dA, "matrix_b": dB}
 
     def merge_weights(self, *, rank: int | None = None) -> Array:
         """``s A B``, with the first `rank` columns of A and rows of B: shape (input_size, output_size)."""
@@ -127,7 +137,7 @@ class LoRALayer(LowRankLayer):
         return s * (A @ B)  # (in, r) @ (r, out) -> (in, out)
 
     def merge_weights_vjp(self, dW: Array) -> Gradients:
-        """The gradients of A and B given that of `merge_weights`: ``dA = s dW Bᵀ``, ``dB = s Aᵀ dW``."""
+        """The gradients of A and B, given the gradient dW of `merge_weights`: ``dA = s dW Bᵀ``, ``dB = s Aᵀ dW``."""
         A, B, s = self.matrix_a, self.matrix_b, self.scaling
         dA = s * (dW @ B.T)  # (in, out) @ (out, r) -> (in, r)
         dB = s * (A.T @ dW)  # (r, in) @ (in, out) -> (r, out)
@@ -135,7 +145,7 @@ class LoRALayer(LowRankLayer):
 
     @classmethod
     def from_factors(cls, matrix_a: Any, matrix_b: Any, alpha: float = -1.0, *, scaling: str = "max") -> Self:
-        """A layer with given factors, which are copied. The rank may exceed min(input_size, output_size), as in some files.
+        """A layer with copies of the given factors. The rank may exceed min(input_size, output_size), as in some files.
 
         Parameters
         ----------
@@ -186,12 +196,3 @@ class LoRALayer(LowRankLayer):
         dtype, rank = float_dtype(config["dtype"]), positive_int("rank", config["rank"])
         A, B = np.zeros((config["input_size"], rank), dtype), np.zeros((rank, config["output_size"]), dtype)
         return cls.from_factors(A, B, config["alpha"], scaling=config["scaling"])
-
-
-def _placed(gradient: Array, part: Part, parameter: Array) -> Array:
-    """The gradient of a parameter given that of a part of it: exactly zero elsewhere."""
-    if gradient.shape == parameter.shape:
-        return gradient
-    whole = np.zeros_like(parameter)
-    whole[part] = gradient
-    return whole

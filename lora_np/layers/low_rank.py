@@ -43,7 +43,7 @@ class LowRankLayer(Layer):
 
     @abstractmethod
     def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
-        """The map of the first `rank` components; `vjp` computes gradients for components `trained_from` up to `rank`."""
+        """The output of the first `rank` components; `vjp` skips the gradients of the first `trained_from` of them."""
 
     @abstractmethod
     def merge_weights(self, *, rank: int | None = None) -> Array:
@@ -64,15 +64,15 @@ class LowRankLayer(Layer):
         """The factor at the full rank."""
         return self.scaling_at(self.rank)
 
-    def components_at(self, rank: int | Array | None, leading: tuple[int, ...]) -> tuple[int, float | Array]:
+    def components_at(self, rank: int | Array | None, shape: tuple[int, ...]) -> tuple[int, float | Array]:
         """The number of components that a pass needs, and their scaling.
 
         Parameters
         ----------
         rank : int, array of int with shape (rows,), or None
             None means the full rank.
-        leading : tuple of int
-            The shape of the input without its last axis, (rows, ...).
+        shape : tuple of int
+            The shape of the input, (rows, ..., input_size).
 
         Returns
         -------
@@ -85,12 +85,13 @@ class LowRankLayer(Layer):
         if not isinstance(rank, np.ndarray):
             r = self.rank if rank is None else rank
             s = self.scaling_at(r)
-            # NumPy multiplies by an array twice as fast as by a Python number; a graph gets the number under its name.
+            # Multiplying by an array is twice as fast as by a Python float; a graph needs the number itself, with its name.
             return r, np.array(s, self.dtype) if type(s) is float else s
         r = int(rank.max(initial=1))
         scalings = np.array([self.scaling_at(each) for each in range(1, r + 1)], self.dtype)
         by_rank = np.tri(r, dtype=self.dtype) * scalings[:, np.newaxis]  # row k: the first k + 1 components
-        return r, by_rank[rank - 1].reshape(*leading[:1], *[1] * (len(leading) - 1), r)
+        rows, middle = shape[:-1][:1], [1] * (len(shape) - 2)  # a single vector has no rows
+        return r, by_rank[rank - 1].reshape(*rows, *middle, r)
 
     def _details(self) -> dict[str, str]:
         details = {"lora.rank": str(self.rank), "lora.alpha": f"{self.alpha:g}"}
