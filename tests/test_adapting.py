@@ -35,8 +35,9 @@ from lora_np import (
     trainable_parameters,
     without_adapters,
 )
-from lora_np.base import prefixed
+from lora_np.base import Listener, listeners, prefixed
 from lora_np.factors.settings import DyLoRASettings
+from lora_np.io.peft import apply_peft, save_peft
 from lora_np.testing import check_gradients
 from tests.kinds import batch, randomised
 
@@ -318,6 +319,57 @@ def test_an_adapter_with_another_base(kind):
         assert_allclose(twin.predict(x) - base.predict(x), adapter.predict(x) - adapter.base_layer.predict(x), rtol=1e-9)
     with pytest.raises(ArgumentError, match=r"changed must name children of .*, got 'bse'"):
         adapter.with_children({"bse": base})
+
+
+@pytest.mark.parametrize("base", [DenseLayer(4, 4), DenseLayer(5, 3), DenseLayer(5, 4, dtype=np.float32)], ids=repr)
+def test_a_base_that_does_not_fit_is_refused(base):
+    adapter = StandardLoRAAdapter(DenseLayer(5, 4), 2)
+    with pytest.raises(ArgumentError, match="base must be 5 -> 4 in float64, got DenseLayer"):
+        adapter.with_children({"base": base})
+
+
+def test_a_branch_among_the_changed_children():
+    adapter, x = MultiLoRAAdapter(DenseLayer(5, 4, rng=0), "a.b", 2, rng=0), batch(3, 5)
+    adapter.add_task("c", 1)
+    branch = randomised(LoRALayer(5, 4, 3))
+    twin = adapter.with_children({"tasks.a.b": branch})
+    assert twin.get_task_rank("a.b") == 3
+    assert adapter.get_task_rank("a.b") == 2
+    assert twin.get_task_adapter("c") is adapter.get_task_adapter("c")
+    assert_allclose(twin.predict(x) - adapter.predict(x), branch.predict(x), rtol=1e-12)
+
+
+class Halved(Gated, Listener):
+    """A container that itself reads the rank of a pass: only so many of its inputs pass through the gate."""
+
+    listens_to = "rank"
+
+    def apply(self, x, run):
+        kept = np.arange(x.shape[-1]) < (self.input_size if run.rank is None else run.rank)
+        return super().apply(x * kept, run)
+
+    def with_children(self, changed):
+        children = self.children() | dict(changed)
+        return Halved(children["first"], children["second"], self.gate)
+
+
+def test_a_layer_of_a_user_may_read_the_run_too():
+    layer, x = Sequential({"halved": Halved(DenseLayer(4, 4, rng=0), DenseLayer(4, 4, rng=1))}), batch(3, 4)
+    assert list(listeners(layer)) == ["halved"]
+    cut = x.copy()
+    cut[:, 2:] = 0
+    assert_array_equal(layer.predict(x, rank=2), layer.predict(cut))
+    assert (layer.predict(x) != layer.predict(cut)).any()
+    layer.forward(x, rank=2)
+    layer.backward(x)
+    layer.update_parameters(0.1)
+
+
+def test_peft_folders_of_an_unknown_container(tmp_path):
+    plain, x = model(), batch(3, 5)
+    adapted = randomised(apply_lora(plain, StandardLoRAAdapter, rank=2, targets=["in", "first", "head"], rng=0))
+    save_peft(tmp_path / "adapter", adapted)
+    assert_allclose(apply_peft(plain, tmp_path / "adapter").predict(x), adapted.predict(x), rtol=1e-6)
 
 
 def test_a_slice_at_a_rank_is_a_plain_layer():

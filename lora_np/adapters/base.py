@@ -120,7 +120,10 @@ class LoRAAdapterBase(Layer):
         twin = copy.copy(self)
         if branches := {name: self.fitted(layer) for name, layer in changed.items() if name != "base"}:
             twin._set_branches(branches)
-        twin.base_layer = changed.get("base", self.base_layer)
+        base = changed.get("base", self.base_layer)
+        if (base.input_size, base.output_size, base.dtype) != (self.input_size, self.output_size, self.dtype):
+            raise ArgumentError(f"base must be {self.input_size} -> {self.output_size} in {self.dtype}, got {base!r}")
+        twin.base_layer = base
         return twin
 
     def _set_branches(self, branches: Mapping[str, LoRALayer]) -> None:
