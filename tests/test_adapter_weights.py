@@ -88,6 +88,16 @@ def test_dylora_at_a_rank_is_a_plain_layer_of_the_same_function(scaling, rank):
         assert_close(weights.delta(path), model.walk()[path].lora_layer.merge_weights(rank=rank), 1e-15)
 
 
+@pytest.mark.parametrize(("rank", "chosen"), [(None, 2), (1, 1), (4, 4)])
+def test_weights_at_a_rank_are_plain_by_default_at_the_deployment_rank(rank, chosen):
+    model = adapted(dylora)
+    weights = extract(model).at_rank(rank)
+    assert not weights.nested
+    for path in PATHS:
+        assert weights.layers[path].rank == chosen
+        assert_close(weights.delta(path), model.walk()[path].lora_layer.merge_weights(rank=chosen), 1e-15)
+
+
 @pytest.mark.parametrize("rank", [0, 3, 5, -1, 1.0, True, "1", None])
 def test_a_rank_that_is_not_active_is_rejected(rank):
     with pytest.raises(ArgumentError, match="rank must be"):

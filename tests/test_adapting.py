@@ -302,6 +302,14 @@ def test_around_a_branch(kind):
         kind.around(base, DenseLayer(5, 4), **choices)
 
 
+def test_dora_around_a_branch_treats_the_norm_as_requested():
+    base, branch = DenseLayer(5, 4, rng=0), LoRALayer(5, 4, 2, rng=0)
+    assert DoRAAdapter.around(base, branch).norm_gradient
+    adapter = DoRAAdapter.around(base, branch, norm_gradient=False)
+    assert not adapter.norm_gradient
+    assert not DoRAAdapter.from_config(adapter.config()).norm_gradient
+
+
 def test_vera_has_no_pair_of_trained_factors():
     with pytest.raises(NotSupportedError, match="VeRAAdapter is not a pair of trained factors"):
         VeRAAdapter.around(DenseLayer(5, 4), LoRALayer(5, 4, 1))
@@ -319,6 +327,16 @@ def test_an_adapter_with_another_base(kind):
         assert_allclose(twin.predict(x) - base.predict(x), adapter.predict(x) - adapter.base_layer.predict(x), rtol=1e-9)
     with pytest.raises(ArgumentError, match=r"changed must name children of .*, got 'bse'"):
         adapter.with_children({"bse": base})
+
+
+@pytest.mark.parametrize("kind", [StandardLoRAAdapter, DyLoRAAdapter, DoRAAdapter], ids=lambda kind: kind.__name__)
+def test_an_adapter_with_another_branch(kind):
+    adapter = randomised(kind(DenseLayer(5, 4, rng=0), **CHOICES[kind]))
+    branch = randomised(LoRALayer(5, 4, 4, rng=9))
+    twin = adapter.with_children({"lora": branch})
+    assert twin.lora_layer is branch
+    assert twin.base_layer is adapter.base_layer
+    assert adapter.lora_layer is not branch
 
 
 @pytest.mark.parametrize("base", [DenseLayer(4, 4), DenseLayer(5, 3), DenseLayer(5, 4, dtype=np.float32)], ids=repr)

@@ -264,6 +264,18 @@ def test_each_layer_may_have_a_separate_factory():
     np.testing.assert_allclose(adapted.predict(X), model.predict(X), rtol=1e-13)
 
 
+@pytest.mark.parametrize("paths", [ALL, ALL[::-1]], ids=["in-order", "reversed"])
+def test_factories_are_called_in_the_order_of_the_layers(paths):
+    calls = []
+
+    def factory(layer):
+        calls.append((layer.input_size, layer.output_size))
+        return standard(layer)
+
+    apply_adapters(network(), dict.fromkeys(paths, factory))
+    assert calls == [(6, 6), (6, 4), (4, 4), (4, 5), (5, 3)]
+
+
 def test_the_path_of_a_single_layer_is_empty():
     assert type(apply_adapters(DenseLayer(6, 3), {"": standard})) is StandardLoRAAdapter
 

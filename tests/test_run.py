@@ -1,5 +1,6 @@
 """`Run`: what a pass knows reaches every layer of any container; one draw for one pass; ranks of whole models."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -83,6 +84,17 @@ def test_a_custom_training_loop_makes_one_draw_per_pass():
     assert seen == set(RANKS)
 
 
+def test_a_pass_takes_one_random_number_from_the_first_layer_with_ranks():
+    layer = model()
+    first, second = (adapter._rng for adapter in adapters(layer))
+    numbers, untouched = copy.deepcopy(first), second.bit_generator.state
+    for _ in range(3):
+        layer.forward(batch(3, 6))
+        assert layer._pass.run.rank.quantile == numbers.random()
+    assert first.bit_generator.state == numbers.bit_generator.state
+    assert second.bit_generator.state == untouched
+
+
 def test_a_pass_is_a_function_of_its_run():
     layer, x = model(), batch(3, 6)
     run = layer.new_run(x, training=True)
@@ -117,6 +129,21 @@ def test_rules_give_each_layer_its_own_rank():
 def test_a_rank_that_does_not_fit_is_refused(method, rank):
     with pytest.raises(ArgumentError, match=r"^rank must"):
         getattr(model(), method)(batch(3, 6), rank=rank)
+
+
+@pytest.mark.parametrize("method", ["forward", "predict"])
+def test_a_single_vector_has_a_single_rank(method):
+    with pytest.raises(ArgumentError, match=r"^rank must be an integer"):
+        getattr(model(), method)(batch(6), rank=[1] * 6)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4, [4, 1, 2]], ids=str)
+def test_an_adapter_passes_the_rank_on_to_its_base(rank):
+    inner, x = dylora(), batch(3, 6)
+    outer = randomised(StandardLoRAAdapter(inner, 2))
+    expected = inner.predict(x, rank=rank) + outer.lora_layer.predict(x)
+    for output in (outer.predict(x, rank=rank), outer.forward(x, rank=rank), outer.eval().forward(x, rank=rank)):
+        assert_allclose(output, expected, rtol=1e-13)
 
 
 def test_a_rank_needs_a_layer_that_has_ranks():

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from lora_np import ArgumentError, DenseLayer, DyLoRAAdapter, InvalidOperationError, LoRALayer, NotSupportedError
+from lora_np import (
+    ArgumentError,
+    DenseLayer,
+    DyLoRAAdapter,
+    InvalidOperationError,
+    LoRALayer,
+    MultiLoRAAdapter,
+    NotSupportedError,
+)
 from lora_np.base import pending
 from tests.kinds import ALPHA, IN, KINDS, OUT, RANK, batch, randomised, snapshot
 
@@ -46,7 +54,8 @@ def test_the_copy_starts_without_a_pending_pass(adapter, x, dy):
 
 def test_the_copy_is_in_the_same_mode(adapter):
     assert adapter.with_branches(doubled).is_training
-    assert not adapter.eval().with_branches(doubled).is_training
+    twin = adapter.eval().with_branches(doubled)
+    assert not any(layer.is_training for layer in twin.walk().values())
 
 
 @pytest.mark.parametrize(
@@ -109,6 +118,17 @@ def test_the_copy_of_a_seeded_adapter_draws_the_same_ranks_each_time():
         return ranks
 
     assert drawn() == drawn()
+
+
+def test_a_copy_draws_random_numbers_separately():
+    adapter = dylora([1, 2, 4], None)
+    before = snapshot(adapter)
+    adapter.with_branches(doubled).forward(batch(3, IN))
+    assert snapshot(adapter) == before
+    tasks = MultiLoRAAdapter(DenseLayer(IN, 4), "first", 1, rng=0)
+    before = snapshot(tasks)
+    tasks.with_branches(doubled).add_task("second", 1)
+    assert snapshot(tasks) == before
 
 
 def test_a_branch_whose_rank_exceeds_the_sizes_is_refused():

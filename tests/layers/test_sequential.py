@@ -219,6 +219,13 @@ def test_replacing_several_may_change_the_sizes_between_them(model):
     assert model.forward(batch(5, 4)).shape == (5, 2)
 
 
+def test_replacing_keeps_the_frozen_names(model):
+    model.freeze("first", "middle")
+    model.replace({"middle": DenseLayer(3, 3)})
+    assert model.frozen == {"first", "middle"}
+    assert list(model.named_parameters()) == ["last.weight", "last.bias"]
+
+
 def test_replacing_drops_the_pending_pass(model):
     model.forward(batch(5, 4))
     model.replace({"middle": DenseLayer(3, 3)})
