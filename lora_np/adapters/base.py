@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from .._validation import not_none
-from ..base import Layer, Listener, prefixed
+from ..base import Layer, Listener
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
 from ..functions.activations import identity
 from ..layers.dense import AffineLayer
@@ -170,7 +170,7 @@ class LoRAAdapterBase(Layer):
     def _listeners(self) -> dict[str, Any]:
         """The listeners in the base layer, and the adapter itself if it is one; branches never are."""
         found = self.base_layer._listeners()
-        found = prefixed("base", found) if found else found
+        found = {f"base.{path}" if path else "base": listener for path, listener in found.items()}
         if isinstance(self, Listener):
             found[""] = self
         return found

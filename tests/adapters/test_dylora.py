@@ -804,15 +804,8 @@ IN_MODELS = {
 }
 
 
-LOST = pytest.mark.xfail(strict=True, reason="the trained parts of an adapter that is the base of another one are lost")
-STEPS_IN_MODELS = [
-    pytest.param(name, model, marks=[LOST] if model != "model" and name != "sgd" else [])
-    for name in OPTIMIZERS
-    for model in IN_MODELS
-]
-
-
-@pytest.mark.parametrize(("name", "wrap"), STEPS_IN_MODELS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("wrap", IN_MODELS)
 def test_components_stand_still_inside_a_model_too(name, wrap):
     adapter = built((1, 3), max_rank=4, mode="frozen", freeze_base_layer=False)
     model = IN_MODELS[wrap](adapter)
