@@ -11,6 +11,7 @@ import numpy as np
 from ._typing import Array
 from ._validation import fraction, integer
 from .errors import ArgumentError
+from .sequences import Spans
 
 Rank: TypeAlias = int | Array | Callable[[Any], int | Array]
 """A rank for the whole pass, a rank for each entry along the first axis, or a function that maps a layer to either."""
@@ -43,12 +44,23 @@ class Tasks(NamedTuple):
                 raise ArgumentError(f"tasks must contain names or None, got {name!r}")
         if len(codes) != rows:
             raise ArgumentError(f"tasks must have one entry for each of {rows} rows of input, got {len(codes)}")
+        return cls.grouped(tuple(number), codes)
+
+    @classmethod
+    def grouped(cls, names: tuple[str | None, ...], codes: Array) -> Self:
+        """The tasks of entries, each given as an index into the names."""
         order = inverse = None
         if (codes[1:] < codes[:-1]).any():
             order = codes.argsort(kind="stable")
             inverse = np.empty_like(order)
-            inverse[order] = np.arange(rows)
-        return cls(tuple(number), np.bincount(codes, minlength=len(number)), order, inverse)
+            inverse[order] = np.arange(len(codes))
+        return cls(names, np.bincount(codes, minlength=len(names)), order, inverse)
+
+    def spread(self, lengths: Array) -> Tasks:
+        """The tasks of the rows of sequences, given those of the sequences and their lengths."""
+        codes = np.arange(len(self.names)).repeat(self.counts)
+        codes = codes if self.inverse is None else codes[self.inverse]
+        return self.grouped(self.names, codes.repeat(lengths))
 
     def together(self, x: Array) -> Array:
         """The rows sorted by task: (rows, ..., size) -> (all rows, size)."""
@@ -86,6 +98,18 @@ class Draw:
         return rank
 
 
+@dataclass(frozen=True, eq=False)
+class _OfSequences:
+    """The rank of each row of sequences, given the rank of each sequence: a function of the layer, like a draw."""
+
+    rank: Rank
+    lengths: Array
+
+    def __call__(self, layer: Any) -> int | Array:
+        rank = self.rank(layer) if callable(self.rank) else self.rank
+        return rank.repeat(self.lengths) if isinstance(rank, np.ndarray) else rank
+
+
 class Ranked(Protocol):
     """The interface that rank schedules use: a layer with ranks to choose from."""
 
@@ -106,6 +130,15 @@ class Run(NamedTuple):
     """None: each layer uses its deployment rank."""
     keep: bool = True
     """Whether `vjp` will follow. If not, containers free the cache of each layer before the next layer runs."""
+    spans: Spans | None = None
+    """The sequences that the rows belong to, for layers that mix the rows of a sequence."""
+
+    def over(self, spans: Spans) -> Run:
+        """The run of the rows of sequences, given that of the sequences: each row has its sequence's task and rank."""
+        tasks = None if self.tasks is None else self.tasks.spread(spans.lengths)
+        by_layer = self.rank is not None and not isinstance(self.rank, int)
+        rank = _OfSequences(self.rank, spans.lengths) if by_layer else self.rank  # type: ignore[arg-type]
+        return self._replace(tasks=tasks, rank=rank, spans=spans)
 
 
 TRAINING, EVALUATION, INFERENCE = Run(True), Run(), Run(keep=False)

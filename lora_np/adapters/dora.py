@@ -98,13 +98,17 @@ class DoRAAdapter(LoRAAdapterBase):
         self.magnitude: Array = _column_norms(base.matrix)
 
     @property
+    def _bias(self) -> Array | float:
+        return 0.0 if self._base.bias is None else self._base.bias
+
+    @property
     def _base(self) -> AffineLayer:
         assert isinstance(self.base_layer, AffineLayer)
         return self.base_layer
 
     def apply(self, x: Array, run: Run) -> tuple[Array, DoRACache]:
         """``y = c (base(x) - b + branch(x)) + b``, with c = m / ‖W + s A B‖."""
-        b, m = self._base.bias, self.magnitude
+        b, m = self._bias, self.magnitude
         z, base_cache = self._base.apply(x, run)
         branch, lora_cache = self._lora.apply(x, run)
         V = self._base.matrix + self._lora.merge_weights()  # (in, out)
@@ -130,7 +134,8 @@ class DoRAAdapter(LoRAAdapterBase):
             dV = V * (-dc * c / (n * n) if self.norm_gradient else np.zeros_like(c))  # (in, out)
             if trains_base:
                 base_gradients["weight"] = base_gradients["weight"] + self._base.in_layout(dV)
-                base_gradients["bias"] = sum_rows(dy)
+                if self._base.bias is not None:
+                    base_gradients["bias"] = sum_rows(dy)
             through_norm = self._lora.merge_weights_vjp(dV)
             lora_gradients = {name: lora_gradients[name] + through_norm[name] for name in through_norm}
             gradients |= prefixed("base", base_gradients) | prefixed("lora", lora_gradients)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._typing import Array
 from ..run import Run
 from .parameters import ParameterTree
 
@@ -76,8 +77,12 @@ class DiagnosticsProvider(ParameterTree, ABC):
         """The bytes that a forward pass keeps per row: the input, the row's share of the cache, and the output."""
         return self._kept_bytes(rows=2) - self._kept_bytes(rows=1)
 
+    def _example(self, rows: int) -> Array:
+        """An input of the given number of rows."""
+        return np.zeros((rows, self.input_size), self.dtype)
+
     def _kept_bytes(self, rows: int) -> int:
-        x = np.zeros((rows, self.input_size), self.dtype)
+        x = self._example(rows)
         arrays: dict[int, int] = {}
         _collect((x, self.apply(x, Run())), arrays)
         return sum(arrays.values())

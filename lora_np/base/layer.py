@@ -111,6 +111,10 @@ class Layer(
         last_axis(name, x, self.input_size)
         return x
 
+    def _output_shape(self, x: Array) -> tuple[int, ...]:
+        """The shape of the output for a checked input."""
+        return (*x.shape[:-1], self.output_size)
+
     @overload
     def backward(self, output_gradient: Any, *, need_input_grad: Literal[True] = True) -> Array: ...
     @overload

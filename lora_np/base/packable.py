@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, Self, TypeAlias
 
+import numpy as np
+
 from .. import kernels
 from .._typing import Array
 from .._validation import one_of
@@ -49,6 +51,7 @@ class Packable(ParameterTree):
             else:
                 for matrix in layer._matrices():
                     kernels.pack(matrix, backward=memory == "max")
+                    layer._make_read_only(matrix)
         return self
 
     def unpack(self) -> Self:
@@ -63,6 +66,12 @@ class Packable(ParameterTree):
         everything = self.named_parameters(frozen=True).values()
         frozen = sum(array.nbytes for array in everything) - trainable
         return {"trainable": trainable, "frozen": frozen, "packed": sum(map(kernels.packed_bytes, everything))}
+
+    def _make_read_only(self, matrix: Array) -> None:
+        """Protect the parameter that a matrix is a view of, also if the parameter is itself a view."""
+        for name in self.parameter_names:
+            if np.may_share_memory(getattr(self, name), matrix):
+                getattr(self, name).flags.writeable = False
 
     def _unpack_own(self) -> None:
         for name in self.parameter_names:

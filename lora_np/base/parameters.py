@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class ParameterTree:
     The named arrays are the single source of truth: the flat vector, files and optimizers derive from them on every call.
     """
 
-    parameter_names: ClassVar[tuple[str, ...]] = ()
+    parameter_names: tuple[str, ...] = ()
     """The attributes that hold this layer's arrays, in the order of the flat vector."""
 
     frozen: frozenset[str] = frozenset()

@@ -36,7 +36,7 @@ class _Packed(NamedTuple):
 
 
 _packed: dict[int, _Packed] = {}
-"""The packed copies by the identity of their array; an entry is removed when its array is freed."""
+"""The packed copies by the address of their array; an entry is removed when the owner of the memory is freed."""
 
 
 def pack(matrix: Array, *, backward: bool) -> None:
@@ -45,34 +45,41 @@ def pack(matrix: Array, *, backward: bool) -> None:
     Parameters
     ----------
     matrix : array, shape (k, n)
-        An array that owns its memory, or the transpose of one.
+        A parameter, or its transpose.
     backward : bool
         Whether to make a second copy, for ``dy @ matrix.T``.
     """
-    array = matrix if matrix.base is None else matrix.base
-    array.flags.writeable = False
+    owner = matrix if matrix.base is None else matrix.base
+    if isinstance(owner, np.ndarray):
+        owner.flags.writeable = False
     if not (tiles.LIMIT > 0 and matrix.size >= WORTH_PACKING):
         return
-    if id(array) not in _packed:
-        weakref.finalize(array, _packed.pop, id(array), None)
-    _packed[id(array)] = _Packed(matrix.shape, matrix.strides, Panels(matrix), Panels(matrix.T) if backward else None)
+    address = _address(matrix)
+    if address not in _packed:
+        weakref.finalize(owner, _packed.pop, address, None)
+    _packed[address] = _Packed(matrix.shape, matrix.strides, Panels(matrix), Panels(matrix.T) if backward else None)
 
 
 def packed_bytes(array: Array) -> int:
     """The size in bytes of an array's panels; 0 if it has none."""
-    entry = _packed.get(id(array))
+    entry = _packed.get(_address(array))
     return 0 if entry is None else sum(panels.nbytes for panels in entry[2:] if panels is not None)
 
 
 def panels_of(W: Array) -> Panels | None:
     """The panels of a matrix, which may be the transpose of the packed array; None if it has none."""
-    entry = _packed.get(id(W if W.base is None else W.base))
+    entry = _packed.get(_address(W)) if _packed else None
     if entry is None:
         return None
     if (W.shape, W.strides) == (entry.shape, entry.strides):
         return entry.forward
     is_transpose = (W.shape[::-1], W.strides[::-1]) == (entry.shape, entry.strides)
     return entry.backward if is_transpose else None
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 class Panels:

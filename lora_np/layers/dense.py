@@ -38,6 +38,8 @@ class AffineLayer(Layer):
         ``(shape, dtype, rng) -> array``, for the initial W with shape (input_size, output_size); b is initially zero.
     regularization : Regularization, optional
         A penalty on W: `compute_auxiliary_loss` returns it, and `vjp` adds its gradient to dW.
+    bias : bool, default True
+        Whether there is a b.
     dtype : {float64, float32}
     rng : seed or numpy.random.Generator, optional
         For the initial W.
@@ -55,7 +57,7 @@ class AffineLayer(Layer):
         dZ = f-vjp(G, Z),  dW = Xᵀ dZ + penalty',  db = Σ dZ,  dX = dZ Wᵀ
     """
 
-    parameter_names = ("weight", "bias")
+    parameter_names: tuple[str, ...] = ("weight", "bias")
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class AffineLayer(Layer):
         *,
         initializer: Initializer = glorot_uniform,
         regularization: Regularization | None = None,
+        bias: bool = True,
         dtype: Any = np.float64,
         rng: RNG = None,
     ) -> None:
@@ -80,7 +83,23 @@ class AffineLayer(Layer):
         weight = real_array("initializer's result", initializer(shape, self.dtype, generator(rng)), self.dtype)
         same_shape("initializer's result", weight, shape)
         self.weight: Array = np.array(self.in_layout(weight), order="C")
-        self.bias: Array = np.zeros(self.output_size, self.dtype)
+        self._set_bias(np.zeros(self.output_size, self.dtype) if bias else None)
+
+    @classmethod
+    def from_arrays(cls, weight: Array, bias: Array | None = None) -> Self:
+        """A linear layer of the given arrays, in the layout of `weight`: not copied, so possibly memory-mapped."""
+        layer = cls.__new__(cls)
+        input_size, output_size = cls.in_layout(weight).shape
+        Layer.__init__(layer, input_size, output_size, weight.dtype)
+        layer.activation, layer.regularization = identity, NO_REGULARIZATION
+        layer.weight = weight
+        layer._set_bias(bias)
+        return layer
+
+    def _set_bias(self, bias: Array | None) -> None:
+        self.bias: Array | None = bias
+        if bias is None:
+            self.parameter_names = ("weight",)
 
     @staticmethod
     @abstractmethod
@@ -95,7 +114,8 @@ class AffineLayer(Layer):
     def apply(self, x: Array, run: Run) -> tuple[Array, DenseCache]:
         """``y = f(x W + b)``."""
         W, b = self.matrix, self.bias
-        z = add(product(x, W), b)  # (..., in) @ (in, out) -> (..., out)
+        z = product(x, W)  # (..., in) @ (in, out) -> (..., out)
+        z = z if b is None else add(z, b)
         y = self.activation.apart(z)
         return y, DenseCache(x, None if self.activation is identity else z)  # the vjp of the identity does not use z
 
@@ -111,7 +131,7 @@ class AffineLayer(Layer):
             dW = self.in_layout(sum_outer(x, dz))  # (in, ...) @ (..., out) -> (in, out)
             if self.regularization != NO_REGULARIZATION:
                 dW = dW + self.regularization.gradient(self.weight)
-            gradients = {"weight": dW, "bias": sum_rows(dz)}
+            gradients = {"weight": dW} if self.bias is None else {"weight": dW, "bias": sum_rows(dz)}
         dx = product(dz, W.T) if inputs else None  # (..., out) @ (out, in) -> (..., in)
         return dx, gradients
 
@@ -136,7 +156,8 @@ class AffineLayer(Layer):
     def split_activation(self) -> tuple[Self, ActivationLayer]:
         """The same function as two layers: a linear one, which shares this layer's arrays, and the activation."""
         linear = self.from_config(self.config() | {"activation": identity, "initializer": zeros})
-        linear.weight, linear.bias = self.weight, self.bias
+        linear.weight = self.weight
+        linear._set_bias(self.bias)
         return linear, ActivationLayer(self.output_size, self.activation, dtype=self.dtype)
 
     def estimate_flops(self) -> int:
@@ -160,6 +181,7 @@ class AffineLayer(Layer):
             "output_size": self.output_size,
             "activation": self.activation,
             "regularization": self.regularization,
+            "bias": self.bias is not None,
             "dtype": self.dtype,
         }
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Self, final
 
-from .._typing import Array, Cache, Gradients
+from .._typing import Array, Cache
 from .._validation import not_none
-from ..base import Layer, become, prefixed
+from ..base import Layer, become
 from ..errors import ArgumentError
 from ..run import Run
+from .composite import Back, Call, Composite
 
 
 @final
-class Sequential(Layer):
+class Sequential(Composite):
     """``y = f_n(… f_2(f_1(x)))``.
 
     Parameters
@@ -52,10 +52,9 @@ class Sequential(Layer):
             raise ArgumentError(f"layers must be a sequence or a mapping of layers, got {layers!r}")
         named = dict(layers) if isinstance(layers, Mapping) else {str(i): layer for i, layer in enumerate(layers)}
         _check(named)
-        self._layers = named
         *_, last = named.values()
         first = next(iter(named.values()))
-        super().__init__(first.input_size, last.output_size, first.dtype)
+        super().__init__(named, first.input_size, last.output_size, first.dtype)
         self.freeze(*frozen)
 
     def freeze(self, *names: str) -> None:
@@ -68,41 +67,22 @@ class Sequential(Layer):
         self.frozen = frozenset(names)
         self.reset_state()
 
-    def apply(self, x: Array, run: Run) -> tuple[Array, list[Cache]]:
-        """The output of each layer is the input of the next."""
-        caches = []
-        for layer in self._layers.values():
-            x, cache = layer.apply(x, run)
-            caches.append(cache if run.keep else None)
-            del cache  # if nothing is kept, its arrays are freed before the next layer allocates its own
-        return x, caches
+    def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
+        """Each layer's output is the input of the next."""
+        for name in self._layers:
+            x = call(name, x)
+        return x, None
 
-    def vjp(
-        self, dy: Array, cache: list[Cache], *, parameters: bool = True, inputs: bool = True
-    ) -> tuple[Array | None, Gradients]:
-        """The input gradient of each layer is the output gradient of the previous one, as far down as needed."""
-        gradients: Gradients = {}
-        dx: Array | None = dy
-        trains = [
-            parameters and name not in self.frozen and layer.supports_training for name, layer in self._layers.items()
-        ]
-        lowest = 0 if inputs else (*trains, True).index(True)
-        steps = list(zip(self._layers.items(), cache, trains, strict=True))
-        for i in reversed(range(lowest, len(steps))):
-            (name, layer), layer_cache, layer_trains = steps[i]
-            assert dx is not None
-            dx, own = layer.vjp(dx, layer_cache, parameters=layer_trains, inputs=inputs or i > lowest)
-            gradients |= prefixed(name, own)
-        return (dx if inputs else None), gradients
+    def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
+        """Each layer's input gradient is the output gradient of the one before."""
+        for name in reversed(self._layers):
+            dy = back(name, dy)
+        return dy
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers in order."""
         return tuple(self._layers.values())
-
-    def children(self) -> Mapping[str, Layer]:
-        """The layers by name: a live, read-only view."""
-        return MappingProxyType(self._layers)
 
     def with_children(self, changed: Mapping[str, Layer]) -> Self:
         """A Sequential in which the named layers are replaced."""
@@ -138,10 +118,6 @@ class Sequential(Layer):
     def __repr__(self) -> str:
         lines = [f"  {name}: {layer!r}".replace("\n", "\n  ") for name, layer in self._layers.items()]
         return "\n".join([super().__repr__(), *lines])
-
-    def estimate_flops(self) -> int:
-        """The sum over the layers."""
-        return sum(layer.estimate_flops() for layer in self._layers.values())
 
     def config(self) -> dict[str, Any]:
         """The layers and the names of the frozen ones."""

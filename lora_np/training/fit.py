@@ -192,7 +192,7 @@ def checked_samples(model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iter
         model.new_run(inputs, tasks=names)
         row_tasks = np.array(names, dtype=object)
     # Check all targets at once, against placeholder predictions: only their shape matters.
-    loss.check(np.broadcast_to(np.zeros((), model.dtype), (*inputs.shape[:-1], model.output_size)), targets)
+    loss.check(np.broadcast_to(np.zeros((), model.dtype), model._output_shape(inputs)), targets)
     return Samples(inputs, targets, row_tasks)
 
 

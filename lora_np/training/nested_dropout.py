@@ -96,7 +96,7 @@ def _checked_pairs(adapter: Layer, loss: Loss, inputs: Sequence[Any], targets: S
     pairs = list(zip(xs, targets, strict=True))
     for i, (x, target) in enumerate(pairs):
         try:
-            loss.check(np.broadcast_to(np.zeros((), adapter.dtype), (*x.shape[:-1], adapter.output_size)), target)
+            loss.check(np.broadcast_to(np.zeros((), adapter.dtype), adapter._output_shape(x)), target)
         except ArgumentError as error:
             raise ArgumentError(f"targets[{i}]: {error}") from error
     return pairs
