@@ -52,3 +52,13 @@ class Spans(NamedTuple):
         """(B, T, ...) -> (N, ...): the inverse of `grid`, and also its transpose; a view if the grid is full."""
         flat = grid.reshape(-1, *grid.shape[2:])
         return flat if self.slots is None else flat.take(self.slots, axis=0)
+
+
+def mean_of_spans(x: Array, spans: Spans) -> Array:
+    """The mean of the rows of each sequence: (N, D) -> (B, D)."""
+    return np.add.reduceat(x, spans.starts) / spans.lengths[:, np.newaxis].astype(x.real.dtype)
+
+
+def mean_of_spans_vjp(dy: Array, spans: Spans) -> Array:
+    """``dx_n = dy_b / T_b`` for each row n of sequence b: (B, D) -> (N, D)."""
+    return (dy / spans.lengths[:, np.newaxis].astype(dy.real.dtype)).repeat(spans.lengths, axis=0)
