@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,14 @@ def test_one_seed_gives_one_model_whatever_the_targets_are_called():
     assert_array_equal(once.get_parameters(), again.get_parameters())
     other = apply_lora(model(), StandardLoRAAdapter, rank=2, rng=8)
     assert (once.get_parameters() != other.get_parameters()).any()
+
+
+def test_seeds_are_drawn_in_the_order_of_the_layers():
+    adapted = apply_lora(model(), StandardLoRAAdapter, rank=2, rng=7)
+    random = np.random.default_rng(7)
+    for adapter in find(adapted, StandardLoRAAdapter).values():
+        expected = StandardLoRAAdapter(adapter.base_layer, 2, rng=int(random.integers(2**63)))
+        assert_array_equal(adapter.lora_layer.matrix_a, expected.lora_layer.matrix_a)
 
 
 def test_an_argument_that_does_not_suit_a_layer_names_its_path():
@@ -407,6 +416,32 @@ def test_settings_come_back_from_json_and_make_the_same_adapter():
     twin = settings.around(adapter.base_layer, adapter.lora_layer)
     assert DyLoRASettings.of(twin) == settings
     assert twin.current_deployment_rank == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"active_ranks": (1, 4, 2)}, r"active_ranks must be strictly ascending, got \(1, 4, 2\)"),
+        ({"rank_distribution": (0.5, 0.5)}, "rank_distribution must have one probability for each of 3 ranks"),
+        ({"mode": "half"}, "mode must be one of 'full', 'frozen', got 'half'"),
+        ({"scaling": "min"}, "scaling must be one of 'max', 'paper', 'rslora', got 'min'"),
+        ({"alpha": -1.0}, r"alpha must be at least 0, got -1\.0"),
+        ({"alpha": "3"}, "alpha must be a real number, got '3'"),
+        ({"current_deployment_rank": 3}, r"current_deployment_rank must be one of the active ranks \[1, 2, 4\], got 3"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused(change, message):
+    settings = DyLoRASettings.of(DyLoRAAdapter(DenseLayer(5, 4), 4, RANKS))
+    with pytest.raises(ArgumentError, match=message):
+        replace(settings, **change)
+
+
+def test_settings_for_a_branch_of_a_lower_rank_are_refused():
+    settings = DyLoRASettings.of(DyLoRAAdapter(DenseLayer(5, 4), 4, RANKS))
+    settings.check_branch(LoRALayer(5, 4, 4))
+    with pytest.raises(ArgumentError, match="active_ranks must be at most max_rank = 3"):
+        settings.check_branch(LoRALayer(5, 4, 3))
 
 
 # ---------------------------------------------------------------- counts at a rank
