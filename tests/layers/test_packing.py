@@ -253,6 +253,21 @@ def test_layers_that_share_an_array_do_not_interfere():
     np.testing.assert_allclose(linear.predict(x), x @ W + base.bias, rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", BASES)
+def test_a_packed_view_and_the_array_that_it_shows_are_read_only(kind):
+    layer = BASES[kind](7, 5)
+    memory = np.stack([layer.weight, layer.weight])
+    layer.weight = memory[1]
+    expected = layer.predict(batch(9, 7))
+    assert packed_layers(layer.pack()) == [""]
+    np.testing.assert_allclose(layer.predict(batch(9, 7)), expected, rtol=1e-12)
+    for array in (memory, layer.weight):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    assert packed_layers(layer.unpack()) == []
+    layer.weight[0] = 0
+
+
 def test_a_merge_of_a_packed_adapter_is_a_new_layer_without_a_pack():
     layer = adapter().pack("max")
     merged = layer.merge_to_original_layer()
