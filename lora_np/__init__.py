@@ -58,11 +58,15 @@ from .io.npz import load_layer, save_layer
 from .layers import (
     ActivationLayer,
     AffineLayer,
+    Composite,
     DenseLayer,
+    Embedding,
     FullyConnectedLayer,
     Layer,
+    LayerNorm,
     LoRALayer,
     LowRankLayer,
+    RMSNorm,
     Sequential,
 )
 from .models.adapting import apply_lora, merge_in_place, without_adapters
@@ -90,15 +94,22 @@ if TYPE_CHECKING:
     from . import models as models
     from . import plot as plot
     from . import run as run
+    from . import sequences as sequences
     from . import sklearn as sklearn
     from . import surgery as surgery
     from . import terminal as terminal
     from . import testing as testing
+    from . import text as text
     from . import training as training
+    from .io.pretrained import load_pretrained
+    from .models.bert import BertModel
+    from .models.heads import SentenceEncoder, SequenceClassifier, TokenClassifier
 else:  # a type checker that saw __getattr__ would accept any attribute
 
     def __getattr__(name):
-        """Import a submodule on first use (PEP 562)."""
+        """Import a submodule, or a name of the transformers, on first use (PEP 562)."""
+        if name in _LAZY:
+            return getattr(_import_module(f"{__name__}.{_LAZY[name]}"), name)
         if name in _SUBMODULES:
             return _import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -114,11 +125,14 @@ __all__ = [
     "ArgumentError",
     "ArgumentNullError",
     "ArgumentOutOfRangeError",
+    "BertModel",
     "BinaryCrossEntropy",
+    "Composite",
     "DenseLayer",
     "DoRAAdapter",
     "Draw",
     "DyLoRAAdapter",
+    "Embedding",
     "FormatError",
     "FullyConnectedLayer",
     "FunctionLoss",
@@ -126,6 +140,7 @@ __all__ = [
     "Huber",
     "InvalidOperationError",
     "Layer",
+    "LayerNorm",
     "LoRAAdapterBase",
     "LoRALayer",
     "Loss",
@@ -137,14 +152,18 @@ __all__ = [
     "NonFiniteError",
     "NotSupportedError",
     "Optimizer",
+    "RMSNorm",
     "RankDistribution",
     "Regularization",
     "Run",
     "SGD",
     "Selection",
+    "SentenceEncoder",
+    "SequenceClassifier",
     "Sequential",
     "SoftmaxCrossEntropy",
     "StandardLoRAAdapter",
+    "TokenClassifier",
     "VeRAAdapter",
     "VeRALayer",
     "WeightLoadResult",
@@ -162,6 +181,7 @@ __all__ = [
     "identity",
     "leaky_relu",
     "load_layer",
+    "load_pretrained",
     "merge_in_place",
     "relu",
     "save_layer",
@@ -177,6 +197,14 @@ __all__ = [
     "trainable_parameters",
     "without_adapters",
 ]
+
+_LAZY = {
+    "BertModel": "models.bert",
+    "SentenceEncoder": "models.heads",
+    "SequenceClassifier": "models.heads",
+    "TokenClassifier": "models.heads",
+    "load_pretrained": "io.pretrained",
+}
 
 _SUBMODULES = (
     "adapters",
@@ -196,10 +224,12 @@ _SUBMODULES = (
     "models",
     "plot",
     "run",
+    "sequences",
     "sklearn",
     "surgery",
     "terminal",
     "testing",
+    "text",
     "training",
 )
 

@@ -2,6 +2,7 @@
 
 from ..base import Layer as Layer
 from .activation import ActivationLayer as ActivationLayer
+from .composite import Composite as Composite
 from .dense import AffineLayer as AffineLayer
 from .dense import DenseLayer as DenseLayer
 from .dense import FullyConnectedLayer as FullyConnectedLayer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 
@@ -45,8 +45,8 @@ class Embedding(Layer):
 
         Y = W[i],  dW[v] = Σ G over the rows with i = v
 
-    These are the formulas of the dense layer ``X W`` for one-hot rows X, without the products. Integers have no gradient, so
-    `backward` returns None.
+    These are the formulas of the dense layer ``X W`` for one-hot rows X, without the products. Integers have no gradient,
+    so `backward` returns None.
 
     Examples
     --------
@@ -73,6 +73,15 @@ class Embedding(Layer):
         weight = real_array("initializer's result", initializer(shape, self.dtype, generator(rng)), self.dtype)
         same_shape("initializer's result", weight, shape)
         self.weight: Array = np.array(weight, order="C")
+
+    @classmethod
+    def from_array(cls, weight: Array) -> Self:
+        """A layer of a given W, (input_size, output_size), which is not copied and may be memory-mapped."""
+        layer = cls.__new__(cls)
+        input_size, output_size = weight.shape
+        Layer.__init__(layer, input_size, output_size, weight.dtype)
+        layer.weight = weight
+        return layer
 
     def apply(self, x: Array, run: Run) -> tuple[Array, Cache]:
         """``y = W[x]``."""

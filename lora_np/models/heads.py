@@ -1,0 +1,170 @@
+"""What is put on an encoder: a class for each sentence or for each token, and sentence embeddings."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self, final
+
+import numpy as np
+
+from .._typing import RNG, Array, Cache
+from ..base import Layer
+from ..errors import ArgumentError
+from ..layers.composite import Back, Call
+from ..layers.dense import FullyConnectedLayer
+from ..run import Run
+from ..sequences import Spans, mean_of_spans, mean_of_spans_vjp
+from .tokens import TokenModel
+
+BODY, HEAD = "bert", "classifier"
+"""The names of the children, as in Hugging Face's classifiers."""
+
+
+class _OnEncoder(TokenModel):
+    """An encoder and, on its rows, something else."""
+
+    def __init__(self, layers: Mapping[str, Layer], output_size: int) -> None:
+        body = layers[BODY]
+        if not isinstance(body, TokenModel):
+            raise ArgumentError(f"encoder must be a model of token ids such as BertModel, got {body!r}")
+        super().__init__(layers, body.input_size, output_size, body.dtype)
+        self.positions = body.positions
+
+    def encoded(self, ids: Array, run: Run, call: Call) -> tuple[Array, Run, Spans]:
+        """The hidden states of all tokens, (N, D), with the run and the spans of their rows."""
+        rows, rows_run = self.packed(ids, run)
+        assert rows_run.spans is not None
+        return call(BODY, rows, rows_run), rows_run, rows_run.spans
+
+    def config(self) -> dict[str, Any]:
+        """The layers."""
+        return {"layers": dict(self.children())}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A new model of these layers."""
+        model = cls.__new__(cls)
+        model._build(**config)
+        return model
+
+    @abstractmethod
+    def _build(self, layers: Mapping[str, Layer]) -> None: ...
+
+
+@final
+class SequenceClassifier(_OnEncoder):
+    """``y = W mean(encoder(ids)) + b`` for each sentence: from ids (B, T) to logits (B, classes).
+
+    Parameters
+    ----------
+    encoder : BertModel
+    classes : int
+        The number of outputs.
+    rng : seed or numpy.random.Generator, optional
+        For the initial W of the head.
+
+    Notes
+    -----
+    The mean of the hidden states replaces BERT's pooler. With T_b tokens in sentence b and G = dL/dY::
+
+        e_b = Σ_n x_n / T_b,  Y = e Wᵀ + b,  de = G W,  dx_n = de_b / T_b
+    """
+
+    def __init__(self, encoder: Layer, classes: int, *, rng: RNG = None) -> None:
+        head = FullyConnectedLayer(encoder.output_size, classes, dtype=encoder.dtype, rng=rng)
+        self._build({BODY: encoder, HEAD: head})
+
+    def _build(self, layers: Mapping[str, Layer]) -> None:
+        super().__init__(layers, layers[HEAD].output_size)
+
+    def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
+        """``e = mean(encoder(ids))``, ``y = e Wᵀ + b``."""
+        hidden, _, spans = self.encoded(x, run, call)  # (N, D)
+        return call(HEAD, mean_of_spans(hidden, spans)), spans
+
+    def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
+        """``de = dy W``, ``dx_n = de_b / T_b``."""
+        return back(BODY, mean_of_spans_vjp(back(HEAD, dy), cache))
+
+    def _output_shape(self, x: Array) -> tuple[int, ...]:
+        return (len(x), self.output_size)
+
+
+@final
+class TokenClassifier(_OnEncoder):
+    """``y = W encoder(ids) + b`` for each token: from ids (B, T) to logits (B, T, classes), zero at padding.
+
+    Parameters
+    ----------
+    encoder : BertModel
+    classes : int
+        The number of outputs.
+    rng : seed or numpy.random.Generator, optional
+        For the initial W of the head.
+    """
+
+    def __init__(self, encoder: Layer, classes: int, *, rng: RNG = None) -> None:
+        head = FullyConnectedLayer(encoder.output_size, classes, dtype=encoder.dtype, rng=rng)
+        self._build({BODY: encoder, HEAD: head})
+
+    def _build(self, layers: Mapping[str, Layer]) -> None:
+        super().__init__(layers, layers[HEAD].output_size)
+
+    def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
+        """``y = encoder(ids) Wᵀ + b`` in the places of the tokens."""
+        hidden, rows_run, spans = self.encoded(x, run, call)
+        return spans.grid(call(HEAD, hidden, rows_run)), spans
+
+    def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
+        """``dx = dy W``; what is at padding has no effect."""
+        return back(BODY, back(HEAD, cache.rows(dy)))
+
+    def _output_shape(self, x: Array) -> tuple[int, ...]:
+        return (*x.shape, self.output_size)
+
+
+@final
+class SentenceEncoder(_OnEncoder):
+    """The embedding of each sentence, ``e = mean(encoder(ids))``, of length 1: from ids (B, T) to (B, D).
+
+    Parameters
+    ----------
+    encoder : BertModel
+    normalize : bool, default True
+        Whether to divide each embedding by its length, as Sentence-BERT's models do (Reimers and Gurevych 2019).
+
+    Notes
+    -----
+    With y = e / ‖e‖ and G = dL/dY: ``de = (G - y (y · G)) / ‖e‖``.
+    """
+
+    def __init__(self, encoder: Layer, *, normalize: bool = True) -> None:
+        self._build({BODY: encoder}, normalize)
+
+    def _build(self, layers: Mapping[str, Layer], normalize: bool = True) -> None:
+        super().__init__(layers, layers[BODY].output_size)
+        self.normalize = normalize
+
+    def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
+        """``e = mean(encoder(ids))``, ``y = e / ‖e‖``."""
+        hidden, _, spans = self.encoded(x, run, call)
+        e = mean_of_spans(hidden, spans)  # (B, D)
+        if not self.normalize:
+            return e, (spans, None, None)
+        norm = np.sqrt((e * e).sum(axis=1, keepdims=True))
+        y = e / norm
+        return y, (spans, y, norm)
+
+    def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
+        """``de = (dy - y (y · dy)) / ‖e‖``, ``dx_n = de_b / T_b``."""
+        spans, y, norm = cache
+        de = dy if y is None else (dy - y * (y * dy).sum(axis=1, keepdims=True)) / norm
+        return back(BODY, mean_of_spans_vjp(de, spans))
+
+    def _output_shape(self, x: Array) -> tuple[int, ...]:
+        return (len(x), self.output_size)
+
+    def config(self) -> dict[str, Any]:
+        """The encoder, and whether embeddings have length 1."""
+        return super().config() | {"normalize": self.normalize}
