@@ -8,13 +8,16 @@ elementwise, so that ``dz = f'(z) dy``. Conditions test the real part, so that c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 
 from .._typing import Array
 from ..errors import FormatError, NotSupportedError
+from . import fused
+from .erf import erf
+from .fused import GELU_C, GELU_D, INVERSE_SQRT_2PI, Piece, gelu_exact_piece, gelu_piece, swish_piece
 
 
 @final
@@ -32,6 +35,8 @@ class Activation:
         ``dz = vjp(dy, z)``, the gradient with respect to the pre-activation z.
     operations : int, default 1
         Approximate number of floating-point operations per element, for `Layer.estimate_flops`.
+    fused : callable, optional
+        The function and its derivative in float32 for `value_and_slope`: see `lora_np.functions.fused.Piece`.
 
     Examples
     --------
@@ -47,6 +52,7 @@ class Activation:
     function: Callable[[Array], Array]
     vjp: Callable[[Array, Array], Array]
     operations: int = 1
+    fused: Piece | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, z: Array) -> Array:
         """Apply the function to an array or array-like."""
@@ -60,11 +66,33 @@ class Activation:
         y = self.function(z)
         return y if self is identity or not np.may_share_memory(y, z) else y.copy()
 
+    def value_and_slope(self, z: Array, *, slope: bool = True) -> tuple[Array, Array | None]:
+        """``f(z)`` and ``f'(z)`` of an elementwise activation: with the slope, ``dz = f'(z) dy`` needs no z.
+
+        Parameters
+        ----------
+        z : array, any shape
+            In float32, `swish`, `gelu` and `gelu_exact` are several times faster than the function and its vjp. The error is
+            at most 2e-7 max(1, abs(z)) in ``f(z)`` and 2.5e-7 in ``f'(z)``, also at -∞.
+        slope : bool, default True
+            Whether the slope is needed; if not, it is None.
+
+        Raises
+        ------
+        NotSupportedError
+            If the activation is softmax, which does not act elementwise.
+        """
+        if self is softmax:
+            raise NotSupportedError("softmax has no slope: it does not act elementwise")
+        if self.fused is not None and type(z) is np.ndarray and z.dtype == np.float32:
+            return fused.value_and_slope(self.fused, z, slope=slope)
+        return self.apart(z), self.vjp(np.ones_like(z), z) if slope else None
+
     def __reduce__(self) -> str | tuple[Any, ...]:
         # An activation of this module is pickled as a reference to its global name, so copies are the same object.
         if SHIPPED.get(self.name) is self:
             return self.name
-        return Activation, (self.name, self.function, self.vjp, self.operations)
+        return Activation, (self.name, self.function, self.vjp, self.operations, self.fused)
 
     def __repr__(self) -> str:
         return f"<activation {self.name}>"
@@ -260,15 +288,11 @@ def _swish_vjp(dy: Array, z: Array) -> Array:
     return dy * (y + z * y * (1 - y))
 
 
-swish = Activation("swish", _swish, _swish_vjp, 5)
+swish = Activation("swish", _swish, _swish_vjp, 5, swish_piece)
 """Swish with β = 1, also called SiLU (Ramachandran, Zoph and Le 2017).
 
 ``f(z) = z σ(z)``; ``f'(z) = σ(z) + z σ(z) (1 - σ(z))``.
 """
-
-
-GELU_C = 0.7978845608028654  # √(2/π)
-GELU_D = 0.044715
 
 
 def _gelu(z: Array) -> Array:
@@ -280,7 +304,7 @@ def _gelu_vjp(dy: Array, z: Array) -> Array:
     return dy * (0.5 * (1 + t) + 0.5 * z * (1 - t * t) * GELU_C * (1 + 3 * GELU_D * z * z))
 
 
-gelu = Activation("gelu", _gelu, _gelu_vjp, 9)
+gelu = Activation("gelu", _gelu, _gelu_vjp, 9, gelu_piece)
 """Gaussian error linear unit, tanh approximation (Hendrycks and Gimpel 2016, sec. 2).
 
 ``f(z) = z/2 (1 + t)`` with ``t = tanh(c (z + d z³))``, c = √(2/π), d = 0.044715;
@@ -288,52 +312,7 @@ gelu = Activation("gelu", _gelu, _gelu_vjp, 9)
 """
 
 
-# Coefficients of W. J. Cody, "Rational Chebyshev approximations for the error function", Math. Comp. 23 (1969), p. 631,
-# in descending powers: erf(z) = z P(z²)/Q(z²) for |z| <= 0.5 and 1 - erf(z) = exp(-z²) P(z)/Q(z) above.
-ERF_P = (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2, 3.20937758913846947e3)
-ERF_Q = (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3)
-# fmt: off
-ERFC_P = (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1,
-          2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3, 1.23033935479799725e3)
-ERFC_Q = (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
-          3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3, 1.23033935480374942e3)
-# fmt: on
-ERF_IS_ONE = 6.0
-
-
-def _horner(coefficients: tuple[float, ...], z: Array) -> Array:
-    total = coefficients[0] * z + coefficients[1]
-    for coefficient in coefficients[2:]:
-        total = total * z + coefficient
-    return total
-
-
-def erf(z: Array) -> Array:
-    """The error function, ``erf(z) = 2/√π ∫₀ᶻ exp(-t²) dt``, which NumPy lacks.
-
-    Parameters
-    ----------
-    z : array, any shape
-
-    Returns
-    -------
-    array, the shape of z
-        With an absolute error below 1e-15 in float64.
-
-    Notes
-    -----
-    Rational approximations by Cody (1969): of erf for magnitudes up to 0.5, of 1 - erf above.
-    """
-    magnitude = _magnitude(z)
-    small = np.where(magnitude.real <= 0.5, z, 0)
-    large = np.where(magnitude.real > ERF_IS_ONE, ERF_IS_ONE, magnitude)
-    near = small * _horner(ERF_P, small * small) / _horner(ERF_Q, small * small)
-    far = 1 - np.exp(-large * large) * _horner(ERFC_P, large) / _horner(ERFC_Q, large)
-    return np.where(magnitude.real <= 0.5, near, np.where(_positive(z), far, -far))
-
-
 SQRT_HALF = 0.7071067811865476
-INVERSE_SQRT_2PI = 0.3989422804014327
 
 
 def _gelu_exact(z: Array) -> Array:
@@ -346,7 +325,7 @@ def _gelu_exact_vjp(dy: Array, z: Array) -> Array:
     return dy * (cumulative + z * density)
 
 
-gelu_exact = Activation("gelu_exact", _gelu_exact, _gelu_exact_vjp, 40)
+gelu_exact = Activation("gelu_exact", _gelu_exact, _gelu_exact_vjp, 40, gelu_exact_piece)
 """Gaussian error linear unit (Hendrycks and Gimpel 2016, sec. 2).
 
 ``f(z) = z Φ(z)``; ``f'(z) = Φ(z) + z φ(z)``, with Φ and φ the distribution function and density of N(0, 1).

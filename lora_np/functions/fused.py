@@ -1,0 +1,110 @@
+"""Activations and their derivatives in float32, in one pass over memory; activations.py has the formulas.
+
+A large array is processed in pieces that stay in a core's cache, and each operation on a piece writes to a buffer in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+
+from .._typing import Array
+
+GELU_C = 0.7978845608028654  # √(2/π)
+GELU_D = 0.044715
+INVERSE_SQRT_2PI = 0.3989422804014327
+
+PIECE = 2**15
+"""The number of elements of a piece: an operation on three arrays then touches 384 KiB."""
+
+Piece: TypeAlias = Callable[[Array, Array, Array | None, Array, Array], None]
+"""``piece(z, y, slope, c, t)`` writes f(z) to y and, unless it is None, f'(z) to slope; c and t are buffers.
+
+c is z between limits beyond which f(z) is 0 or z to float32 precision: no power overflows.
+"""
+
+# P in Φ(z) = σ(2 z P(z²)) for |z| <= 6, in descending powers of z²: a least-squares fit of artanh(erf(z/√2)) / z.
+PHI = (1.8056520401066116e-09, -1.3344801060363237e-07, 3.969135870133009e-06, -5.524035848547133e-05,
+       -3.312928534365126e-05, 3.633428246579854e-02, 7.978842165614675e-01)  # fmt: skip
+
+
+def gelu_exact_piece(z: Array, y: Array, slope: Array | None, c: Array, t: Array) -> None:
+    """``p = Φ(z)``, ``y = z p``, ``slope = p + z exp(-z²/2) / √(2π)``."""
+    np.clip(z, -6, 6, out=c)
+    np.multiply(c, c, out=t)
+    np.multiply(t, -2 * PHI[0], out=y)
+    for coefficient in PHI[1:-1]:
+        y += -2 * coefficient
+        y *= t
+    y += -2 * PHI[-1]
+    y *= c
+    p = _sigmoid(y, y)
+    if slope is not None:
+        t *= -0.5
+        np.exp(t, out=t)
+        t *= INVERSE_SQRT_2PI
+        t *= c
+        np.add(p, t, out=slope)
+    _multiply(p, z, c)
+
+
+def gelu_piece(z: Array, y: Array, slope: Array | None, c: Array, t: Array) -> None:
+    """``u = C (z + D z³)``, ``p = σ(2u) = (1 + tanh u) / 2``, ``y = z p``, ``slope = p + z 2u' p (1 - p)``."""
+    np.clip(z, -10, 10, out=c)
+    np.multiply(c, c, out=t)
+    np.multiply(t, -2 * GELU_C * GELU_D, out=y)
+    y += -2 * GELU_C
+    y *= c
+    p = _sigmoid(y, slope)
+    if slope is not None:
+        t *= 6 * GELU_C * GELU_D
+        t += 2 * GELU_C
+        t *= c
+        _add_product(slope, p, t)
+    _multiply(p, z, c)
+
+
+def swish_piece(z: Array, y: Array, slope: Array | None, c: Array, t: Array) -> None:
+    """``p = σ(z)``, ``y = z p``, ``slope = p + z p (1 - p)``."""
+    np.clip(z, -87, 87, out=c)
+    np.negative(c, out=y)
+    p = _sigmoid(y, slope)
+    if slope is not None:
+        _add_product(slope, p, c)
+    _multiply(p, z, c)
+
+
+def _sigmoid(minus: Array, e: Array | None) -> Array:
+    """``p = σ(x) = 1 / (1 + exp(-x))``, in place of -x; ``exp(-x)`` in e."""
+    e = np.exp(minus, out=minus if e is None else e)
+    np.add(e, 1, out=minus)
+    return np.reciprocal(minus, out=minus)
+
+
+def _add_product(e: Array, p: Array, t: Array) -> None:
+    """``p + t p (1 - p)``, in place of ``e = (1 - p) / p``, with which ``1 - p`` is precise where p is almost 1."""
+    e *= p
+    e *= p
+    e *= t
+    e += p
+
+
+def _multiply(p: Array, z: Array, c: Array) -> None:
+    """``p *= z``, but with c where z is below the limit: ``-∞ · 0`` is not a number."""
+    np.maximum(z, c, out=c)
+    p *= c
+
+
+def value_and_slope(piece: Piece, z: Array, *, slope: bool) -> tuple[Array, Array | None]:
+    """f(z), and f'(z) or None, of a float32 array of any shape."""
+    z_all = z.reshape(-1)
+    y_all = np.empty_like(z_all)
+    slope_all = np.empty_like(z_all) if slope else None
+    c, t = np.empty((2, min(PIECE, z.size)), z.dtype)
+    for start in range(0, z.size, PIECE):
+        part = slice(start, start + PIECE)
+        n = z_all[part].size
+        piece(z_all[part], y_all[part], None if slope_all is None else slope_all[part], c[:n], t[:n])
+    return y_all.reshape(z.shape), None if slope_all is None else slope_all.reshape(z.shape)
