@@ -93,8 +93,8 @@ class BertModel(TokenModel):
 
     Notes
     -----
-    ``x₀ = LN(word[ids] + position[0, 1, ...] + type[0])``, then each block in turn. Sentences are of one segment: the type is
-    0 everywhere. See `BertBlock` for a block, and `TokenModel` for ids, padding, tasks and ranks.
+    ``x₀ = LN(word[ids] + position[0, 1, ...] + type[0])``, then each block in turn. A sentence is a single segment, so
+    the type is 0 everywhere. See `BertBlock` for a block, and `TokenModel` for ids, padding, tasks and ranks.
     """
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:

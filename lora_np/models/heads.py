@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Self, final
 
 import numpy as np
 
 from .._typing import RNG, Array, Cache
+from .._validation import not_none
 from ..base import Layer
 from ..errors import ArgumentError
 from ..layers.composite import Back, Call
@@ -22,14 +22,14 @@ BODY, HEAD = "bert", "classifier"
 
 
 class _OnEncoder(TokenModel):
-    """An encoder and, on its rows, something else."""
+    """An encoder, and what is computed from its rows."""
 
     def __init__(self, layers: Mapping[str, Layer], output_size: int) -> None:
-        body = layers[BODY]
-        if not isinstance(body, TokenModel):
-            raise ArgumentError(f"encoder must be a model of token ids such as BertModel, got {body!r}")
-        super().__init__(layers, body.input_size, output_size, body.dtype)
-        self.positions = body.positions
+        encoder = layers[BODY]
+        if not isinstance(encoder, TokenModel):
+            raise ArgumentError(f"encoder must be a model of token ids such as BertModel, got {encoder!r}")
+        super().__init__(layers, encoder.input_size, output_size, encoder.dtype)
+        self.positions = encoder.positions
 
     def encoded(self, ids: Array, run: Run, call: Call) -> tuple[Array, Run, Spans]:
         """The hidden states of all tokens, (N, D), with the run and the spans of their rows."""
@@ -41,19 +41,34 @@ class _OnEncoder(TokenModel):
         """The layers."""
         return {"layers": dict(self.children())}
 
+
+class _Classifier(_OnEncoder):
+    """An encoder and a dense head.
+
+    Parameters
+    ----------
+    encoder : BertModel
+    classes : int
+        The number of outputs.
+    rng : seed or numpy.random.Generator, optional
+        For the initial W of the head; its b is initially zero.
+    """
+
+    def __init__(self, encoder: Layer, classes: int, *, rng: RNG = None) -> None:
+        not_none("encoder", encoder)
+        head = FullyConnectedLayer(encoder.output_size, classes, dtype=encoder.dtype, rng=rng)
+        super().__init__({BODY: encoder, HEAD: head}, head.output_size)
+
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """A new model of these layers."""
-        model = cls.__new__(cls)
-        model._build(**config)
+        """A new classifier of the given layers."""
+        layers, model = config["layers"], cls.__new__(cls)
+        _OnEncoder.__init__(model, layers, layers[HEAD].output_size)
         return model
-
-    @abstractmethod
-    def _build(self, layers: Mapping[str, Layer]) -> None: ...
 
 
 @final
-class SequenceClassifier(_OnEncoder):
+class SequenceClassifier(_Classifier):
     """``y = W mean(encoder(ids)) + b`` for each sentence: from ids (B, T) to logits (B, classes).
 
     Parameters
@@ -62,7 +77,7 @@ class SequenceClassifier(_OnEncoder):
     classes : int
         The number of outputs.
     rng : seed or numpy.random.Generator, optional
-        For the initial W of the head.
+        For the initial W of the head; its b is initially zero.
 
     Notes
     -----
@@ -71,17 +86,10 @@ class SequenceClassifier(_OnEncoder):
         e_b = Σ_n x_n / T_b,  Y = e Wᵀ + b,  de = G W,  dx_n = de_b / T_b
     """
 
-    def __init__(self, encoder: Layer, classes: int, *, rng: RNG = None) -> None:
-        head = FullyConnectedLayer(encoder.output_size, classes, dtype=encoder.dtype, rng=rng)
-        self._build({BODY: encoder, HEAD: head})
-
-    def _build(self, layers: Mapping[str, Layer]) -> None:
-        super().__init__(layers, layers[HEAD].output_size)
-
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
         """``e = mean(encoder(ids))``, ``y = e Wᵀ + b``."""
         hidden, _, spans = self.encoded(x, run, call)  # (N, D)
-        return call(HEAD, mean_of_spans(hidden, spans)), spans
+        return call(HEAD, mean_of_spans(hidden, spans)), spans  # (B, classes)
 
     def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
         """``de = dy W``, ``dx_n = de_b / T_b``."""
@@ -92,7 +100,7 @@ class SequenceClassifier(_OnEncoder):
 
 
 @final
-class TokenClassifier(_OnEncoder):
+class TokenClassifier(_Classifier):
     """``y = W encoder(ids) + b`` for each token: from ids (B, T) to logits (B, T, classes), zero at padding.
 
     Parameters
@@ -101,23 +109,16 @@ class TokenClassifier(_OnEncoder):
     classes : int
         The number of outputs.
     rng : seed or numpy.random.Generator, optional
-        For the initial W of the head.
+        For the initial W of the head; its b is initially zero.
     """
-
-    def __init__(self, encoder: Layer, classes: int, *, rng: RNG = None) -> None:
-        head = FullyConnectedLayer(encoder.output_size, classes, dtype=encoder.dtype, rng=rng)
-        self._build({BODY: encoder, HEAD: head})
-
-    def _build(self, layers: Mapping[str, Layer]) -> None:
-        super().__init__(layers, layers[HEAD].output_size)
 
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
         """``y = encoder(ids) Wᵀ + b`` in the places of the tokens."""
-        hidden, rows_run, spans = self.encoded(x, run, call)
-        return spans.grid(call(HEAD, hidden, rows_run)), spans
+        hidden, rows_run, spans = self.encoded(x, run, call)  # (N, D)
+        return spans.grid(call(HEAD, hidden, rows_run)), spans  # (B, T, classes)
 
     def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
-        """``dx = dy W``; what is at padding has no effect."""
+        """``dx = dy W``; padding has no effect."""
         return back(BODY, back(HEAD, cache.rows(dy)))
 
     def _output_shape(self, x: Array) -> tuple[int, ...]:
@@ -140,11 +141,14 @@ class SentenceEncoder(_OnEncoder):
     """
 
     def __init__(self, encoder: Layer, *, normalize: bool = True) -> None:
-        self._build({BODY: encoder}, normalize)
-
-    def _build(self, layers: Mapping[str, Layer], normalize: bool = True) -> None:
-        super().__init__(layers, layers[BODY].output_size)
+        not_none("encoder", encoder)
+        super().__init__({BODY: encoder}, encoder.output_size)
         self.normalize = normalize
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A new model of the given encoder."""
+        return cls(config["layers"][BODY], normalize=config["normalize"])
 
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
         """``e = mean(encoder(ids))``, ``y = e / ‖e‖``."""

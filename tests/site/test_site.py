@@ -135,7 +135,5 @@ def test_what_goes_wrong_is_noticed(context, address):
 def test_reference_holds_every_public_name():
     inventory = (SITE / "objects.inv").read_bytes().split(b"\n", 4)[4]
     documented = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
-    exported = [name for name, value in vars(lora_np).items() if name[0] != "_" and not hasattr(value, "__path__")]
-    modules = {name for name in exported if type(getattr(lora_np, name)).__name__ == "module"}
-    assert exported
-    assert [name for name in exported if name not in modules and f"lora_np.{name}" not in documented] == []
+    assert lora_np.__all__
+    assert [name for name in lora_np.__all__ if f"lora_np.{name}" not in documented] == []
