@@ -72,8 +72,8 @@ class Activation:
         Parameters
         ----------
         z : array, any shape
-            In float32, `swish`, `gelu` and `gelu_exact` are several times faster than the function and its vjp. The error is
-            at most 2e-7 max(1, abs(z)) in ``f(z)`` and 2.5e-7 in ``f'(z)``, also at -∞.
+            In float32, `swish`, `gelu` and `gelu_exact` are several times faster than the function and its vjp. The error
+            is at most 2e-7 max(1, abs(z)) in ``f(z)`` and 2.5e-7 in ``f'(z)``, also at -∞.
         slope : bool, default True
             Whether the slope is needed; if not, it is None.
 
