@@ -167,10 +167,38 @@ def test_labels_of_the_wrong_shape_are_refused_naming_both_valid_shapes():
         SoftmaxCrossEntropy()(np.zeros((2, 3, 4)), np.zeros(3, int))
 
 
-@pytest.mark.parametrize("labels", [[3], [-1], [0, 3], [-1, 2]], ids=str)
+@pytest.mark.parametrize("labels", [[3], [-2], [0, 3], [-2, 2], [-1, 3]], ids=str)
 def test_labels_out_of_range_are_refused(labels):
-    with pytest.raises(ArgumentOutOfRangeError, match=rf"labels in 0\.\.2, got {min(labels)}\.\.{max(labels)}"):
+    words = rf"labels in 0\.\.2, or -1 to ignore a row, got {min(labels)}\.\.{max(labels)}"
+    with pytest.raises(ArgumentOutOfRangeError, match=words):
         SoftmaxCrossEntropy()(np.zeros((len(labels), 3)), labels)
+
+
+@given(seed=st.integers(0, 2**32 - 1), shape=st.lists(st.integers(1, 4), min_size=2, max_size=3).map(tuple))
+def test_ignored_labels_have_no_loss_and_no_gradient(seed, shape):
+    random = np.random.default_rng(seed)
+    logits = random.standard_normal(shape)
+    labels = random.integers(0, shape[-1], shape[:-1])
+    labels.flat[1:][random.random(labels.size - 1) < 0.5] = -1
+    kept = labels >= 0
+    value, gradient = SoftmaxCrossEntropy().value_and_gradient(logits, labels)
+    expected, slope = SoftmaxCrossEntropy().value_and_gradient(logits[kept], labels[kept])
+    assert value == pytest.approx(expected, rel=1e-14, abs=1e-15)
+    np.testing.assert_allclose(gradient[kept], slope, rtol=1e-13, atol=1e-16)
+    np.testing.assert_array_equal(gradient[~kept], 0)
+
+
+def test_ignored_labels_keep_float32():
+    logits = np.zeros((3, 2), np.float32)
+    value, gradient = SoftmaxCrossEntropy().value_and_gradient(logits, [0, -1, 1])
+    assert value == pytest.approx(np.log(2), rel=1e-6)
+    assert gradient.dtype == np.float32
+    np.testing.assert_array_equal(gradient, [[-0.25, 0.25], [0, 0], [0.25, -0.25]])
+
+
+def test_labels_that_are_all_ignored_are_refused():
+    with pytest.raises(ArgumentError, match="at least one label other than -1"):
+        SoftmaxCrossEntropy()(np.zeros((2, 3)), [-1, -1])
 
 
 @pytest.mark.parametrize(("labels", "dtype"), [([1.0], "float64"), ([True], "bool")])

@@ -157,11 +157,15 @@ class SoftmaxCrossEntropy(Loss):
     ``(softmax(z) - t) / rows`` if the targets of each row sum to 1.
 
     Targets are either integer class labels, with the shape of the logits without the last axis, or one-hot rows (or any
-    non-negative weights), with the shape of the logits.
+    non-negative weights), with the shape of the logits. Rows with the label -1, such as padding, are ignored: they have no
+    loss and no gradient, and the mean is over the other rows, of which there must be at least one.
     """
 
     def checked_targets(self, predictions: Array, targets: Array) -> Array:
-        """One-hot rows or weights as they are; labels are checked against the number of classes and made one-hot."""
+        """One-hot rows or weights as they are; labels are checked against the number of classes and made one-hot.
+
+        Ignored labels become rows of zeros, and the other rows are scaled so that the mean over all rows is theirs.
+        """
         if predictions.ndim == 0:
             raise ArgumentError("predictions must have at least one axis, got a scalar")
         if targets.shape == predictions.shape:
@@ -176,11 +180,16 @@ class SoftmaxCrossEntropy(Loss):
             )
         if targets.dtype.kind not in "iu":
             raise ArgumentError(f"targets must be integer labels, got dtype {targets.dtype}")
-        if targets.size and not 0 <= targets.min() <= targets.max() < classes:
+        if targets.size and not -1 <= targets.min() <= targets.max() < classes:
             raise ArgumentOutOfRangeError(
-                f"targets must be labels in 0..{classes - 1}, got {targets.min()}..{targets.max()}"
+                f"targets must be labels in 0..{classes - 1}, or -1 to ignore a row, got {targets.min()}..{targets.max()}"
             )
-        return np.eye(classes, dtype=predictions.dtype)[targets]
+        remaining = np.count_nonzero(targets >= 0)
+        if targets.size and not remaining:
+            raise ArgumentError("targets must have at least one label other than -1")
+        rows = np.eye(classes + 1, classes, dtype=predictions.dtype)[targets]  # the last row, at index -1, is zero
+        rows *= targets.size / max(remaining, 1)
+        return rows
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """The value and the gradient."""
