@@ -50,7 +50,7 @@ class Embedding(Layer):
 
     Examples
     --------
-    >>> from lora_np.layers import Embedding
+    >>> from lora_np import Embedding
     >>> layer = Embedding(10, 3, rng=0)
     >>> layer.forward([[1, 2, 2, 1], [0, 9, 1, 0]]).shape
     (2, 4, 3)
@@ -92,7 +92,7 @@ class Embedding(Layer):
     ) -> tuple[Array | None, Gradients]:
         """``dW[v] = Σ dy`` over the rows with x = v."""
         (x,) = cache
-        return None, {"weight": sum_by_index(x, dy, self.input_size)} if parameters else {}
+        return None, {"weight": _sum_by_index(x, dy, self.input_size)} if parameters else {}
 
     def check_input(self, input: Any, *, copy: bool = False, name: str = "input") -> Array:
         """Check that the input is an array of integers from 0 to input_size - 1."""
@@ -127,7 +127,7 @@ class Embedding(Layer):
         return {"input_size": self.input_size, "output_size": self.output_size, "dtype": self.dtype}
 
 
-def sum_by_index(index: Array, dy: Array, size: int) -> Array:
+def _sum_by_index(index: Array, dy: Array, size: int) -> Array:
     """The sums of the rows that have the same index: (...,) and (..., out) -> (size, out).
 
     Rows are sorted by index, so that each sum runs over consecutive rows. (`np.add.at` would add them one by one.)

@@ -1,4 +1,4 @@
-"""Normalization of each row: `LayerNorm` (Ba, Kiros and Hinton 2016) and `RMSNorm` (Zhang and Sennrich 2019)."""
+"""Layers that normalize each row: `LayerNorm` (Ba, Kiros and Hinton 2016), `RMSNorm` (Zhang and Sennrich 2019)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from ..run import Run
 
 
 class NormCache(NamedTuple):
-    """The cache of both layers: the normalized rows n, and the factor u of each row."""
+    """The cache of both layers."""
 
     n: Array
+    """(..., size): the normalized rows."""
     u: Array
+    """(..., 1): the factor of each row."""
 
 
 class Normalization(Layer):
-    """What `LayerNorm` and `RMSNorm` share: their size and ε."""
+    """The size, ε and g of `LayerNorm` and `RMSNorm`."""
 
     def __init__(self, size: int, epsilon: float = 1e-5, *, dtype: Any = np.float64) -> None:
         super().__init__(size, size, dtype)
@@ -38,31 +40,32 @@ class Normalization(Layer):
 
 @final
 class LayerNorm(Normalization):
-    """``y = g n + b`` with ``n = (x - mean(x)) / √(var(x) + ε)``: each row with mean 0 and variance 1, rescaled.
+    """``y = g n + b`` with ``n = (x - mean(x)) / √(var(x) + ε)``: rows of mean 0 and variance 1, rescaled.
 
     Parameters
     ----------
     size : int
         The size of the last axis of input and output.
     epsilon : float, default 1e-5
-        ε, which bounds the factor of rows that are nearly constant.
+        ε, which limits the factor by which nearly constant rows grow.
     dtype : {float64, float32}
 
     Raises
     ------
     ArgumentError
-        If the size is below 1, or epsilon below 0.
+        If the size is below 1, or if epsilon is negative.
 
     Notes
     -----
-    `weight` is g, initially 1, and `bias` is b, initially 0. Means run over a row, and sums over rows. With G = dL/dY::
+    `weight` is g, initially 1, and `bias` is b, initially 0. Means are taken over each row, sums over all rows. With
+    G = dL/dY::
 
         u = 1 / √(var(x) + ε),  n = u (x - mean(x)),  Y = g n + b
         dg = Σ G n,  db = Σ G,  dn = g G,  dx = u (dn - mean(dn) - n mean(n dn))
 
     Examples
     --------
-    >>> from lora_np.layers import LayerNorm
+    >>> from lora_np import LayerNorm
     >>> LayerNorm(2).forward([[1, 3], [-10, 10]]).round(3)
     array([[-1.,  1.],
            [-1.,  1.]])
@@ -77,8 +80,8 @@ class LayerNorm(Normalization):
     def apply(self, x: Array, run: Run) -> tuple[Array, NormCache]:
         """``u = 1 / √(var(x) + ε)``, ``n = u (x - mean(x))``, ``y = g n + b``."""
         g, b = self.weight, self.bias
-        centred = x - mean(x)  # (..., size)
-        u = 1 / np.sqrt(mean(centred * centred) + self.epsilon)  # (..., 1)
+        centred = x - _mean(x)  # (..., size)
+        u = 1 / np.sqrt(_mean(centred * centred) + self.epsilon)  # (..., 1)
         n = u * centred  # (..., size)
         return g * n + b, NormCache(n, u)
 
@@ -92,41 +95,41 @@ class LayerNorm(Normalization):
         if not inputs:
             return None, gradients
         dn = g * dy  # (..., size)
-        dx = u * (dn - mean(dn) - n * mean(n * dn))  # (..., size)
+        dx = u * (dn - _mean(dn) - n * _mean(n * dn))  # (..., size)
         return dx, gradients
 
     def estimate_flops(self) -> int:
-        """8 for each element."""
-        return 8 * self.input_size
+        """7 for each element."""
+        return 7 * self.input_size
 
 
 @final
 class RMSNorm(Normalization):
-    """``y = g n`` with ``n = x / √(mean(x²) + ε)``: each row with mean square 1, rescaled.
+    """``y = g n`` with ``n = x / √(mean(x²) + ε)``: rows of mean square 1, rescaled.
 
     Parameters
     ----------
     size : int
         The size of the last axis of input and output.
     epsilon : float, default 1e-5
-        ε, which bounds the factor of rows that are nearly zero.
+        ε, which limits the factor by which nearly zero rows grow.
     dtype : {float64, float32}
 
     Raises
     ------
     ArgumentError
-        If the size is below 1, or epsilon below 0.
+        If the size is below 1, or if epsilon is negative.
 
     Notes
     -----
-    `weight` is g, initially 1. Means run over a row, and sums over rows. With G = dL/dY::
+    `weight` is g, initially 1. Means are taken over each row, sums over all rows. With G = dL/dY::
 
         u = 1 / √(mean(x²) + ε),  n = u x,  Y = g n
         dg = Σ G n,  dn = g G,  dx = u (dn - n mean(n dn))
 
     Examples
     --------
-    >>> from lora_np.layers import RMSNorm
+    >>> from lora_np import RMSNorm
     >>> RMSNorm(2).forward([[1, 7], [-3, 3]]).round(3)
     array([[ 0.2,  1.4],
            [-1. ,  1. ]])
@@ -137,7 +140,7 @@ class RMSNorm(Normalization):
     def apply(self, x: Array, run: Run) -> tuple[Array, NormCache]:
         """``u = 1 / √(mean(x²) + ε)``, ``n = u x``, ``y = g n``."""
         g = self.weight
-        u = 1 / np.sqrt(mean(x * x) + self.epsilon)  # (..., 1)
+        u = 1 / np.sqrt(_mean(x * x) + self.epsilon)  # (..., 1)
         n = u * x  # (..., size)
         return g * n, NormCache(n, u)
 
@@ -151,14 +154,14 @@ class RMSNorm(Normalization):
         if not inputs:
             return None, gradients
         dn = g * dy  # (..., size)
-        dx = u * (dn - n * mean(n * dn))  # (..., size)
+        dx = u * (dn - n * _mean(n * dn))  # (..., size)
         return dx, gradients
 
     def estimate_flops(self) -> int:
-        """5 for each element."""
-        return 5 * self.input_size
+        """4 for each element."""
+        return 4 * self.input_size
 
 
-def mean(x: Array) -> Array:
+def _mean(x: Array) -> Array:
     """The mean of each row: (..., size) -> (..., 1)."""
     return x.mean(axis=-1, keepdims=True)
