@@ -1,4 +1,4 @@
-"""Attention over ragged batches, and rotary positions: pure functions in pairs, without parameters."""
+"""Attention over ragged batches, and rotary positions: pure pairs `apply` / `vjp` without parameters."""
 
 from __future__ import annotations
 
@@ -12,79 +12,108 @@ from ..errors import ArgumentError, ArgumentOutOfRangeError
 from ..sequences import Spans
 
 HIDDEN = -1e30
-"""Added to the score of a hidden key: its weight is exactly zero, and no row becomes NaN, as it could with -inf."""
+"""The score of a hidden key: its weight is exactly zero. It is finite, so no difference of scores is NaN."""
 
 
 @final
 class Rotary:
-    """Rotary positions (Su et al. 2021): each head is rotated by angles that are proportional to its position.
+    """Rotary positions: ``y = R(θ) x`` turns each head by angles proportional to the position (Su et al. 2021).
 
     Parameters
     ----------
     head_size : int
-        d, an even number. Component j turns in a plane with component j + d/2, as in Llama.
+        d, an even number. Component j < d/2 turns together with component j + d/2, as in Llama.
     base : float
-        At position p, this pair turns by the angle ``p base^(-2j/d)``.
+        The angle of this pair at position p is ``θ = p base^(-2j/d)``.
     positions : int
-        The number of positions, from 0.
+        The number of positions, counted from 0.
     dtype : {float64, float32}
+
+    Raises
+    ------
+    ArgumentError
+        If an argument has the wrong type.
+    ArgumentOutOfRangeError
+        If `head_size` is odd, or a number is not positive.
     """
 
     def __init__(self, head_size: int, base: float = 10000.0, positions: int = 2048, dtype: Any = np.float64) -> None:
         d = positive_int("head_size", head_size)
         if d % 2:
             raise ArgumentOutOfRangeError(f"head_size must be even, got {d}")
-        base = finite_float("base", base)
-        if base <= 0:
+        if finite_float("base", base) <= 0:
             raise ArgumentOutOfRangeError(f"base must be positive, got {base}")
-        angles = np.outer(np.arange(positive_int("positions", positions)), base ** (-np.arange(0, d, 2) / d))
-        self.cos: Array = np.cos(angles).astype(float_dtype(dtype))  # (positions, d/2)
-        self.sin: Array = np.sin(angles).astype(self.cos.dtype)
+        frequencies = float(base) ** (-np.arange(0, d, 2) / d)  # (d/2,)
+        angles = np.arange(positive_int("positions", positions))[:, np.newaxis] * frequencies  # (positions, d/2)
+        self.cos: Array = np.cos(angles).astype(float_dtype(dtype))
+        self.sin: Array = np.sin(angles).astype(float_dtype(dtype))
 
     def apply(self, x: Array, positions: Array) -> Array:
-        """Rotate rows by their angles: (N, heads, d), positions (N,) -> (N, heads, d)."""
+        """``y = R(θ) x`` for each head of each row: (N, heads·d), with positions (N,) -> (N, heads·d)."""
         return _rotated(x, self.cos[positions], self.sin[positions])
 
     def vjp(self, dy: Array, positions: Array) -> Array:
-        """The rotation back, by the negative angles."""
+        """``dx = R(-θ) dy``."""
         return _rotated(dy, self.cos[positions], -self.sin[positions])
 
 
 def _rotated(x: Array, cos: Array, sin: Array) -> Array:
-    """``y₁ = x₁ cos - x₂ sin``, ``y₂ = x₂ cos + x₁ sin`` for the halves of each head."""
+    """``y₁ = x₁ cos θ - x₂ sin θ``, ``y₂ = x₂ cos θ + x₁ sin θ``, with x₁ and x₂ the halves of a head."""
+    N, half = cos.shape
+    halves = x.reshape(N, x.shape[-1] // (2 * half), 2, half)
+    x1, x2 = halves[:, :, 0], halves[:, :, 1]  # (N, heads, d/2)
     cos, sin = cos[:, np.newaxis], sin[:, np.newaxis]  # (N, 1, d/2)
-    x1, x2 = np.split(x, 2, axis=-1)  # (N, heads, d/2)
-    return np.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+    return np.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=2).reshape(x.shape)
 
 
 class AttentionCache(NamedTuple):
-    """The cache for `Attention.vjp`: J key-value heads, each for G query heads."""
+    """The cache for `Attention.vjp`. G query heads read each of J key-value heads."""
 
-    q: Array
-    """(B, J, G, T, d): rotated, and divided by √d."""
-    k: Array
-    """(B, J, 1, T, d): rotated."""
-    v: Array
-    """(B, J, 1, T, d)."""
-    p: Array
-    """(B, J, G, T, T): the weight of each key (last axis) for each query."""
+    Q: Array
+    """(B, J, T·G, d): rotated, and divided by √d."""
+    K: Array
+    """(B, J, T, d): rotated."""
+    V: Array
+    """(B, J, T, d)."""
+    P: Array
+    """(B, J, T·G, T): the weight of each key (last axis) for each query."""
     spans: Spans
 
 
 @final
 class Attention:
-    """Scaled dot-product attention: in each head, ``C = softmax(Q Kᵀ / √d + mask) V``.
+    """Scaled dot-product attention: ``C = softmax(Q Kᵀ / √d + mask) V`` in each head of each sequence.
+
+    It has three inputs and no parameters, so it is a pair of functions and not a `Layer`.
 
     Parameters
     ----------
     heads : int
         The number of query heads, H.
     key_value_heads : int, optional
-        The number of key-value heads, J, a divisor of H: query head h reads key-value head ``h // (H / J)``. By default H.
+        The number of key-value heads, J, by default H. Query head h reads key-value head h // G, where G = H / J.
     causal : bool
         Whether a query sees only the keys up to its own position. Otherwise it sees every key of its sequence.
     rotary : Rotary, optional
-        Rotates queries and keys.
+        The rotation of queries and keys, for heads of the same size.
+
+    Raises
+    ------
+    ArgumentError
+        If `key_value_heads` does not divide `heads`, or an argument has the wrong type.
+    ArgumentOutOfRangeError
+        If a number of heads is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np.layers.attention import Attention
+    >>> from lora_np.sequences import Spans
+    >>> spans = Spans.of(np.array([2, 1]))  # two sequences, of two rows and of one
+    >>> q = k = np.zeros((3, 1))            # equal scores, so equal weights
+    >>> c, cache = Attention(heads=1).apply(q, k, np.array([[2.0], [4.0], [8.0]]), spans)
+    >>> c.ravel().tolist()
+    [3.0, 3.0, 8.0]
     """
 
     def __init__(
@@ -96,73 +125,81 @@ class Attention:
             raise ArgumentError(f"key_value_heads must divide heads = {self.heads}, got {self.key_value_heads}")
         if rotary is not None and not isinstance(rotary, Rotary):
             raise ArgumentError(f"rotary must be a Rotary or None, got {rotary!r}")
-        self.causal, self.rotary = bool(causal), rotary
+        self.causal, self.rotary = causal, rotary
 
     def apply(self, q: Array, k: Array, v: Array, spans: Spans) -> tuple[Array, AttentionCache]:
         """``P = softmax(Q Kᵀ / √d + mask)``, ``C = P V``: q and c (N, H·d), k and v (N, J·d)."""
-        d = q.shape[-1] // self.heads
-        q, k, v = (x.reshape(len(x), -1, d) for x in (q, k, v))  # (N, heads, d)
+        H, J = self.heads, self.key_value_heads
         if self.rotary is not None:
             q, k = self.rotary.apply(q, spans.positions), self.rotary.apply(k, spans.positions)
-        q = self._by_head(q * d**-0.5, spans)
-        k, v = self._by_head(k, spans), self._by_head(v, spans)
-        s = q @ k.mT  # (B, J, G, T, d) @ (B, J, 1, d, T) -> (B, J, G, T, T)
-        p = _softmax(self._masked(s, spans))
-        c = _rows(p, v, spans)  # (B, J, G, T, T) @ (B, J, 1, T, d) -> (N, J, G, d)
-        return c.reshape(len(c), -1), AttentionCache(q, k, v, p, spans)
+        q = q * (q.shape[-1] // H) ** -0.5
+        Q, K, V = self._by_head(q, H, spans), self._by_head(k, J, spans), self._by_head(v, J, spans)
+        S = _times_transposed(Q, K)  # (B, J, T·G, d) @ (B, J, d, T) -> (B, J, T·G, T)
+        P = _softmax(self._masked(S, spans))
+        C = _times(P, V)  # (B, J, T·G, T) @ (B, J, T, d) -> (B, J, T·G, d)
+        return _rows(C, H, spans), AttentionCache(Q, K, V, P, spans)
 
     def vjp(self, dc: Array, cache: AttentionCache) -> tuple[Array, Array, Array]:
-        """``dV = Σ_G Pᵀ dC``, ``dP = dC Vᵀ``, ``dS = softmax-vjp(dP)``, ``dQ = dS K / √d``, ``dK = Σ_G dSᵀ Q / √d``."""
-        q, k, v, p, spans = cache
-        N, d = len(dc), q.shape[-1]
-        dc = self._by_head(dc.reshape(N, -1, d), spans)
-        dv = _rows(p.mT, dc, spans).sum(2)  # (B, J, G, T, T) @ (B, J, G, T, d) -> (N, J, G, d) -> (N, J, d)
-        dp = dc @ v.mT  # (B, J, G, T, d) @ (B, J, 1, d, T) -> (B, J, G, T, T)
-        ds = _softmax_vjp(dp, p)
-        dq = _rows(ds, k, spans) * d**-0.5  # (B, J, G, T, T) @ (B, J, 1, T, d) -> (N, J, G, d)
-        dk = _rows(ds.mT, q, spans).sum(2)  # (B, J, G, T, T) @ (B, J, G, T, d) -> (N, J, G, d) -> (N, J, d)
-        dq = dq.reshape(N, -1, d)
+        """``dV = Pᵀ dC``, ``dP = dC Vᵀ``, ``dS = softmax-vjp(dP, P)``, ``dQ = dS K / √d``, ``dK = dSᵀ Q / √d``."""
+        Q, K, V, P, spans = cache
+        H, J, d = self.heads, self.key_value_heads, Q.shape[-1]
+        dC = self._by_head(dc, H, spans)
+        dV = _times(P.mT, dC)  # (B, J, T, T·G) @ (B, J, T·G, d) -> (B, J, T, d)
+        dP = _times_transposed(dC, V)  # (B, J, T·G, d) @ (B, J, d, T) -> (B, J, T·G, T)
+        dS = _softmax_vjp(dP, P)
+        dQ = _times(dS, K)  # (B, J, T·G, T) @ (B, J, T, d) -> (B, J, T·G, d)
+        dK = _times(dS.mT, Q)  # (B, J, T, T·G) @ (B, J, T·G, d) -> (B, J, T, d); Q includes 1/√d
+        dq, dk, dv = _rows(dQ, H, spans) * d**-0.5, _rows(dK, J, spans), _rows(dV, J, spans)
         if self.rotary is not None:
             dq, dk = self.rotary.vjp(dq, spans.positions), self.rotary.vjp(dk, spans.positions)
-        return dq.reshape(N, -1), dk.reshape(N, -1), dv.reshape(N, -1)
+        return dq, dk, dv
 
-    def _by_head(self, x: Array, spans: Spans) -> Array:
-        """(N, heads, d) -> (B, J, heads / J, T, d), a view of the grid."""
-        _, heads, d = x.shape
-        grid = spans.grid(x).reshape(*spans.shape, self.key_value_heads, heads // self.key_value_heads, d)
-        return grid.transpose(0, 2, 3, 1, 4)
+    def _by_head(self, x: Array, heads: int, spans: Spans) -> Array:
+        """(N, heads·d) -> (B, J, T·heads/J, d): the query heads of a group are interleaved, so products sum over them."""
+        (B, T), J, d = spans.shape, self.key_value_heads, x.shape[-1] // heads
+        grid = spans.grid(x).reshape(B, T, J, heads // J * d).swapaxes(1, 2)
+        return grid.reshape(B, J, T * (heads // J), d)  # a view of the grid if each group is one head
 
-    def _masked(self, s: Array, spans: Spans) -> Array:
-        """The scores, in place: a key is hidden after the position of the query, or after the end of the sequence."""
+    def _masked(self, S: Array, spans: Spans) -> Array:
+        """The scores, in place: keys after the position of the query, or after the end of the sequence, are hidden."""
         key = np.arange(spans.shape[1])
-        if self.causal:
-            hidden = key > key[:, np.newaxis]  # (T, T): hides padding as well
+        if self.causal:  # this hides the padding from the rows of the sequence as well
+            query = key.repeat(self.heads // self.key_value_heads)
+            np.copyto(S, HIDDEN, where=key > query[:, np.newaxis])  # (T·G, T)
         elif spans.slots is not None:
-            hidden = (key >= spans.lengths[:, np.newaxis])[:, np.newaxis, np.newaxis, np.newaxis]  # (B, 1, 1, 1, T)
-        else:
-            return s
-        s += np.where(hidden, HIDDEN, 0).astype(s.real.dtype)
-        return s
+            np.copyto(S, HIDDEN, where=key >= spans.lengths[:, np.newaxis, np.newaxis, np.newaxis])  # (B, 1, 1, T)
+        return S
 
 
-def _rows(weights: Array, x: Array, spans: Spans) -> Array:
-    """``weights @ x`` as rows, (N, J, G, d): written where it belongs, without a transposing copy."""
-    (B, J, G, T, _), d = weights.shape, x.shape[-1]
-    grid = np.empty((B, T, J, G, d), np.result_type(weights, x))
-    np.matmul(weights, x, out=grid.transpose(0, 2, 3, 1, 4))
-    return spans.rows(grid)
+def _rows(C: Array, heads: int, spans: Spans) -> Array:
+    """(B, J, T·heads/J, d) -> (N, heads·d): the inverse of `_by_head`, and also its transpose."""
+    (B, J, _, d), T = C.shape, spans.shape[1]
+    grid = C.reshape(B, J, T, heads // J * d).swapaxes(1, 2)
+    return spans.rows(grid.reshape(B, T, heads * d))
 
 
-def _softmax(s: Array) -> Array:
-    """Softmax along the last axis, in place."""
-    s -= s.real.max(axis=-1, keepdims=True)
-    np.exp(s, out=s)
-    s /= s.sum(axis=-1, keepdims=True)
-    return s
+def _times(P: Array, V: Array) -> Array:
+    """``P V``, stored with the heads side by side, as in rows, so that `_rows` need not copy it."""
+    (B, J, T, _), d = P.shape, V.shape[-1]
+    C = np.empty((B, T, J, d), np.result_type(P, V)).swapaxes(1, 2)
+    return np.matmul(P, V, out=C)
 
 
-def _softmax_vjp(dp: Array, p: Array) -> Array:
+def _times_transposed(Q: Array, K: Array) -> Array:
+    """``Q Kᵀ``, stored column-major: NumPy reduces over keys faster when it can add whole columns."""
+    return (K @ Q.mT).mT
+
+
+def _softmax(S: Array) -> Array:
+    """Softmax over keys, in place."""
+    S -= S.real.max(axis=-1, keepdims=True, initial=HIDDEN)  # without rows there is no maximum
+    np.exp(S, out=S)
+    S /= np.einsum("...s->...", S)[..., np.newaxis]
+    return S
+
+
+def _softmax_vjp(dP: Array, P: Array) -> Array:
     """``dS = P ∘ (dP - rowsum(dP ∘ P))``, in place."""
-    dp -= np.einsum("...ts,...ts->...t", dp, p)[..., np.newaxis]
-    dp *= p
-    return dp
+    dP -= np.einsum("...s,...s->...", dP, P)[..., np.newaxis]
+    dP *= P
+    return dP
