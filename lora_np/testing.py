@@ -122,7 +122,8 @@ def gradient_errors(
     Returns
     -------
     dict of float
-        For each array, and for ``"input"``: the largest absolute error, divided by the largest element of the gradient.
+        For each array, and for ``"input"`` unless it is of integers: the largest absolute error, divided by the largest
+        element of the gradient.
     """
     return _measure(layer, input, output_gradient, training, tasks, rank, method, directions, active_only, rng)[0]
 
@@ -144,7 +145,7 @@ def _measure(
     random = generator(rng)
     twin = _with_dtype(layer, np.dtype(float))
     x = twin.check_input(input, copy=True)
-    shape = (*x.shape[:-1], layer.output_size)
+    shape = twin._output_shape(x)
     dy = random.standard_normal(shape) if output_gradient is None else real_array("output_gradient", output_gradient, float)
     same_shape("output_gradient", dy, shape)
     seed = int(random.integers(2**32))
@@ -174,7 +175,8 @@ def _analytic(twin: Layer, x: Array, dy: Array, run: Run) -> tuple[Gradients, Pa
     """The gradients that `vjp` returns, the input's first, with zeros for trainable arrays that have none."""
     _, cache = twin.apply(x, run)
     dx, gradients = twin.vjp(dy, cache)
-    if dx is None:
+    has_gradient = x.dtype.kind not in "iu"  # integers, such as token ids, have none
+    if has_gradient and dx is None:
         raise GradientError(f"{twin.layer_name} does not return the gradient with respect to its input")
     trainable = twin.named_parameters()
     if "input" in trainable:
@@ -185,9 +187,8 @@ def _analytic(twin: Layer, x: Array, dy: Array, run: Run) -> tuple[Gradients, Pa
     unknown = [name for name in gradients if name not in arrays]
     if unknown:
         raise GradientError(f"{twin.layer_name} returns gradients for arrays that do not train: {', '.join(unknown)}")
-    complete = {"input": dx} | {
-        name: gradients.get(name, np.zeros_like(a)) for name, a in arrays.items() if name != "input"
-    }
+    complete: Gradients = {} if dx is None or not has_gradient else {"input": dx}
+    complete |= {name: gradients.get(name, np.zeros_like(array)) for name, array in trainable.items()}
     for name, gradient in complete.items():
         if gradient.shape != arrays[name].shape:
             raise GradientError(
@@ -227,7 +228,7 @@ class _Numeric:
 
     def _of_array(self, name: str) -> Callable[[Array], Any]:
         array = self.layer.named_parameters()[name]
-        x = self.x.astype(array.dtype)
+        x = self.x if self.x.dtype.kind in "iu" else self.x.astype(array.dtype)
 
         def objective(value: Array) -> Any:
             array[...] = value

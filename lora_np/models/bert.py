@@ -142,11 +142,13 @@ class BertModel(TokenModel):
         y = call(NORM, y, rows)
         for name in self._blocks:
             y = call(name, y, rows)
-        return (y if run.spans is not None else spans.grid(y)), (None if run.spans is not None else spans)
+        if run.spans is not None:
+            return y, None  # packed for the model that this one is inside of
+        return self.unpacked(y, spans, x.shape[1]), spans
 
     def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
         """The blocks in reverse, then the three embeddings, which have the same gradient."""
-        dy = dy if cache is None else cache.rows(dy)
+        dy = dy if cache is None else self.unpacked_vjp(dy, cache)
         for name in reversed(self._blocks):
             dy = back(name, dy)
         dy = back(NORM, dy)

@@ -115,11 +115,11 @@ class TokenClassifier(_Classifier):
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
         """``y = encoder(ids) Wᵀ + b`` in the places of the tokens."""
         hidden, rows_run, spans = self.encoded(x, run, call)  # (N, D)
-        return spans.grid(call(HEAD, hidden, rows_run)), spans  # (B, T, classes)
+        return self.unpacked(call(HEAD, hidden, rows_run), spans, x.shape[1]), spans  # (B, T, classes)
 
     def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
         """``dx = dy W``; padding has no effect."""
-        return back(BODY, back(HEAD, cache.rows(dy)))
+        return back(BODY, back(HEAD, self.unpacked_vjp(dy, cache)))
 
     def _output_shape(self, x: Array) -> tuple[int, ...]:
         return (*x.shape, self.output_size)

@@ -58,5 +58,17 @@ class TokenModel(Composite):
         present = ids >= 0
         return ids[present], run.over(Spans.of(present.sum(axis=1)))
 
+    @staticmethod
+    def unpacked(rows: Array, spans: Spans, width: int) -> Array:
+        """The rows in the places of their tokens, (N, D) -> (B, width, D), zero at padding."""
+        grid = spans.grid(rows)
+        more = width - grid.shape[1]
+        return np.pad(grid, ((0, 0), (0, more), (0, 0))) if more else grid
+
+    @staticmethod
+    def unpacked_vjp(dy: Array, spans: Spans) -> Array:
+        """The gradient of the rows, (B, width, D) -> (N, D); that of padding has no effect."""
+        return spans.rows(dy[:, : spans.shape[1]])
+
     def _example(self, rows: int) -> Array:
         return np.zeros((rows, 1), np.intp)
