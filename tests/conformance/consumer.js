@@ -1,7 +1,9 @@
 /* A program for the conformance vectors in JavaScript, without dependencies: one JSON case per line in, one JSON result per
-   line out. The mathematics is in docs/interactive/lora.js, which the interactive page runs in the browser. */
+   line out. The mathematics is in docs/interactive/lora.js, which the interactive page runs in the browser, and in
+   transformer.js. */
 "use strict";
 const Lora = require("../../docs/interactive/lora.js");
+const Transformer = require("./transformer.js");
 const { add, byColumn, product, scale, transpose } = Lora;
 
 const scalingOf = (settings, p, rank) => Lora.scaling(settings.scaling || "max", settings.alpha, p.B.length, rank);
@@ -72,17 +74,29 @@ function ofLayer(test) {
   return found;
 }
 
+// The kinds that are functions of their arrays alone: [y, backward] of each.
+const functions = {
+  activation: (p, { function: name }) => Lora.activation(name, p.z),
+  layer_norm: (p, settings) => Transformer.layerNorm(p.x, { ...p, ...settings }),
+  rms_norm: (p, settings) => Transformer.rmsNorm(p.x, { ...p, ...settings }),
+  rotary: (p, settings) => Transformer.rotary(p.x, { ...p, ...settings }),
+  attention: Transformer.attention,
+  bert_block: Transformer.bertBlock,
+};
+
+function ofFunction({ kind, settings, arrays }) {
+  const [y, backward] = functions[kind](arrays, settings);
+  const slopes = Object.entries(backward(arrays.G)).map(([name, slope]) => [`grad.${name}`, slope]);
+  return { y, ...Object.fromEntries(slopes) };
+}
+
 function answer(test) {
   const { kind, settings, arrays } = test;
   if (kind === "loss") {
     const [value, slope] = Lora.losses[settings.function](arrays.predictions, arrays.targets, settings);
     return { value, "grad.predictions": slope };
   }
-  if (kind === "activation") {
-    const [y, backward] = Lora.activation(settings.function, arrays.z);
-    return { y, "grad.z": backward(arrays.G).z };
-  }
-  return ofLayer(test);
+  return kind in functions ? ofFunction(test) : ofLayer(test);
 }
 
 for (const line of require("fs").readFileSync(0, "utf8").trim().split("\n")) {

@@ -11,10 +11,16 @@ from lora_np import (
     DoRAAdapter,
     DyLoRAAdapter,
     FullyConnectedLayer,
+    LayerNorm,
     MultiLoRAAdapter,
+    RMSNorm,
     StandardLoRAAdapter,
     VeRAAdapter,
 )
+from lora_np.layers.attention import Attention, Rotary
+from lora_np.models.bert import BertBlock
+from lora_np.run import TRAINING
+from lora_np.sequences import Spans
 
 FACTORS = {"A": "lora.matrix_a", "B": "lora.matrix_b"}
 NAMES = {
@@ -97,17 +103,76 @@ def of_layer(case, arrays):
     return found | {f"after.{name}": layer.try_get_parameter(names[name]) for name in settings["trained"]}
 
 
+def activation(settings, arrays):
+    function = getattr(lora_np, settings["function"])
+    return function(arrays["z"]), {"z": function.vjp(arrays["G"], arrays["z"])}
+
+
+def layer_norm(settings, arrays):
+    layer = LayerNorm(arrays["x"].shape[1], settings["epsilon"])
+    layer.weight, layer.bias = arrays["g"], arrays["b"]
+    y, dx = layer.forward(arrays["x"]), layer.backward(arrays["G"])
+    return y, {"x": dx, "g": layer.gradients["weight"], "b": layer.gradients["bias"]}
+
+
+def rms_norm(settings, arrays):
+    layer = RMSNorm(arrays["x"].shape[1], settings["epsilon"])
+    layer.weight = arrays["g"]
+    y, dx = layer.forward(arrays["x"]), layer.backward(arrays["G"])
+    return y, {"x": dx, "g": layer.gradients["weight"]}
+
+
+def rotary(settings, arrays):
+    x, positions = arrays["x"], arrays["positions"]
+    layer = Rotary(x.shape[1] // settings["heads"], settings["rotary_base"])
+    return layer.apply(x, positions), {"x": layer.vjp(arrays["G"], positions)}
+
+
+def attention(settings, arrays):
+    heads, base = settings["heads"], settings["rotary_base"]
+    turn = None if base is None else Rotary(arrays["q"].shape[1] // heads, base)
+    layer = Attention(heads, settings["key_value_heads"], causal=settings["causal"], rotary=turn)
+    y, cache = layer.apply(arrays["q"], arrays["k"], arrays["v"], Spans.of(np.array(settings["lengths"])))
+    return y, dict(zip("qkv", layer.vjp(arrays["G"], cache), strict=True))
+
+
+def bert_block(settings, arrays):
+    children = {}
+    for name in dict.fromkeys(name.rpartition(".")[0] for name in arrays if "." in name):
+        weight, bias = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
+        if weight.ndim == 2:
+            children[name] = FullyConnectedLayer.from_arrays(weight, bias)
+        else:
+            children[name] = LayerNorm(len(weight), settings["epsilon"])
+            children[name].weight, children[name].bias = weight, bias
+    block = BertBlock(children, settings["heads"])
+    y, cache = block.apply(arrays["x"], TRAINING.over(Spans.of(np.array(settings["lengths"]))))
+    dx, gradients = block.vjp(arrays["G"], cache)
+    return y, {"x": dx} | gradients
+
+
+# The kinds that are functions of their arrays alone: the output, and the gradients by name.
+FUNCTIONS = {
+    "activation": activation,
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "rotary": rotary,
+    "attention": attention,
+    "bert_block": bert_block,
+}
+
+
 def answer(case):
     """The arrays that a case expects, by name."""
     kind, settings = case["kind"], case["settings"]
     arrays = {name: np.array(values) for name, values in case["arrays"].items()}
+    if kind in FUNCTIONS:
+        y, slopes = FUNCTIONS[kind](settings, arrays)
+        return {"y": y} | {f"grad.{name}": slope for name, slope in slopes.items()}
     if kind == "loss":
         options = {"delta": settings["delta"]} if "delta" in settings else {}
         value, slope = LOSSES[settings["function"]](**options).value_and_gradient(arrays["predictions"], arrays["targets"])
         return {"value": np.array(value), "grad.predictions": slope}
-    if kind == "activation":
-        function = getattr(lora_np, settings["function"])
-        return {"y": function(arrays["z"]), "grad.z": function.vjp(arrays["G"], arrays["z"])}
     return of_layer(case, arrays)
 
 

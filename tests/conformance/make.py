@@ -197,13 +197,87 @@ def losses():
     yield loss("one-number", "mean_squared_error", [[1.5]], [[-0.25]])
 
 
+# ---------------------------------------------------------------- parts of transformers
+
+
+def norm(kind, name, rows, size, epsilon, x=None):
+    numbers = Numbers(name)
+    arrays = {"x": x or numbers(rows, size), "G": numbers(rows, size), "g": numbers(size)}
+    arrays |= {"b": numbers(size)} if kind == "layer_norm" else {}
+    return {"name": name, "kind": kind, "settings": {"epsilon": epsilon}, "arrays": arrays}
+
+
+def norms():
+    yield norm("layer_norm", "layer-norm", 3, 4, 1e-5)
+    yield norm("layer_norm", "layer-norm-large-epsilon", 2, 3, 0.25)
+    yield norm("layer_norm", "layer-norm-constant-row", 2, 3, 0.125, [[0.5, 0.5, 0.5], [0.25, -1.0, 0.5]])
+    yield norm("layer_norm", "layer-norm-large-mean", 1, 4, 1e-5, [[800.5, 800.0, 799.25, 800.25]])
+    yield norm("rms_norm", "rms-norm", 3, 4, 1e-5)
+    yield norm("rms_norm", "rms-norm-large-epsilon", 2, 3, 0.25)
+    yield norm("rms_norm", "rms-norm-zero-row", 2, 3, 0.125, [[0.0, 0.0, 0.0], [0.25, -1.0, 0.5]])
+
+
+def rotary(name, heads, size, base, positions):
+    numbers, rows = Numbers(name), len(positions)
+    arrays = {"x": numbers(rows, heads * size), "G": numbers(rows, heads * size), "positions": positions}
+    return {"name": name, "kind": "rotary", "settings": {"heads": heads, "rotary_base": base}, "arrays": arrays}
+
+
+def rotations():
+    yield rotary("rotary", 1, 4, 10000, [0, 1, 2])
+    yield rotary("rotary-heads", 3, 2, 10000, [7, 0, 30])
+    yield rotary("rotary-small-base", 1, 6, 10, [5, 3])
+
+
+def attention(name, lengths, size, heads, groups=None, *, causal=False, base=None, large=None):
+    groups = groups or heads
+    numbers, rows = Numbers(name), sum(lengths)
+    q, k, v = (numbers(rows, count * size) for count in (heads, groups, groups))
+    if large is not None:
+        q, k = ([[large, *row[1:]] for row in array] for array in (q, k))
+    settings = {"lengths": lengths, "heads": heads, "key_value_heads": groups, "causal": causal, "rotary_base": base}
+    arrays = {"q": q, "k": k, "v": v, "G": numbers(rows, heads * size)}
+    return {"name": name, "kind": "attention", "settings": settings, "arrays": arrays}
+
+
+def attentions():
+    yield attention("attention", [3, 3], 2, 2)
+    yield attention("attention-single", [1], 2, 1)
+    yield attention("attention-ragged", [1, 3, 2], 2, 2)
+    yield attention("attention-causal", [4], 3, 1, causal=True)
+    yield attention("attention-causal-ragged", [2, 1, 3], 2, 2, causal=True)
+    yield attention("attention-grouped", [3], 2, 4, 2)
+    yield attention("attention-one-key-value-head", [1, 2], 3, 2, 1)
+    yield attention("attention-rotary", [3, 1, 2], 4, 2, 1, causal=True, base=10000)
+    yield attention("attention-large", [3], 4, 1, large=40.0)  # 40 · 40 / √4 = 800
+
+
+def bert_block(name, lengths, size, inner, heads, epsilon):
+    numbers, rows = Numbers(name), sum(lengths)
+    arrays = {"x": numbers(rows, size), "G": numbers(rows, size)}
+    square = [f"attention.{part}" for part in ("self.query", "self.key", "self.value", "output.dense")]
+    sizes = dict.fromkeys(square, (size, size)) | {"attention.output.LayerNorm": (size,)}
+    sizes |= {"intermediate.dense": (inner, size), "output.dense": (size, inner), "output.LayerNorm": (size,)}
+    for layer, shape in sizes.items():
+        arrays |= {f"{layer}.weight": numbers(*shape), f"{layer}.bias": numbers(shape[0])}
+    settings = {"lengths": lengths, "heads": heads, "epsilon": epsilon}
+    return {"name": name, "kind": "bert_block", "settings": settings, "arrays": arrays}
+
+
+def bert_blocks():
+    yield bert_block("bert-block", [3], 4, 6, 2, 1e-12)
+    yield bert_block("bert-block-ragged", [1, 3, 2], 4, 3, 2, 1e-5)
+    yield bert_block("bert-block-one-row", [1], 3, 4, 1, 0.125)
+
+
 # ---------------------------------------------------------------- the file
 
 
 def cases():
     """Every case with its expected arrays."""
     adapters = (lora_adapters, dylora_adapters, multilora_adapters, dora_adapters, vera_adapters)
-    given = [case for cases_of_kind in (dense_layers, *adapters, activations, losses) for case in cases_of_kind()]
+    transformers = (norms, rotations, attentions, bert_blocks)
+    given = [case for kind in (dense_layers, *adapters, activations, *transformers, losses) for case in kind()]
     assert len({case["name"] for case in given}) == len(given)
     return [case | {"expected": oracle.expected(case)} for case in given]
 

@@ -4,10 +4,11 @@ Forward passes are sums over indices, element by element, in 80-digit arithmetic
 central difference in this arithmetic, accurate to at least 40 digits.
 """
 
-from mpmath import erf, exp, log, mp, mpf, pi, sqrt, tanh
+from mpmath import cos, erf, exp, log, mp, mpf, pi, sin, sqrt, tanh
 
 DIGITS = 80
 STEP = mpf(10) ** -25
+NOISE = mpf(10) ** -40  # a smaller gradient consists of rounding errors
 
 # ---------------------------------------------------------------- activations of one row
 
@@ -162,8 +163,6 @@ def _dora_weight(settings, p, norms):
 def _outputs(case, p, choice, norms=None):
     """The output of every row. `norms`, if given, are those of DoRA as constants."""
     kind, settings = case["kind"], case["settings"]
-    if kind == "activation":
-        return [ACTIVATIONS[settings["function"]](z) for z in p["z"]]
     if kind == "dora":
         W = _dora_weight(settings, p, norms)
         return [_sum(_applied(x, W), p["b"]) for x in p["x"]]
@@ -175,6 +174,99 @@ def _outputs(case, p, choice, norms=None):
         rows.append(y if change is None else _sum(y, _applied(x, change)))
     return rows
 
+
+# ---------------------------------------------------------------- functions of arrays: activations, parts of transformers
+
+
+def _activation(p, settings):
+    return [ACTIVATIONS[settings["function"]](z) for z in p["z"]]
+
+
+def _divided(x, epsilon):
+    """A row, divided by the root of its mean square."""
+    root = sqrt(sum(value**2 for value in x) / len(x) + mpf(epsilon))
+    return [value / root for value in x]
+
+
+def _centred(x):
+    return [value - sum(x) / len(x) for value in x]
+
+
+def _layer_norm(p, settings):
+    rows = [_divided(_centred(x), settings["epsilon"]) for x in p["x"]]
+    return [[n[j] * p["g"][j] + p["b"][j] for j in range(len(n))] for n in rows]
+
+
+def _rms_norm(p, settings):
+    rows = [_divided(x, settings["epsilon"]) for x in p["x"]]
+    return [[n[j] * p["g"][j] for j in range(len(n))] for n in rows]
+
+
+def _heads(row, count):
+    size = len(row) // count
+    return [row[h * size : (h + 1) * size] for h in range(count)]
+
+
+def _turned(head, position, base):
+    """Coordinates j and j + d/2 of a head as a point in the plane, turned by position / base^(2j/d)."""
+    half, turned = len(head) // 2, list(head)
+    for j in range(half):
+        angle = position / mpf(base) ** (mpf(2 * j) / len(head))
+        turned[j] = head[j] * cos(angle) - head[j + half] * sin(angle)
+        turned[j + half] = head[j] * sin(angle) + head[j + half] * cos(angle)
+    return turned
+
+
+def _rotary(p, settings):
+    rows = zip(p["x"], p["positions"], strict=True)
+    heads, base = settings["heads"], settings["rotary_base"]
+    return [[value for head in _heads(x, heads) for value in _turned(head, t, base)] for x, t in rows]
+
+
+def _attention(p, settings):
+    """Each head of each row: an average of the values of the rows that it sees."""
+    heads, groups, base = settings["heads"], settings["key_value_heads"], settings["rotary_base"]
+    places = [(sentence, position) for sentence, length in enumerate(settings["lengths"]) for position in range(length)]
+    q, k, v = ([_heads(row, n) for row in p[name]] for name, n in (("q", heads), ("k", groups), ("v", groups)))
+    if base is not None:
+        q, k = ([[_turned(head, t, base) for head in row] for row, (_, t) in zip(a, places, strict=True)] for a in (q, k))
+    rows = []
+    for query, (sentence, position) in zip(q, places, strict=True):
+        seen = [m for m, (s, t) in enumerate(places) if s == sentence and (t <= position or not settings["causal"])]
+        c = []
+        for h, head in enumerate(query):
+            g = h * groups // heads
+            scores = [sum(a * b for a, b in zip(head, k[m][g], strict=True)) / sqrt(len(head)) for m in seen]
+            weights = _softmax(scores)
+            c += [sum(w * v[m][g][j] for w, m in zip(weights, seen, strict=True)) for j in range(len(head))]
+        rows.append(c)
+    return rows
+
+
+def _bert_block(p, settings):
+    def dense(name, rows):
+        W, b = _transposed(p[f"{name}.weight"]), p[f"{name}.bias"]
+        return [_sum(_applied(x, W), b) for x in rows]
+
+    def norm(name, rows):
+        return _layer_norm({"x": rows, "g": p[f"{name}.weight"], "b": p[f"{name}.bias"]}, settings)
+
+    qkv = {name[0]: dense(f"attention.self.{name}", p["x"]) for name in ("query", "key", "value")}
+    plain = {"key_value_heads": settings["heads"], "causal": False, "rotary_base": None}
+    c = _attention(qkv, settings | plain)
+    a = norm("attention.output.LayerNorm", _sum(p["x"], dense("attention.output.dense", c)))
+    h = [ACTIVATIONS["gelu_exact"](z) for z in dense("intermediate.dense", a)]
+    return norm("output.LayerNorm", _sum(a, dense("output.dense", h)))
+
+
+FUNCTIONS = {
+    "activation": _activation,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "rotary": _rotary,
+    "attention": _attention,
+    "bert_block": _bert_block,
+}
 
 # ---------------------------------------------------------------- gradients by central differences
 
@@ -188,7 +280,8 @@ def _gradient(objective, p, name):
             array[i] = kept + STEP
             above = objective()
             array[i] = kept - STEP
-            found.append((above - objective()) / (2 * STEP))
+            slope = (above - objective()) / (2 * STEP)
+            found.append(slope if abs(slope) > NOISE else mpf(0))
             array[i] = kept
         return found
 
@@ -281,13 +374,17 @@ def _of_layer(case):
     return found | {f"after.{name}": p[name] for name in settings["trained"]}
 
 
-def _of_activation(case):
+def _of_function(case):
+    function, settings = FUNCTIONS[case["kind"]], case["settings"]
     p = {name: _numbers(array) for name, array in case["arrays"].items()}
-    return {"y": _outputs(case, p, None), "grad.z": _gradient(lambda: _weighted(_outputs(case, p, None), p["G"]), p, "z")}
+    names = [name for name in p if name not in ("G", "positions")]
+    slopes = {f"grad.{name}": _gradient(lambda: _weighted(function(p, settings), p["G"]), p, name) for name in names}
+    return {"y": function(p, settings)} | slopes
 
 
 def expected(case):
     """Every expected array of a case, as floats in lists by name."""
-    of_kind = {"loss": _of_loss, "activation": _of_activation}.get(case["kind"], _of_layer)
+    kind = case["kind"]
+    of_kind = _of_loss if kind == "loss" else _of_function if kind in FUNCTIONS else _of_layer
     with mp.workdps(DIGITS):
         return {name: _floats(value) for name, value in of_kind(case).items()}

@@ -1,4 +1,4 @@
-"""Programs in other languages: JavaScript passes every case, C those of the additive adapters, and mistakes in C fail."""
+"""Programs in other languages: JavaScript passes every case, C those of the additive adapters; mistakes in either fail."""
 
 import shlex
 import shutil
@@ -12,6 +12,8 @@ from lora_np.conformance import check_program, load_vectors
 from tests.conformance import bridge
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PARTS = [case for case in load_vectors() if case["kind"] in ("layer_norm", "rms_norm", "rotary", "attention", "bert_block")]
 PYTHON = shlex.quote(sys.executable)
 
 
@@ -47,6 +49,38 @@ def test_c_passes_dense_lora_dylora_and_multilora(gcc, tmp_path):
     skipped = {verdict.case for verdict in report.verdicts if verdict.result == "skip"}
     assert skipped == {case["name"] for case in load_vectors() if bridge.unsupported(case)}
     assert report.count("pass") > 45
+
+
+WRONG_IN_JAVASCRIPT = {
+    "epsilon outside the root": ("row.length + epsilon)", "row.length) + epsilon"),
+    "the mean along n": ("u[i] * (value - n[i][j] * along)", "u[i] * value"),
+    "the mean of the gradient": ("x: centred(found.x)", "x: found.x"),
+    "the rotation back": ("turned(G, heads, positions, base, -1)", "turned(G, heads, positions, base, 1)"),
+    "interleaved pairs": ("first = j < half", "first = j % 2 === 0"),
+    "keys that stay rotated": ('turn(shared("k"), groups, -1)', 'shared("k")'),
+    "other sequences": ("sentence[m] === sentence[n] && ", ""),
+    "the mask": ("m <= n", "m < n + 2"),
+    "the scale in dK": ("dk[m][j] += ds * q[n][j]", "dk[m][j] += (ds / scale) * q[n][j]"),
+    "the softmax": ("(dP[i] - average)", "dP[i]"),
+    "the head of a group": ("Math.floor((h * groups) / heads)", "h % groups"),
+    "the sum over a group": (".reduce(add);\n    const shared", "[0];\n    const shared"),
+    "GELU": ("gelu_exact", "gelu"),
+    "the residual": ("add(dr2, ", "("),
+}
+
+
+@pytest.mark.parametrize(("right", "wrong"), WRONG_IN_JAVASCRIPT.values(), ids=WRONG_IN_JAVASCRIPT.keys())
+def test_mistakes_in_transformers_are_found(node, tmp_path, right, wrong):
+    copies = [tmp_path / name for name in ("docs/interactive/lora.js", "tests/conformance/consumer.js")]
+    for copy in copies:
+        copy.parent.mkdir(parents=True)
+        shutil.copy(ROOT / copy.relative_to(tmp_path), copy)
+    source = (HERE / "transformer.js").read_text(encoding="utf-8")
+    assert source.count(right) == 1
+    (copies[1].parent / "transformer.js").write_text(source.replace(right, wrong), encoding="utf-8")
+    report = check_program(f"node {shlex.quote(str(copies[1]))}", PARTS)
+    assert report.problems == ()
+    assert report.count("FAIL") > 0
 
 
 WRONG = {

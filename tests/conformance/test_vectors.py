@@ -61,6 +61,27 @@ def test_multilora_switches_and_mixes():
 
 
 @pytest.mark.parametrize(
+    "holds",
+    [
+        lambda s: not s["causal"] and len(set(s["lengths"])) == 1,
+        lambda s: not s["causal"] and len(set(s["lengths"])) > 1,
+        lambda s: s["causal"] and len(s["lengths"]) == 1,
+        lambda s: s["causal"] and len(set(s["lengths"])) > 1,
+        lambda s: 1 == s["key_value_heads"] < s["heads"],
+        lambda s: 1 < s["key_value_heads"] < s["heads"],
+        lambda s: s["rotary_base"] is not None,
+    ],
+    ids=["full", "ragged", "causal", "causal and ragged", "one key-value head", "groups", "rotary"],
+)
+def test_attention_of_every_form(holds):
+    assert any(holds(case["settings"]) for case in cases("attention"))
+
+
+def test_every_kind_of_function_has_a_case():
+    assert {case["kind"] for case in CASES} >= set(library.FUNCTIONS) == set(make.oracle.FUNCTIONS)
+
+
+@pytest.mark.parametrize(
     ("what", "holds"),
     [
         ("one row", lambda rows, i, o, r: rows == 1),
@@ -115,6 +136,16 @@ DAMAGE = {
     "no scaling": lambda d: first(d, "lora")["settings"].pop("scaling"),
     "no delta": lambda d: next(c for c in d["cases"] if "delta" in c["settings"])["settings"].pop("delta"),
     "no output": lambda d: first(d, "activation")["expected"].pop("y"),
+    "no epsilon": lambda d: first(d, "layer_norm")["settings"].pop("epsilon"),
+    "no bias": lambda d: first(d, "layer_norm")["arrays"].pop("b"),
+    "no gain": lambda d: first(d, "rms_norm")["arrays"].pop("g"),
+    "no positions": lambda d: first(d, "rotary")["arrays"].pop("positions"),
+    "a base of one": lambda d: first(d, "rotary")["settings"].update(rotary_base=1),
+    "an empty sequence": lambda d: first(d, "attention")["settings"].update(lengths=[0, 6]),
+    "no causality": lambda d: first(d, "attention")["settings"].pop("causal"),
+    "no gradient of the values": lambda d: first(d, "attention")["expected"].pop("grad.v"),
+    "an array of a block missing": lambda d: first(d, "bert_block")["arrays"].pop("output.dense.bias"),
+    "a gradient of a block missing": lambda d: first(d, "bert_block")["expected"].pop("grad.output.dense.bias"),
 }
 
 
@@ -139,6 +170,13 @@ def test_the_oracle_finds_a_known_derivative():
     case = {"name": "known", "kind": "activation", "settings": {"function": "tanh"}, "arrays": arrays}
     found = make.oracle.expected(case)["grad.z"][0]
     assert found == pytest.approx([1 - math.tanh(0.5) ** 2, 1 - math.tanh(2) ** 2], rel=1e-14)
+
+
+def test_the_oracle_finds_exact_zeros():
+    for case in cases("bert_block"):
+        assert set(case["expected"]["grad.attention.self.key.bias"]) == {0}
+    causal = next(case for case in cases("attention") if case["name"] == "attention-causal")
+    assert causal["expected"]["grad.q"][0] == [0, 0, 0]
 
 
 # ---------------------------------------------------------------- exported files
@@ -181,6 +219,7 @@ def test_the_page_states_the_tolerance_and_the_number_of_cases():
 
 def test_the_page_names_every_kind_function_and_array():
     page = (make.FILE.parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
-    functions = {case["settings"]["function"] for case in cases("activation") + cases("loss")}
+    functions = {case["settings"]["function"] for case in cases("activation") + cases("loss")} | set(library.FUNCTIONS)
     settings = {name for case in CASES for name in case["settings"] if name != "function"}
-    assert {name for name in functions | settings if f"`{name}`" not in page} == set()
+    layers = {name.rpartition(".")[0] for case in cases("bert_block") for name in case["arrays"] if "." in name}
+    assert {name for name in functions | settings | layers if f"`{name}`" not in page} == set()
