@@ -172,5 +172,6 @@ def _bert(config: Mapping[str, Any], take: _Taker) -> BertModel:
 
     layers = {WORD: embedding(WORD, "vocab_size"), POSITION: embedding(POSITION, "max_position_embeddings")}
     layers |= {TYPE: embedding(TYPE, "type_vocab_size"), NORM: norm(NORM)}
-    blocks = [f"encoder.layer.{i}" for i in range(config["num_hidden_layers"])]
-    return BertModel(layers | {path: block(path) for path in blocks})
+    for i in range(config["num_hidden_layers"]):  # ends at the first that is missing, whatever the number
+        layers[f"encoder.layer.{i}"] = block(f"encoder.layer.{i}")
+    return BertModel(layers)
