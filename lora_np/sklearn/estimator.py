@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._typing import Array, Generator
@@ -23,13 +19,12 @@ from ..functions.activations import Activation
 from ..layers import AffineLayer, Layer, Sequential
 from ..models.adapting import apply_lora
 from ..models.finding import has_adapters
-from ..training.fit import Progress, fit
-from ..training.optimizers import Optimizer
 from . import files, networks
 from .objectives import Samples
+from .trained import TrainedEstimator
 
 
-class LoRAEstimator(BaseEstimator, ABC):
+class LoRAEstimator(TrainedEstimator, ABC):
     """A frozen network with low-rank adapters, which `fit` trains.
 
     A subclass chooses the adapters: see `_factory`.
@@ -44,8 +39,6 @@ class LoRAEstimator(BaseEstimator, ABC):
         As in scikit-learn.
     """
 
-    model_: Layer
-    loss_curve_: Array
     _keeps_head = True
     """Whether the head is part of `model_`."""
 
@@ -90,15 +83,6 @@ class LoRAEstimator(BaseEstimator, ABC):
         self._descend("base", network, replace(samples, tasks=None), self._new_optimizer(), self.base_epochs, rng)
         return network
 
-    def _descend(
-        self, label: str, model: Layer, samples: Samples, optimizer: Optimizer, epochs: int, rng: Generator
-    ) -> list[float]:
-        data, loss, tasks = (samples.X, samples.targets), samples.objective.loss, samples.tasks
-        callbacks = _on_terminal(label) if self.verbose else ()
-        return fit(
-            model, data, loss, optimizer, epochs, self.batch_size, tasks=tasks, rng=rng, callbacks=callbacks
-        ).epoch_losses
-
     def _begin_training(self) -> None:
         """Create the optimizer and the random generator that `_continue` needs."""
         self._optimizer, self._rng = self._new_optimizer(), self._generator()
@@ -109,20 +93,6 @@ class LoRAEstimator(BaseEstimator, ABC):
         finite_float("alpha", self.alpha)
         if not isinstance(self.activation, Activation):
             raise ArgumentError(f"activation must be an Activation such as lora_np.relu, got {self.activation!r}")
-
-    def _new_optimizer(self) -> Optimizer:
-        optimizer = self.optimizer(self.learning_rate) if callable(self.optimizer) else None
-        if not isinstance(optimizer, Optimizer):
-            raise ArgumentError(
-                f"optimizer must return an Optimizer for a learning rate, as lora_np.Adam does, got {self.optimizer!r}"
-            )
-        return optimizer
-
-    def _generator(self) -> Generator:
-        """A generator for `random_state` as in scikit-learn, except that None does not mean NumPy's global generator."""
-        if self.random_state is None:
-            return np.random.default_rng()
-        return np.random.default_rng(check_random_state(self.random_state).randint(2**31, size=4))
 
     # ---------------------------------------------------------------- data
 
@@ -173,14 +143,3 @@ class LoRAEstimator(BaseEstimator, ABC):
             If the file is damaged, or does not contain an estimator of this class.
         """
         return files.load(cls, file, cls._begin_training)
-
-
-def _on_terminal(label: str) -> tuple[Callable[[Progress], None], ...]:
-    """Callbacks that show each epoch and its last loss on one line of the terminal; none without a terminal."""
-    return (partial(_show, label),) if sys.stderr.isatty() else ()
-
-
-def _show(label: str, progress: Progress) -> None:
-    if progress.is_epoch_end:
-        line = f"{label}: epoch {progress.epoch} of {progress.epochs}, loss {progress.loss:.4g}"
-        print(f"\r{line:60}", end="\n" if progress.epoch == progress.epochs else "", file=sys.stderr, flush=True)

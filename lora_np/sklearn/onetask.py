@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Self, final
 
 import numpy as np
@@ -11,21 +9,17 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from .._typing import Array, Generator
-from .._validation import ascending_ranks, integer, one_of
-from ..adapters import DoRAAdapter, DyLoRAAdapter, LoRAAdapterBase, StandardLoRAAdapter
-from ..errors import ArgumentError, InvalidOperationError
+from .._typing import Array
 from ..functions.activations import relu, softmax
-from ..layers import AffineLayer
 from ..models.adapting import merge_in_place
 from ..training.optimizers import Adam
 from . import files
 from .estimator import LoRAEstimator
-from .networks import nested_ranks, rank_and_alpha
 from .objectives import Classes, Samples, Values, all_classes
+from .one_adapter import OneAdapterEstimator
 
 
-class OneTaskEstimator(LoRAEstimator):
+class OneTaskEstimator(OneAdapterEstimator, LoRAEstimator):
     """An estimator with one adapter per layer; `LoRAClassifier` describes the parameters."""
 
     def __init__(
@@ -63,65 +57,13 @@ class OneTaskEstimator(LoRAEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _factory(self, samples: Samples, rng: Generator) -> Callable[[AffineLayer], LoRAAdapterBase]:
-        makers = {"standard": self._standard, "dylora": self._dylora, "dora": self._dora}
-        return partial(makers[self.adapter], rng=rng)
-
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        one_of("adapter", self.adapter, ("standard", "dylora", "dora"))
-        self._trained_ranks()
-
-    def _trained_ranks(self) -> tuple[int, ...]:
-        """The ranks that DyLoRA trains; empty for other adapters."""
-        if self.adapter != "dylora":
-            return ()
-        ranks = range(1, self.rank + 1) if self.active_ranks is None else self.active_ranks
-        return ascending_ranks("active_ranks", ranks, self.rank)
+        self._check_adapter()
 
     def _train(self, samples: Samples, epochs: int) -> None:
         super()._train(samples, epochs)
         self.active_ranks_ = self._trained_ranks()
-
-    def _standard(self, layer: AffineLayer, rng: Generator) -> LoRAAdapterBase:
-        return StandardLoRAAdapter(layer, *rank_and_alpha(layer, self.rank, self.alpha), rng=rng)
-
-    def _dora(self, layer: AffineLayer, rng: Generator) -> LoRAAdapterBase:
-        return DoRAAdapter(layer, *rank_and_alpha(layer, self.rank, self.alpha), rng=rng)
-
-    def _dylora(self, layer: AffineLayer, rng: Generator) -> LoRAAdapterBase:
-        rank, alpha = rank_and_alpha(layer, self.rank, self.alpha)
-        ranks, probabilities = nested_ranks(self._trained_ranks(), rank)
-        return DyLoRAAdapter(layer, rank, ranks, alpha, rank_distribution=probabilities, rng=rng)
-
-    def set_deployment_rank(self, rank: int) -> Self:
-        """Choose the rank for predictions and for `merge`, without retraining.
-
-        Parameters
-        ----------
-        rank : int
-            One of the trained ranks; a smaller layer uses its full rank.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        InvalidOperationError
-            If `adapter` is not ``"dylora"``.
-        ArgumentError
-            If the rank was not trained.
-        """
-        check_is_fitted(self, "model_")
-        adapters = [layer for layer in self.model_.walk().values() if isinstance(layer, DyLoRAAdapter)]
-        if not adapters:
-            raise InvalidOperationError('set_deployment_rank needs an estimator fitted with adapter="dylora"')
-        if integer("rank", rank) not in self.active_ranks_:
-            raise ArgumentError(f"rank must be one of the trained ranks {self.active_ranks_}, got {rank}")
-        for adapter in adapters:
-            adapter.set_deployment_rank(min(rank, adapter.max_rank))
-        return self
 
     def merge(self) -> Self:
         """A fitted estimator with the same predictions, whose adapters are merged into the weights of the network.

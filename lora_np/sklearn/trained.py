@@ -1,0 +1,77 @@
+"""What estimators that train have in common: their optimizer, their random state, and the progress that they show."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+
+from .._typing import Array, Generator
+from ..base import Layer
+from ..errors import ArgumentError
+from ..training.fit import Progress, fit
+from ..training.optimizers import Optimizer
+from .objectives import Samples
+
+Callbacks: TypeAlias = tuple[Callable[[Progress], None], ...]
+
+
+class TrainedEstimator(BaseEstimator):
+    """An estimator with the parameters `optimizer`, `learning_rate`, `batch_size`, `random_state` and `verbose`.
+
+    Attributes
+    ----------
+    model_ : Layer
+    loss_curve_ : array of float
+        The mean loss of each epoch of adapter training.
+    """
+
+    model_: Layer
+    loss_curve_: Array
+
+    def _descend(
+        self,
+        label: str,
+        model: Layer,
+        samples: Samples,
+        optimizer: Optimizer,
+        epochs: int,
+        rng: Generator,
+        callbacks: Callbacks = (),
+    ) -> list[float]:
+        """Train a model on the samples; the mean loss of each epoch."""
+        data, loss, tasks = (samples.X, samples.targets), samples.objective.loss, samples.tasks
+        callbacks = (*callbacks, *(_on_terminal(label) if self.verbose else ()))
+        return fit(
+            model, data, loss, optimizer, epochs, self.batch_size, tasks=tasks, rng=rng, callbacks=callbacks
+        ).epoch_losses
+
+    def _new_optimizer(self) -> Optimizer:
+        optimizer = self.optimizer(self.learning_rate) if callable(self.optimizer) else None
+        if not isinstance(optimizer, Optimizer):
+            raise ArgumentError(
+                f"optimizer must return an Optimizer for a learning rate, as lora_np.Adam does, got {self.optimizer!r}"
+            )
+        return optimizer
+
+    def _generator(self) -> Generator:
+        """A generator for `random_state` as in scikit-learn, except that None does not mean NumPy's global generator."""
+        if self.random_state is None:
+            return np.random.default_rng()
+        return np.random.default_rng(check_random_state(self.random_state).randint(2**31, size=4))
+
+
+def _on_terminal(label: str) -> Callbacks:
+    """Callbacks that show each epoch and its last loss on one line of the terminal; none without a terminal."""
+    return (partial(_show, label),) if sys.stderr.isatty() else ()
+
+
+def _show(label: str, progress: Progress) -> None:
+    if progress.is_epoch_end:
+        line = f"{label}: epoch {progress.epoch} of {progress.epochs}, loss {progress.loss:.4g}"
+        print(f"\r{line:60}", end="\n" if progress.epoch == progress.epochs else "", file=sys.stderr, flush=True)
