@@ -184,7 +184,7 @@ class SoftmaxCrossEntropy(Loss):
             raise ArgumentOutOfRangeError(
                 f"targets must be labels in 0..{classes - 1}, or -1 to ignore a row, got {targets.min()}..{targets.max()}"
             )
-        remaining = np.count_nonzero(targets >= 0)
+        remaining = int(np.count_nonzero(targets >= 0))
         if targets.size and not remaining:
             raise ArgumentError("targets must have at least one label other than -1")
         rows = np.eye(classes + 1, classes, dtype=predictions.dtype)[targets]  # the last row, at index -1, is zero
