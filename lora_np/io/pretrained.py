@@ -17,7 +17,7 @@ from ..errors import FormatError, NotSupportedError
 from ..layers.dense import FullyConnectedLayer
 from ..layers.embedding import Embedding
 from ..layers.normalization import LayerNorm
-from ..models.bert import DOWN, NORM, NORM1, NORM2, POSITION, TYPE, UP, WORD, BertBlock, BertModel, K, O, Q, V
+from ..models.bert import BertModel
 from .safetensors import SafetensorsFile
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -73,9 +73,9 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
     folder = os.fspath(path)
     config = _read_config(os.path.join(folder, CONFIG))
     arrays = {name.removeprefix("bert."): array for name, array in _tensors(folder).items()}
-    take = _Taker(folder, arrays, float_dtype(dtype))
-    model = _bert(config, take)
-    unused = [name for name in arrays if name not in take.taken and not UNUSED.fullmatch(name)]
+    stored = _Stored(folder, arrays, float_dtype(dtype))
+    model = BertModel.build(config, stored.dense, stored.norm, stored.embedding)
+    unused = [name for name in arrays if name not in stored.taken and not UNUSED.fullmatch(name)]
     if strict and unused:
         raise FormatError(f"{folder}: unexpected tensor {unused[0]!r}; strict=False ignores such tensors")
     return model.eval()
@@ -132,14 +132,26 @@ def _tensors(folder: str) -> dict[str, Array]:
     return arrays
 
 
-class _Taker:
-    """The tensors of a checkpoint, each checked and noted as it is taken."""
+class _Stored:
+    """The layers of a model, of the tensors of a checkpoint; each tensor is checked and noted as it is taken."""
 
     def __init__(self, folder: str, arrays: Mapping[str, Array], dtype: np.dtype[Any]) -> None:
         self.folder, self.arrays, self.dtype = folder, arrays, dtype
         self.taken: set[str] = set()
 
-    def __call__(self, name: str, *shape: int) -> Array:
+    def dense(self, path: str, inputs: int, outputs: int) -> Layer:
+        weight, bias = self._take(f"{path}.weight", outputs, inputs), self._take(f"{path}.bias", outputs)
+        return FullyConnectedLayer.from_arrays(weight, bias)
+
+    def norm(self, path: str, size: int, epsilon: float) -> Layer:
+        layer = LayerNorm(size, epsilon, dtype=self.dtype)
+        layer.weight, layer.bias = self._take(f"{path}.weight", size), self._take(f"{path}.bias", size)
+        return layer
+
+    def embedding(self, path: str, entries: int, size: int) -> Layer:
+        return Embedding.from_array(self._take(f"{path}.weight", entries, size))
+
+    def _take(self, name: str, *shape: int) -> Array:
         if name not in self.arrays:
             raise FormatError(f"{self.folder}: the tensor {name!r} is missing")
         array = self.arrays[name]
@@ -149,29 +161,3 @@ class _Taker:
             )
         self.taken.add(name)
         return array.astype(self.dtype, copy=False)
-
-
-def _bert(config: Mapping[str, Any], take: _Taker) -> BertModel:
-    D, inner, epsilon = config["hidden_size"], config["intermediate_size"], config.get("layer_norm_eps", 1e-12)
-
-    def dense(path: str, inputs: int, outputs: int) -> Layer:
-        return FullyConnectedLayer.from_arrays(take(f"{path}.weight", outputs, inputs), take(f"{path}.bias", outputs))
-
-    def norm(path: str) -> Layer:
-        layer = LayerNorm(D, epsilon, dtype=take.dtype)
-        layer.weight, layer.bias = take(f"{path}.weight", D), take(f"{path}.bias", D)
-        return layer
-
-    def embedding(path: str, entries: str) -> Layer:
-        return Embedding.from_array(take(f"{path}.weight", config[entries], D))
-
-    def block(path: str) -> Layer:
-        layers = {name: dense(f"{path}.{name}", D, D) for name in (Q, K, V, O)} | {NORM1: norm(f"{path}.{NORM1}")}
-        layers |= {UP: dense(f"{path}.{UP}", D, inner), DOWN: dense(f"{path}.{DOWN}", inner, D)}
-        return BertBlock(layers | {NORM2: norm(f"{path}.{NORM2}")}, config["num_attention_heads"])
-
-    layers = {WORD: embedding(WORD, "vocab_size"), POSITION: embedding(POSITION, "max_position_embeddings")}
-    layers |= {TYPE: embedding(TYPE, "type_vocab_size"), NORM: norm(NORM)}
-    for i in range(config["num_hidden_layers"]):  # ends at the first that is missing, whatever the number
-        layers[f"encoder.layer.{i}"] = block(f"encoder.layer.{i}")
-    return BertModel(layers)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self, final
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeAlias, final
 
 import numpy as np
 
 from .._typing import RNG, Array, Cache
-from .._validation import generator
+from .._validation import generator, positive_int
 from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.activations import Activation, gelu_exact
@@ -25,6 +25,9 @@ Q, K, V, O = "attention.self.query", "attention.self.key", "attention.self.value
 NORM1, UP, DOWN, NORM2 = "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"
 WORD, POSITION, TYPE = (f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type"))
 NORM = "embeddings.LayerNorm"
+
+
+Make: TypeAlias = Callable[[str, int, Any], Layer]
 
 
 @final
@@ -50,7 +53,9 @@ class BertBlock(Composite):
     def __init__(self, layers: Mapping[str, Layer], heads: int, activation: Activation = gelu_exact) -> None:
         query = layers[Q]
         super().__init__(layers, query.input_size, query.input_size, query.dtype)
-        self.attention = Attention(heads)
+        self.attention = Attention(positive_int("heads", heads))
+        if query.output_size % heads:
+            raise ArgumentError(f"heads must divide the size {query.output_size}, got {heads}")
         self.activation = activation
 
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
@@ -86,15 +91,9 @@ class BertBlock(Composite):
 class BertModel(TokenModel):
     """From token ids (B, T) to the hidden state of each token, (B, T, D), zero at padding.
 
-    Parameters
-    ----------
-    layers : mapping of layers by name
-        As in a checkpoint: three embeddings and their norm, then the blocks ``encoder.layer.0``, ``encoder.layer.1``, ...
-
-    Notes
-    -----
-    ``x₀ = LN(word[ids] + position[0, 1, ...] + type[0])``, then each block in turn. A sentence is a single segment, so
-    the type is 0 everywhere. See `BertBlock` for a block, and `TokenModel` for ids, padding, tasks and ranks.
+    ``x₀ = LN(word[ids] + position[0, 1, ...] + type[0])``, then each `BertBlock` in turn. A sentence is a single segment, so the
+    type is 0 everywhere. See `TokenModel` for ids, padding, tasks and ranks, and `lora_np.load_pretrained` for checkpoints,
+    whose names are those of the layers.
     """
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
@@ -105,33 +104,27 @@ class BertModel(TokenModel):
 
     @classmethod
     def new(cls, config: Mapping[str, Any], *, dtype: Any = np.float32, rng: RNG = None) -> Self:
-        """A model with random weights, given the entries of a config.json.
-
-        Parameters
-        ----------
-        config : mapping
-            hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, vocab_size, max_position_embeddings,
-            type_vocab_size, and, if it is not 1e-12, layer_norm_eps.
-        dtype : {float32, float64}
-        rng : seed or numpy.random.Generator, optional
-        """
+        """A model with random weights, of the sizes in a config.json; layer_norm_eps is 1e-12 by default."""
         random = generator(rng)
-        size, inner, epsilon = config["hidden_size"], config["intermediate_size"], config.get("layer_norm_eps", 1e-12)
+        return cls.build(
+            config,
+            lambda _, inputs, outputs: FullyConnectedLayer(inputs, outputs, dtype=dtype, rng=random),
+            lambda _, size, epsilon: LayerNorm(size, epsilon, dtype=dtype),
+            lambda _, entries, size: Embedding(entries, size, dtype=dtype, rng=random),
+        )
 
-        def dense(inputs: int, outputs: int) -> Layer:
-            return FullyConnectedLayer(inputs, outputs, dtype=dtype, rng=random)
-
-        def embedding(entries: str) -> Layer:
-            return Embedding(config[entries], size, dtype=dtype, rng=random)
-
-        def block() -> Layer:
-            layers = {name: dense(size, size) for name in (Q, K, V, O)} | {NORM1: LayerNorm(size, epsilon, dtype=dtype)}
-            layers |= {UP: dense(size, inner), DOWN: dense(inner, size), NORM2: LayerNorm(size, epsilon, dtype=dtype)}
-            return BertBlock(layers, config["num_attention_heads"])
-
-        layers = {WORD: embedding("vocab_size"), POSITION: embedding("max_position_embeddings")}
-        layers |= {TYPE: embedding("type_vocab_size"), NORM: LayerNorm(size, epsilon, dtype=dtype)}
-        return cls(layers | {f"encoder.layer.{i}": block() for i in range(config["num_hidden_layers"])})
+    @classmethod
+    def build(cls, config: Mapping[str, Any], dense: Make, norm: Make, embedding: Make) -> Self:
+        """A model of layers that functions make, given the path of each, its sizes, and the ε of a norm."""
+        D, inner, epsilon = config["hidden_size"], config["intermediate_size"], config.get("layer_norm_eps", 1e-12)
+        entries = {WORD: "vocab_size", POSITION: "max_position_embeddings", TYPE: "type_vocab_size"}
+        layers = {name: embedding(name, config[size], D) for name, size in entries.items()} | {NORM: norm(NORM, D, epsilon)}
+        for path in (f"encoder.layer.{i}" for i in range(config["num_hidden_layers"])):
+            block = {name: dense(f"{path}.{name}", D, D) for name in (Q, K, V, O)}
+            block |= {NORM1: norm(f"{path}.{NORM1}", D, epsilon), UP: dense(f"{path}.{UP}", D, inner)}
+            block |= {DOWN: dense(f"{path}.{DOWN}", inner, D), NORM2: norm(f"{path}.{NORM2}", D, epsilon)}
+            layers[path] = BertBlock(block, config["num_attention_heads"])
+        return cls(layers)
 
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
         """``x₀ = LN(word + position + type)``, then the blocks."""
@@ -156,8 +149,8 @@ class BertModel(TokenModel):
             back(name, dy)
         return dy
 
-    def _output_shape(self, x: Array) -> tuple[int, ...]:
-        return (*x.shape, self.output_size)
+    def _details(self) -> dict[str, str]:
+        return {"bert.blocks": str(len(self._blocks)), "bert.positions": str(self.positions)}
 
     def config(self) -> dict[str, Any]:
         """The layers."""

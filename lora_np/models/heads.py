@@ -121,9 +121,6 @@ class TokenClassifier(_Classifier):
         """``dx = dy W``; padding has no effect."""
         return back(BODY, back(HEAD, self.unpacked_vjp(dy, cache)))
 
-    def _output_shape(self, x: Array) -> tuple[int, ...]:
-        return (*x.shape, self.output_size)
-
 
 @final
 class SentenceEncoder(_OnEncoder):

@@ -70,5 +70,8 @@ class TokenModel(Composite):
         """The gradient of the rows, (B, width, D) -> (N, D); that of padding has no effect."""
         return spans.rows(dy[:, : spans.shape[1]])
 
+    def _output_shape(self, x: Array) -> tuple[int, ...]:
+        return (*x.shape, self.output_size)
+
     def _example(self, rows: int) -> Array:
         return np.zeros((rows, 1), np.intp)

@@ -367,6 +367,16 @@ def test_training_lowers_the_loss(kind):
     assert trainable_parameters(model, rank=1).trainable < trainable_parameters(model).trainable
 
 
+def test_heads_divide_the_size():
+    with pytest.raises(ArgumentError, match="heads must divide the size 8, got 3"):
+        BertModel.new(CONFIG | {"num_attention_heads": 3})
+
+
+def test_a_model_tells_its_size():
+    model = encoder()
+    assert repr(model) == "BertModel(11 -> 8, blocks=2, positions=7, 1,240 parameters)"
+
+
 def test_a_step_needs_a_pass():
     with pytest.raises(InvalidOperationError):
         encoder().backward(batch(3, 5, 8))
