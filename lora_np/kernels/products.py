@@ -39,7 +39,7 @@ def product(x: Array, W: Array) -> Array:
         panels = panels_of(W)
         if panels is not None and panels.fits(x):
             return panels.product(x)
-    if x.ndim <= 2 and x.size * W.shape[1] <= tiles.LIMIT:
+    if x.ndim <= 2 and not 0 < tiles.LIMIT < x.size * W.shape[1]:
         return x.dot(W)  # small: another call would cost more than it gains
     return tiles.product(x, W)
 
@@ -62,7 +62,7 @@ def sum_outer(x: Array, dy: Array) -> Array:
         x, dy = _rows(x), _rows(dy)
     if type(x) is not ndarray or type(dy) is not ndarray:
         return x.T @ dy  # (in, rows) @ (rows, out) -> (in, out)
-    if x.size * dy.shape[1] <= tiles.LIMIT:
+    if not 0 < tiles.LIMIT < x.size * dy.shape[1]:
         return x.T.dot(dy)
     return tiles.sum_outer(x, dy)
 

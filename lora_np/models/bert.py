@@ -91,9 +91,9 @@ class BertBlock(Composite):
 class BertModel(TokenModel):
     """From token ids (B, T) to the hidden state of each token, (B, T, D), zero at padding.
 
-    ``x₀ = LN(word[ids] + position[0, 1, ...] + type[0])``, then each `BertBlock` in turn. A sentence is a single segment, so the
-    type is 0 everywhere. See `TokenModel` for ids, padding, tasks and ranks, and `lora_np.load_pretrained` for checkpoints,
-    whose names are those of the layers.
+    ``x₀ = LN(word[ids] + position[0, 1, ...] + type[0])``, then each `BertBlock` in turn. A sentence is a single segment,
+    so the type is 0 everywhere. See `TokenModel` for ids, padding, tasks and ranks, and `lora_np.load_pretrained` for
+    checkpoints, whose names are those of the layers.
     """
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
