@@ -43,6 +43,10 @@ TRAINING = "tests/test_training.py"
 WEIGHTS = "tests/test_adapter_weights.py"
 BRANCHES = "tests/adapters/test_branches.py"
 OPTIMIZERS = "tests/test_optimizers.py"
+ATTENTION = "tests/layers/test_attention.py"
+NORMS = "tests/layers/test_normalization.py"
+SEQUENCES = "tests/test_sequences.py"
+ENCODERS = "tests/models/test_bert.py"
 STEPS = (f"{DYLORA}::test_each_component_is_stepped_only_by_its_own_gradients",)
 
 
@@ -1636,6 +1640,119 @@ MUTANTS = [
         "return x.T.dot(dy)",
         "return dy.T.dot(x).reshape(x.shape[1], -1)",
         (KERNELS,),
+    ),
+    # ---------------------------------------------------------------- sequences and encoders
+    Mutant(
+        "attention without 1/√d",
+        "layers/attention.py",
+        "q = q * (q.shape[-1] // H) ** -0.5",
+        "q = q * 1.0",
+        (ATTENTION,),
+    ),
+    Mutant(
+        "the gradient of queries without 1/√d",
+        "layers/attention.py",
+        "_rows(dQ, H, spans) * d**-0.5",
+        "_rows(dQ, H, spans)",
+        (ATTENTION,),
+    ),
+    Mutant(
+        "the softmax of attention with the diagonal of its Jacobian alone",
+        "layers/attention.py",
+        '    dP -= np.einsum("...s,...s->...", dP, P)[..., np.newaxis]\n',
+        "",
+        (ATTENTION,),
+    ),
+    Mutant(
+        "a causal query sees the next key",
+        "layers/attention.py",
+        "where=key > query[:, np.newaxis]",
+        "where=key > query[:, np.newaxis] + 1",
+        (ATTENTION,),
+    ),
+    Mutant(
+        "attention sees one row of padding",
+        "layers/attention.py",
+        "where=key >= spans.lengths",
+        "where=key > spans.lengths",
+        (ATTENTION,),
+    ),
+    Mutant(
+        "the gradient of rotary positions turns forward",
+        "layers/attention.py",
+        "self.cos[positions], -self.sin[positions]",
+        "self.cos[positions], self.sin[positions]",
+        (ATTENTION,),
+    ),
+    Mutant(
+        "positions count over the whole batch",
+        "sequences.py",
+        "slots % T, slots",
+        "np.arange(len(slots)), slots",
+        (SEQUENCES,),
+    ),
+    Mutant(
+        "means of sequences divide by the longest length",
+        "sequences.py",
+        "np.add.reduceat(x, spans.starts) / spans.lengths[:, np.newaxis].astype(x.real.dtype)",
+        "np.add.reduceat(x, spans.starts) / spans.shape[1]",
+        (SEQUENCES,),
+    ),
+    Mutant(
+        "rows have the tasks of sequences in another order",
+        "run.py",
+        "codes = codes if self.inverse is None else codes[self.inverse]",
+        "pass",
+        (ENCODERS,),
+    ),
+    Mutant(
+        "rows have the ranks of other sequences",
+        "run.py",
+        "rank.repeat(self.lengths)",
+        "rank.repeat(self.lengths[::-1])",
+        (ENCODERS,),
+    ),
+    Mutant(
+        "caches below the lowest layer that trains are kept",
+        "layers/composite.py",
+        "if run.keep and name not in forgotten:",
+        "if run.keep:",
+        (ENCODERS,),
+    ),
+    Mutant(
+        "the gradient of an encoder block without its shortcut",
+        "models/bert.py",
+        "return dr + back(Q, dq)",
+        "return back(Q, dq)",
+        (ENCODERS,),
+    ),
+    Mutant(
+        "the gradient of an embedding takes rows in the order of the batch",
+        "layers/embedding.py",
+        'order = index.argsort(axis=None, kind="stable")',
+        "order = np.arange(index.size)",
+        ("tests/layers/test_embedding.py",),
+    ),
+    Mutant(
+        "the gradient of LayerNorm without its mean",
+        "layers/normalization.py",
+        "dn - _mean(dn) - n * _mean(n * dn)",
+        "dn - n * _mean(n * dn)",
+        (NORMS,),
+    ),
+    Mutant(
+        "the gradient of RMSNorm without the norm",
+        "layers/normalization.py",
+        "dx = u * (dn - n * _mean(n * dn))",
+        "dx = u * dn",
+        (NORMS,),
+    ),
+    Mutant(
+        "epsilon outside the root of LayerNorm",
+        "layers/normalization.py",
+        "np.sqrt(_mean(centred * centred) + self.epsilon)",
+        "(np.sqrt(_mean(centred * centred)) + self.epsilon)",
+        (NORMS,),
     ),
 ]
 
