@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lora_np import (
+    SGD,
     ArgumentError,
     ArgumentNullError,
     ArgumentOutOfRangeError,
     DenseLayer,
     Embedding,
     InvalidOperationError,
+    MeanSquaredError,
     NotSupportedError,
+    fit,
     load_layer,
     save_layer,
 )
@@ -92,6 +95,15 @@ def test_a_single_index_needs_no_axis(layer):
     layer.backward([1, 2, 3])
     assert_array_equal(layer.gradients["weight"][3], [1, 2, 3])
     assert not layer.gradients["weight"][[0, 1, 2, 4, 5, 6]].any()
+
+
+def test_a_table_is_fitted_to_vectors():
+    layer, targets = Embedding(3, 2, rng=0), np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    x = np.array([[0, 1], [2, 0], [1, 2], [0, 2]])
+    fit(layer, (x, targets[x]), MeanSquaredError(), SGD(0.5), epochs=60, batch_size=2, rng=0)
+    assert_allclose(layer.weight, targets, atol=1e-3)
+    with pytest.raises(ArgumentError, match=r"^targets must"):
+        fit(layer, (x, targets[x][:, 0]), MeanSquaredError(), SGD(0.5), epochs=1, batch_size=2)
 
 
 def test_a_frozen_table_has_no_gradient(layer):
