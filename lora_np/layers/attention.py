@@ -49,7 +49,7 @@ class Rotary:
         self.sin: Array = np.sin(angles).astype(float_dtype(dtype))
 
     def apply(self, x: Array, positions: Array) -> Array:
-        """``y = R(θ) x`` for each head of each row: (N, heads·d), with positions (N,) -> (N, heads·d)."""
+        """``y = R(θ) x`` in each head: x (N, heads·d) and positions (N,) -> (N, heads·d)."""
         return _rotated(x, self.cos[positions], self.sin[positions])
 
     def vjp(self, dy: Array, positions: Array) -> Array:
@@ -58,7 +58,7 @@ class Rotary:
 
 
 def _rotated(x: Array, cos: Array, sin: Array) -> Array:
-    """``y₁ = x₁ cos θ - x₂ sin θ``, ``y₂ = x₂ cos θ + x₁ sin θ``, with x₁ and x₂ the halves of a head."""
+    """``y₁ = x₁ cos θ - x₂ sin θ``, ``y₂ = x₂ cos θ + x₁ sin θ`` for the halves of each head."""
     N, half = cos.shape
     halves = x.reshape(N, x.shape[-1] // (2 * half), 2, half)
     x1, x2 = halves[:, :, 0], halves[:, :, 1]  # (N, heads, d/2)
@@ -155,19 +155,19 @@ class Attention:
         return dq, dk, dv
 
     def _by_head(self, x: Array, heads: int, spans: Spans) -> Array:
-        """(N, heads·d) -> (B, J, T·heads/J, d): the query heads of a group are interleaved, so products sum over them."""
+        """(N, heads·d) -> (B, J, T·heads/J, d): row t·G + g is head g of a group at position t."""
         (B, T), J, d = spans.shape, self.key_value_heads, x.shape[-1] // heads
         grid = spans.grid(x).reshape(B, T, J, heads // J * d).swapaxes(1, 2)
         return grid.reshape(B, J, T * (heads // J), d)  # a view of the grid if each group is one head
 
     def _masked(self, S: Array, spans: Spans) -> Array:
-        """The scores, in place: keys after the position of the query, or after the end of the sequence, are hidden."""
+        """Hide the keys after each query, or after the end of each sequence, in place."""
         key = np.arange(spans.shape[1])
         if self.causal:  # this hides the padding from the rows of the sequence as well
             query = key.repeat(self.heads // self.key_value_heads)
             np.copyto(S, HIDDEN, where=key > query[:, np.newaxis])  # (T·G, T)
         elif spans.slots is not None:
-            np.copyto(S, HIDDEN, where=key >= spans.lengths[:, np.newaxis, np.newaxis, np.newaxis])  # (B, 1, 1, T)
+            np.copyto(S, HIDDEN, where=key >= spans.lengths.reshape(-1, 1, 1, 1))  # (B, 1, 1, T)
         return S
 
 
