@@ -274,6 +274,14 @@ def test_the_initial_table_is_not_the_initializers_array():
     assert not np.shares_memory(Embedding(5, 2, initializer=lambda shape, dtype, rng: given_array).weight, given_array)
 
 
+def test_a_given_table_is_not_copied():
+    weight = np.arange(6, dtype=np.float32).reshape(3, 2)
+    layer = Embedding.from_array(weight)
+    assert layer.weight is weight
+    assert layer.config() == Embedding(3, 2, dtype=np.float32).config()
+    assert_array_equal(layer.predict([2, 0]), [[4, 5], [0, 1]])
+
+
 @pytest.mark.parametrize("sizes", [(0, 2), (2, 0), (1.5, 2), (2, None), (True, 2)], ids=repr)
 def test_bad_sizes_are_refused(sizes):
     with pytest.raises(ArgumentError, match=r"^(input|output)_size must be"):
