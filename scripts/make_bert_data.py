@@ -1,9 +1,9 @@
 """Make tests/models/data: a tiny BERT saved by transformers, and the results that torch computes with it in float64.
 
 The files are part of the repository; this script documents their origin. It requires torch, transformers and PEFT, which
-lora_np does not depend on. The weights of the tiny model are random numbers from a fixed seed. Of all-MiniLM-L6-v2, only the
-token ids of four sentences and 32 numbers of its output are stored. Two runs on one machine produce identical files if the hash
-seed is fixed, because PEFT writes sets of names in the order of their hashes.
+lora_np does not depend on. The weights of the tiny model are random numbers from a fixed seed. Of all-MiniLM-L6-v2, only 32
+numbers of its output for four sentences are stored, with the token ids. Two runs on one machine produce identical files if
+the hash seed is fixed, because PEFT writes sets of names in the order of their hashes.
 
     python -m pip install torch==2.13.0 transformers==5.24.0 peft==0.21.2
     scripts/get_minilm minilm
@@ -70,7 +70,7 @@ def random_model() -> BertModel:
 def random_ids() -> torch.Tensor:
     ids = torch.full((len(LENGTHS), max(LENGTHS)), -1)
     for row, length in zip(ids, LENGTHS, strict=True):
-        row[:length] = torch.randint(CONFIG.vocab_size, (length,))
+        row[:length] = torch.randint(1, CONFIG.vocab_size, (length,))  # not 0, for which torch computes no gradient
     ids[1, :2] = ids[0, 0]  # a token in two sentences, and twice in one of them
     return ids
 
