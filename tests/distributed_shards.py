@@ -19,8 +19,19 @@ from lora_np import (
     tanh,
 )
 from lora_np.distributed import fit_shards
+from lora_np.models.bert import BertModel
+from lora_np.models.heads import SequenceClassifier
 
 IN, OUT = 5, 3
+BERT = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "vocab_size": 20,
+    "max_position_embeddings": 9,
+    "type_vocab_size": 2,
+}
 
 
 def samples(seed, rows=6, inner=()):
@@ -32,6 +43,14 @@ def samples(seed, rows=6, inner=()):
 def routed(seed, tasks):
     """Random inputs and targets with a task for each row."""
     return (*samples(seed, len(tasks)), tasks)
+
+
+def sentences(seed, rows, width):
+    """Random token ids of sentences of different lengths, the longest of which has `width` tokens, and their classes."""
+    random = np.random.default_rng(seed)
+    ids = random.integers(0, BERT["vocab_size"], (rows, width))
+    ids[1:][np.arange(width) >= random.integers(1, width + 1, (rows - 1, 1))] = -1
+    return ids, random.integers(0, OUT, rows)
 
 
 def slow(seed, seconds):
@@ -103,6 +122,13 @@ def many_tasks(seed=0):
     adapter.add_task("b", 1)
     adapter.add_task("c", 3)
     return filled(adapter, seed)
+
+
+def sentence_classifier(seed=0):
+    """A frozen encoder with DyLoRA, and a head."""
+    model = SequenceClassifier(BertModel.new(BERT, dtype=np.float64, rng=1), OUT, rng=2)
+    options = {"max_rank": 3, "active_ranks": [1, 3], "rng": seed}
+    return filled(apply_lora(model, DyLoRAAdapter, ["query", "value"], train=["classifier"], **options), seed)
 
 
 def filled(model, seed):

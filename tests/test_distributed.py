@@ -295,6 +295,41 @@ def test_a_file_is_a_replica(tmp_path, expected, processes):
     assert outcome(model, history, optimizer) == expected
 
 
+SENTENCES = [partial(data.sentences, seed, rows, width) for seed, rows, width in [(0, 5, 4), (1, 8, 9), (2, 3, 6)]]
+
+
+def train_on_sentences(loaders, **options):
+    model, optimizer = data.sentence_classifier(), Adam(0.05)
+    history = train(model, loaders, optimizer, batch_size=3, loss=SoftmaxCrossEntropy(), **options)
+    return outcome(model, history, optimizer)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_sentences_padded_to_different_lengths_give_the_same_bits_on_any_workers(count, processes):
+    loaders = SENTENCES[:count]
+    expected = train_on_sentences(loaders)
+    for workers in (1, 2):
+        with ThreadPoolExecutor(workers) as executor:
+            assert train_on_sentences(loaders, executor=executor) == expected
+    assert train_on_sentences(loaders, executor=processes, replica=data.sentence_classifier) == expected
+
+
+def test_sentences_of_one_shard_are_fit_to_the_bit():
+    model, optimizer = data.sentence_classifier(), Adam(0.05)
+    history = fit(model, SENTENCES[1](), SoftmaxCrossEntropy(), optimizer, 2, 3, rng=0)
+    assert train_on_sentences(SENTENCES[1:2]) == outcome(model, history, optimizer)
+
+
+def test_sentences_of_several_shards_are_fit_on_all_of_them():
+    found, expected = data.sentence_classifier(), data.sentence_classifier()
+    train(found, SENTENCES, SGD(0.1), 2, loss=SoftmaxCrossEntropy(), shuffle=False)
+    pairs = [loader() for loader in SENTENCES]
+    ids = np.concatenate([np.pad(ids, ((0, 0), (0, 9 - ids.shape[1])), constant_values=-1) for ids, _ in pairs])
+    labels = np.concatenate([labels for _, labels in pairs])
+    fit(expected, (ids, labels), SoftmaxCrossEntropy(), SGD(0.1), 2, 16, rng=0, shuffle=False)
+    np.testing.assert_allclose(found.get_parameters(), expected.get_parameters(), rtol=1e-11, atol=1e-13)
+
+
 def test_the_order_in_which_shards_end_does_not_matter():
     def run(*seconds):
         loaders = [partial(data.slow, seed, wait) for seed, wait in enumerate(seconds)]

@@ -24,7 +24,7 @@ from lora_np.distributed import dask_executor, predict
 from lora_np.distributed.cluster import _transfer
 from tests import distributed_shards as data
 from tests.kinds import bits
-from tests.test_distributed import kill_when_it_waits, outcome, shards, train
+from tests.test_distributed import SENTENCES, kill_when_it_waits, outcome, shards, train, train_on_sentences
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,11 @@ def test_a_cluster_gives_the_same_bits(cluster, expected):
     model, optimizer = data.network(), Adam(0.05)
     history = train(model, optimizer=optimizer, batch_size=4, executor=cluster, replica=data.network)
     assert outcome(model, history, optimizer) == expected
+
+
+def test_a_cluster_trains_an_encoder_with_the_same_bits(cluster):
+    found = train_on_sentences(SENTENCES, executor=cluster, replica=data.sentence_classifier)
+    assert found == train_on_sentences(SENTENCES)
 
 
 def threads(names):
