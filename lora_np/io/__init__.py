@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from . import npz as npz
     from . import onnx as onnx
     from . import peft as peft
+    from . import pretrained as pretrained
     from . import safetensors as safetensors
     from .kohya import load_kohya
     from .merge import merge_checkpoint
     from .mlx import load_mlx
     from .peft import apply_peft, load_peft, save_peft
+    from .pretrained import load_pretrained
     from .safetensors import SafetensorsFile, save_safetensors
 else:  # a type checker that saw __getattr__ would accept any attribute
 
@@ -36,13 +38,14 @@ __all__ = [
     "load_layer",
     "load_mlx",
     "load_peft",
+    "load_pretrained",
     "merge_checkpoint",
     "save_layer",
     "save_peft",
     "save_safetensors",
 ]
 
-_SUBMODULES = ("kohya", "merge", "mlx", "npz", "onnx", "peft", "safetensors")
+_SUBMODULES = ("kohya", "merge", "mlx", "npz", "onnx", "peft", "pretrained", "safetensors")
 
 _HOMES = {
     "SafetensorsFile": "safetensors",
@@ -50,6 +53,7 @@ _HOMES = {
     "load_kohya": "kohya",
     "load_mlx": "mlx",
     "load_peft": "peft",
+    "load_pretrained": "pretrained",
     "merge_checkpoint": "merge",
     "save_peft": "peft",
     "save_safetensors": "safetensors",

@@ -79,6 +79,16 @@ class Sequential(Composite):
             dy = back(name, dy)
         return dy
 
+    def check_input(self, input: Any, *, copy: bool = False, name: str = "input") -> Array:
+        """Check the input as the first layer does."""
+        return self.layers[0].check_input(input, copy=copy, name=name)
+
+    def _output_shape(self, x: Array) -> tuple[int, ...]:
+        return (*self.layers[0]._output_shape(x)[:-1], self.output_size)
+
+    def _example(self, rows: int) -> Array:
+        return self.layers[0]._example(rows)
+
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers in order."""

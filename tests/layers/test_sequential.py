@@ -11,6 +11,7 @@ from lora_np import (
     ArgumentError,
     ArgumentNullError,
     DenseLayer,
+    Embedding,
     FullyConnectedLayer,
     InvalidOperationError,
     MultiLoRAAdapter,
@@ -411,3 +412,12 @@ def test_steps_need_the_memory_of_one_pass():
     one = peak(step)
     assert 20 < one < 26  # the input and the output of the activation of each layer
     assert peak(lambda: [step(), step()]) < 1.1 * one
+
+
+def test_a_sequential_takes_what_its_first_layer_takes():
+    model = Sequential([Embedding(7, 4, rng=0), DenseLayer(4, 2, rng=1)])
+    assert model.forward([[1, 2, 6], [0, 0, 3]]).shape == (2, 3, 2)
+    check_gradients(model, [[1, 2, 6], [0, 0, 3]])
+    assert model.estimate_activation_memory() > 0
+    with pytest.raises(ArgumentError, match="input must contain integers from 0 to 6, got 7"):
+        model.predict([7])
