@@ -32,12 +32,12 @@ Make: TypeAlias = Callable[[str, int, Any], Layer]
 
 @final
 class BertBlock(Composite):
-    """``a = LN₁(x + O attend(Q x, K x, V x))``, ``y = LN₂(a + D f(U a))``: attention, then two dense layers.
+    """``a = LN₁(x + O attend(Q x, K x, V x))``, ``y = LN₂(a + W f(U a))``: attention, then two dense layers.
 
     Parameters
     ----------
     layers : mapping of layers by name
-        As in a checkpoint: query, key, value and output of the attention, its norm, the dense layers U and D, their norm.
+        As in a checkpoint: query, key, value and output of the attention, its norm, the dense layers U (up) and W (down), their norm.
     heads : int
     activation : Activation, default gelu_exact
         f.
@@ -46,7 +46,7 @@ class BertBlock(Composite):
     -----
     With G = dL/dY, the vjp of each layer written as its name with ᵀ, and f' the slope at U a::
 
-        dr = LN₂ᵀ G,  da = dr + Uᵀ (Dᵀ dr ∘ f'),  dr' = LN₁ᵀ da
+        dr = LN₂ᵀ G,  da = dr + Uᵀ (Wᵀ dr ∘ f'),  dr' = LN₁ᵀ da
         dq, dk, dv = attendᵀ(Oᵀ dr'),  dx = dr' + Qᵀ dq + Kᵀ dk + Vᵀ dv
     """
 
@@ -59,7 +59,7 @@ class BertBlock(Composite):
         self.activation = activation
 
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
-        """``a = LN₁(x + O attend(Q x, K x, V x))``, ``y = LN₂(a + D f(U a))``."""
+        """``a = LN₁(x + O attend(Q x, K x, V x))``, ``y = LN₂(a + W f(U a))``."""
         spans = Spans.of(np.array([len(x)])) if run.spans is None else run.spans  # rows alone are one sequence
         c, attended = self.attention.apply(call(Q, x), call(K, x), call(V, x), spans)  # (N, D)
         a = call(NORM1, x + call(O, c))
@@ -67,7 +67,7 @@ class BertBlock(Composite):
         return call(NORM2, a + call(DOWN, h)), (attended, slope)
 
     def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
-        """``dr = LN₂ᵀ dy``, ``da = dr + Uᵀ (Dᵀ dr ∘ f')``, ``dr' = LN₁ᵀ da``, ``dx = dr' + Qᵀ dq + Kᵀ dk + Vᵀ dv``."""
+        """``dr = LN₂ᵀ dy``, ``da = dr + Uᵀ (Wᵀ dr ∘ f')``, ``dr' = LN₁ᵀ da``, ``dx = dr' + Qᵀ dq + Kᵀ dk + Vᵀ dv``."""
         attended, slope = cache
         dr = back(NORM2, dy)  # (N, D)
         da = dr + back(UP, back(DOWN, dr) * slope)

@@ -179,7 +179,7 @@ def test_a_packed_weight_cannot_train():
     layer.forward(x)
     layer.backward(batch(9, 5))
     with pytest.raises(
-        InvalidOperationError, match=r"weight of DenseLayer_\d+ is packed and cannot train; call unpack\(\) first"
+        InvalidOperationError, match=r"weight of DenseLayer_\d+ is packed or memory-mapped and cannot train; call unpack\(\) first"
     ):
         layer.update_parameters(0.1)
     with pytest.raises(InvalidOperationError, match="unpack"):
