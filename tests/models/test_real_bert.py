@@ -53,8 +53,7 @@ def test_a_sentence_alone_and_in_a_batch(encoder):
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=0, atol=TOLERANCES[encoder.dtype.type])
 
 
-def test_float32_weights_are_those_of_the_file(minilm):
-    """Mapped, not copied."""
+def test_float32_weights_are_mapped_and_not_copied(minilm):
     arrays = load_pretrained(minilm).named_parameters(frozen=True)
     assert len(arrays) == 101
     assert not any(array.flags.writeable or array.flags.owndata for array in arrays.values())
