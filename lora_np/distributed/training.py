@@ -119,6 +119,8 @@ def fit_shards(
     Its gradient is ``g = Σ (n_k / n) g_k``, the gradient of the mean loss over all n rows. With a single shard, the result
     equals that of `lora_np.fit` bit for bit.
 
+    For a model of token ids, a row is a sentence, even if the loss is a mean over tokens.
+
     Examples
     --------
     >>> import numpy as np
