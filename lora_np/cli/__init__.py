@@ -8,17 +8,19 @@ from .._version import __version__
 from ..errors import ArgumentError, GradientError, InvalidOperationError, NonFiniteError, NotSupportedError
 from ._streams import any_text, discard_output
 from ._text import printable
+from .classify import CLASSIFY
 from .combine import COMBINE
 from .convert import CONVERT
 from .demo import DEMO
 from .diff import DIFF
+from .embed import EMBED
 from .gradcheck import GRADCHECK
 from .inspect import INSPECT
 from .merge import MERGE, UNMERGE
 from .truncate import TRUNCATE
 from .vectors import VECTORS
 
-VERBS = (DEMO, GRADCHECK, INSPECT, MERGE, UNMERGE, TRUNCATE, COMBINE, CONVERT, DIFF, VECTORS)
+VERBS = (DEMO, GRADCHECK, INSPECT, MERGE, UNMERGE, TRUNCATE, COMBINE, CONVERT, DIFF, VECTORS, EMBED, CLASSIFY)
 
 REPORTED = (ArgumentError, GradientError, InvalidOperationError, NonFiniteError, NotSupportedError, OSError)
 """Errors that the user can fix; they are reported in one line, without a traceback."""
@@ -49,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for verb in VERBS:
         verb.add_to(verbs.add_parser)
-    arguments = parser.parse_args(argv)
+    arguments, more = parser.parse_known_args(argv)
+    if more and ("texts" not in arguments or any(text.startswith("-") for text in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # argparse ends a list of positional arguments at the first option
+        arguments.texts += more
     try:
         with any_text():
             return int(arguments.run(arguments))

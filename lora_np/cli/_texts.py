@@ -1,0 +1,56 @@
+"""What the commands for texts share: where texts come from, and the tokenizer and batches that they go through."""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from .._typing import Array
+from ..base import Layer
+from ..errors import ArgumentError
+from ..io.pretrained import load_pretrained
+from ..models.bert import BertModel
+from ..text import Tokenizer, predict_by_length
+from ._adapters import naming
+
+AT_ONCE = 1024
+"""The number of texts that are read before the first results are printed."""
+
+
+def add_texts(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments TEXT and the option ``--tokenizer``."""
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="the texts; by default, the lines of standard input")
+    parser.add_argument("--tokenizer", metavar="PATH", help="a tokenizer.json, or its folder (default: the model's folder)")
+
+
+def results(
+    model: Layer, tokenizer: Tokenizer, arguments: argparse.Namespace, rank: int | None = None
+) -> Iterator[tuple[str, Array]]:
+    """Each text with its output row, in the given order."""
+    texts = iter(arguments.texts or (line.rstrip("\r\n") for line in sys.stdin))
+    while some := list(itertools.islice(texts, AT_ONCE)):
+        ids = tokenizer.encode(some)
+        yield from zip(some, predict_by_length(model, ids, rank=rank), strict=True)
+
+
+def encoder_at(path: str) -> BertModel:
+    """The pretrained encoder in a folder."""
+    if not os.path.isdir(path):
+        raise ArgumentError(f"{path}: must be a folder with config.json and model.safetensors")
+    return load_pretrained(path)
+
+
+def tokenizer_at(arguments: argparse.Namespace) -> Tokenizer:
+    """The tokenizer that the options name, or that of the model's folder."""
+    folder = arguments.model if os.path.isdir(arguments.model) else os.path.dirname(arguments.model) or os.curdir
+    place = folder if arguments.tokenizer is None else arguments.tokenizer
+    with naming(place):
+        return Tokenizer(place)
+
+
+def print_line(values: dict[str, Any]) -> None:
+    """Print one JSON object on one line."""
+    print(json.dumps(values, ensure_ascii=False), flush=True)
