@@ -20,11 +20,17 @@ def main() -> None:
     from .results import Results
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(": ")[2])
-    parser.add_argument("--peers", action="store_true", help="also measure PEFT, torch and JAX, if installed")
+    parser.add_argument("--peers", action="store_true", help="also measure PEFT, transformers, torch and JAX, if installed")
     known = ", ".join(group.name for group in GROUPS)
     parser.add_argument("--only", metavar="NAMES", help=f"measure only these, separated by commas: {known}")
     parser.add_argument("--rounds", type=int, default=11, help="number of rounds (default: 11)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds, to check that everything runs")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="a folder with a BERT encoder, such as scripts/get_minilm makes (default: random weights of the same sizes)",
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results as JSON")
     parser.add_argument("--svg", type=Path, metavar="DIR", help="write a chart of each group")
     parser.add_argument(
@@ -53,8 +59,9 @@ def main() -> None:
             print(tables.text(group, results.groups.get(group.name, [])), end="\n\n")
     else:
         rounds = 2 if arguments.quick else arguments.rounds
-        settings = Settings(ALL if arguments.peers else NUMPY_ONLY, rounds, arguments.quick)
-        results = Results(machine.describe() | {"rounds": str(rounds)}, {})
+        settings = Settings(ALL if arguments.peers else NUMPY_ONLY, rounds, arguments.quick, arguments.model)
+        weights = "random" if arguments.model is None else arguments.model.resolve().name
+        results = Results(machine.describe() | {"weights of the encoder": weights, "rounds": str(rounds)}, {})
         for group in chosen:
             results.groups[group.name] = list(group.rows(settings))
             print(tables.text(group, results.groups[group.name]), end="\n\n", flush=True)

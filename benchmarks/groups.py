@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from . import ours, peers
@@ -17,6 +18,8 @@ class Settings:
     rounds: int = 11
     quick: bool = False
     """Whether to use tiny sizes and as little time as possible."""
+    model: Path | None = None
+    """The folder of a BERT encoder; None for random weights."""
 
     @property
     def seconds(self) -> float:

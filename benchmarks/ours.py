@@ -5,8 +5,10 @@ from functools import partial
 
 from numpy import float32
 
-from lora_np import DenseLayer, Layer, MultiLoRAAdapter, StandardLoRAAdapter
+from lora_np import AdamW, DenseLayer, FullyConnectedLayer, Layer, LoRALayer, MultiLoRAAdapter, StandardLoRAAdapter, find
+from lora_np.models.adapting import Factory, apply_adapters
 
+from .encoders import EPSILON, RANK, Factors, RoutedSentences, SentenceProblem
 from .problem import SCALE, Array, MixedProblem, Problem
 
 MEMORY = ("lean", "fast", "max")
@@ -81,3 +83,70 @@ class MixedLoRA:
     def factors(self) -> tuple[list[Array], list[Array]]:
         branches: Mapping = self.adapter.task_adapters
         return [layer.get_matrix_a() for layer in branches.values()], [layer.get_matrix_b() for layer in branches.values()]
+
+
+def own(model: Layer, memory: str) -> Layer:
+    """The model itself, or a copy to pack: packed arrays are packed for every model that shares them."""
+    return model if memory == "lean" else model.clone()
+
+
+class Encoder:
+    """A whole encoder."""
+
+    def __init__(self, problem: SentenceProblem, memory: str = "lean") -> None:
+        self.ids, self.model = problem.ids, own(problem.encoder.model, memory)
+        for layer in find(self.model, FullyConnectedLayer).values():
+            _packed(layer, memory)
+
+    def forward(self) -> Array:
+        return self.model.predict(self.ids)
+
+
+def branch(factors: tuple[Array, Array]) -> LoRALayer:
+    return LoRALayer.from_factors(*factors, SCALE * RANK)
+
+
+def with_lora(model: Layer, factors: Factors) -> Layer:
+    """The model with a LoRA on each target."""
+
+    def factory(path: str) -> Factory:
+        return lambda base: StandardLoRAAdapter.around(base, branch(factors[path]))
+
+    return apply_adapters(model, {path: factory(path) for path in factors})
+
+
+class AdaptedEncoder:
+    """A LoRA on each target, trained with AdamW."""
+
+    def __init__(self, problem: SentenceProblem, memory: str = "lean") -> None:
+        self.problem, self.model = problem, with_lora(own(problem.encoder.model, memory), problem.factors).train()
+        self.optimizer = AdamW(problem.rate, epsilon=EPSILON)
+        _packed(self.model, memory)
+
+    def step(self) -> Array:
+        y = self.model.forward(self.problem.ids)
+        self.model.backward(self.problem.dy)
+        self.model.apply_updates(self.optimizer.updates(self.model))
+        return y
+
+    def factors(self) -> Factors:
+        adapters = find(self.model, StandardLoRAAdapter)
+        return {path: (a.lora_layer.get_matrix_a(), a.lora_layer.get_matrix_b()) for path, a in adapters.items()}
+
+
+class RoutedEncoder:
+    """A LoRA for each task on each target, and a task for each sentence."""
+
+    def __init__(self, problem: RoutedSentences, memory: str = "lean") -> None:
+        self.problem = problem
+
+        def factory(path: str) -> Factory:
+            branches = {task: branch(factors[path]) for task, factors in problem.factors.items()}
+            return lambda base: MultiLoRAAdapter.around_tasks(base, branches)
+
+        factories = {path: factory(path) for path in problem.encoder.adapted}
+        self.model = apply_adapters(own(problem.encoder.model, memory), factories)
+        _packed(self.model, memory)
+
+    def forward(self) -> Array:
+        return self.model.predict(self.problem.ids, tasks=self.problem.tasks)

@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import peers, processes
-from benchmarks.cases import GROUPS, cold_start, multilora, step
+from benchmarks import ours, peers, processes
+from benchmarks.cases import GROUPS, cold_start, multilora, step, transformer
+from benchmarks.encoders import Encoder, SentenceProblem, checkpoint
 from benchmarks.groups import Group, Row, Settings, timed
 from benchmarks.harness import Candidate, DisagreementError, Measure, check_agreement, interleave
 from benchmarks.peers import JAX, PEFT, TEXTBOOK, textbook
@@ -31,7 +33,7 @@ def run(*arguments):
 
 
 def test_the_suite_measures_writes_and_draws(tmp_path):
-    timed_ones = [group.name for group in GROUPS if group.unit == "s" and group.name != "start"]
+    timed_ones = [group.name for group in GROUPS if group.unit == "s" and group.name not in ("start", "encoder-start")]
     result = run("--quick", "--only", ",".join(timed_ones), "--json", tmp_path / "results.json", "--docs", tmp_path)
     assert result.returncode == 0, result.stderr
     results = Results.load(tmp_path / "results.json")
@@ -52,7 +54,8 @@ def test_the_suite_measures_writes_and_draws(tmp_path):
 
 @pytest.mark.skipif(not processes.can_measure_memory(), reason="needs /proc")
 def test_the_suite_measures_memory_and_starts(tmp_path):
-    result = run("--quick", "--only", "memory,start,resident,disk", "--json", tmp_path / "results.json")
+    names = "memory,start,resident,disk,encoder-start,encoder-resident"
+    result = run("--quick", "--only", names, "--json", tmp_path / "results.json")
     assert result.returncode == 0, result.stderr
     groups = Results.load(tmp_path / "results.json").groups
     trained, adapted = (groups["memory"][0].values[name].median for name in ("full fine-tuning, lora_np", "lora_np"))
@@ -62,6 +65,8 @@ def test_the_suite_measures_memory_and_starts(tmp_path):
     assert groups["resident"][0].values["lora_np"].median > 5e6
     assert groups["disk"][0].values["lora_np"].median > groups["disk"][0].values["NumPy alone"].median > 5e6
     assert groups["start"][0].values["lora_np"].median > 0.01
+    assert groups["encoder-start"][0].values["lora_np"].median > 0.01
+    assert groups["encoder-resident"][0].values["lora_np"].median > 5e6
 
 
 def test_an_unknown_group_is_refused():
@@ -148,6 +153,64 @@ def test_a_task_that_is_left_out_is_noticed(monkeypatch):
     monkeypatch.setattr(textbook, "MixedLoRA", Wrong)
     with pytest.raises(DisagreementError, match="change of A"):
         next(multilora.training_rows(QUICK))
+
+
+@pytest.mark.parametrize("wrong", ["y", "change of A", "change of B"])
+def test_an_encoder_that_trains_wrongly_is_noticed(monkeypatch, wrong):
+    class Wrong(ours.AdaptedEncoder):
+        def __init__(self, problem, memory="lean"):
+            super().__init__(problem, memory)
+            self.errors = {
+                what: 1 + 1e-3 * (memory == "fast" and what == wrong) for what in ("y", "change of A", "change of B")
+            }
+
+        def step(self):
+            return super().step() * np.float32(self.errors["y"])
+
+        def factors(self):
+            kinds = "change of A", "change of B"
+            return {
+                path: [
+                    old + (new - old) * np.float32(self.errors[kind])
+                    for kind, old, new in zip(kinds, self.problem.factors[path], pair, strict=True)
+                ]
+                for path, pair in super().factors().items()
+            }
+
+    monkeypatch.setattr(ours, "AdaptedEncoder", Wrong)
+    with pytest.raises(DisagreementError, match=f"{wrong} of lora_np fast"):
+        next(transformer.training_rows(QUICK))
+
+
+def test_a_sentence_with_the_adapter_of_another_task_is_noticed(monkeypatch):
+    class Wrong(ours.RoutedEncoder):
+        def __init__(self, problem, memory="lean"):
+            super().__init__(replace(problem, tasks=problem.tasks[::-1]), memory)
+
+    monkeypatch.setattr(ours, "RoutedEncoder", Wrong)
+    with pytest.raises(DisagreementError, match="y of lora_np"):
+        next(transformer.routed_rows(QUICK))
+
+
+def test_the_products_of_an_encoder_end_at_the_lowest_adapter():
+    problem = SentenceProblem.random(Encoder(None, tiny=True), [3, 2])
+    D, inner = (problem.encoder.config[size] for size in ("hidden_size", "intermediate_size"))
+    block = [(D, D)] * 4 + [(D, inner), (inner, D)]
+    assert [matrix.shape for matrix in transformer.weights(problem)] == 2 * block
+    backward = [matrix.shape[::-1] for matrix in transformer.weights(problem, backward=True)]
+    assert backward == block[3:] + block  # nothing below the queries of the first block
+    assert problem.tokens == 5
+    assert (problem.dy.any(axis=-1) == (problem.ids >= 0)).all()
+
+
+def test_an_encoder_in_a_folder_is_measured():
+    made = Encoder(None, tiny=True)
+    with checkpoint(made, None) as folder:
+        settings = Settings(rounds=2, quick=True, model=folder)
+        found = transformer.encoder(settings)
+        assert found.config == made.config
+        assert all((array == made.weights[name]).all() for name, array in found.weights.items())
+        assert [row.values["lora_np"].median > 0 for row in transformer.inference_rows(settings)] == [True, True]
 
 
 def test_problems_have_no_zeros_and_change_when_trained():

@@ -1,13 +1,14 @@
 """All groups, in the order of the page. A new group needs a function that yields rows, and a line here."""
 
 from ..groups import Group
-from . import cold_start, dylora, forward, growth, memory, multilora, step
+from . import cold_start, dylora, forward, growth, memory, multilora, step, transformer
 
 GROUPS: tuple[Group, ...] = (
     *step.GROUPS,
     *forward.GROUPS,
     *dylora.GROUPS,
     *multilora.GROUPS,
+    *transformer.GROUPS,
     *memory.GROUPS,
     *cold_start.GROUPS,
     *growth.GROUPS,

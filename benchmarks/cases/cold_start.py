@@ -1,8 +1,7 @@
 """The cost of the first output: time, memory, and disk space."""
 
 import re
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -61,33 +60,35 @@ def contenders(settings: Settings) -> dict[str, bool]:
     return {name: is_installed(*LIBRARIES.get(name, ("numpy",))) for name in wanted}
 
 
-@cache
-def starts(settings: Settings) -> dict[str, tuple[list[float], list[float]] | None]:
+def alternating(programs: Mapping[str, str | None], rounds: int) -> dict[str, tuple[Measure, Measure] | None]:
     """Seconds and bytes of each program. The programs take turns; a first round warms the file cache."""
-    found: dict[str, tuple[list[float], list[float]] | None] = {
-        name: ([], []) if installed else None for name, installed in contenders(settings).items()
-    }
-    for turn in range(settings.starts + 1):
-        for name, lists in found.items():
-            if lists is not None:
-                begin = time.perf_counter()
-                peak = 1024 * processes.run("-c", PROGRAMS[name] + CHECK + SAY)
-                elapsed = time.perf_counter() - begin
-                if turn:
-                    lists[0].append(elapsed)
-                    lists[1].append(peak)
-    return found
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name, program in programs.items() if program is not None}
+    for turn in range(rounds + 1):
+        for name, pairs in found.items():
+            begin = processes.finished_time()
+            peak = 1024 * processes.run("-c", f"{programs[name]}\n{SAY}")
+            if turn:
+                pairs.append((processes.finished_time() - begin, peak))
+    return {name: (*map(Measure, zip(*found[name], strict=True)),) if name in found else None for name in programs}
+
+
+@cache
+def starts(settings: Settings) -> dict[str, tuple[Measure, Measure] | None]:
+    """Time and memory of each program."""
+    installed = contenders(settings)
+    programs = {name: PROGRAMS[name] + CHECK if installed[name] else None for name in installed}
+    return alternating(programs, settings.starts)
 
 
 def time_rows(settings: Settings) -> Iterator[Row]:
     if processes.can_measure_memory():
-        values = {name: lists and Measure(tuple(lists[0])) for name, lists in starts(settings).items()}
+        values = {name: measures and measures[0] for name, measures in starts(settings).items()}
         yield Row("start, import, create a 64 × 64 layer, one output", values)
 
 
 def resident_rows(settings: Settings) -> Iterator[Row]:
     if processes.can_measure_memory():
-        values = {name: lists and Measure(tuple(lists[1])) for name, lists in starts(settings).items()}
+        values = {name: measures and measures[1] for name, measures in starts(settings).items()}
         yield Row("the same program", values)
 
 

@@ -1,18 +1,35 @@
-"""What lora_np is compared with. Each module has a class `LoRA`, and some have a `MixedLoRA`, made from a problem:
+"""What lora_np is compared with. Each module has some of these classes, made from a problem:
+
+- for one layer, `LoRA`, and `MixedLoRA` with a task for each row,
+- for a transformer, `Encoder`, `AdaptedEncoder` with LoRA on its targets, `RoutedEncoder` with a task for each sentence.
+
+Their methods:
 
 - `forward()` returns y, without anything needed only for training,
-- `step()` returns y and dx, and updates the factors,
-- `factors()` returns A and B, as NumPy arrays of shapes (d_in, r) and (r, d_out).
+- `step()` returns y and dx (y alone for an encoder, whose input has no gradient), and updates the factors,
+- `factors()` returns A and B, as NumPy arrays of shapes (d_in, r) and (r, d_out); those of an encoder by layer.
 """
 
 import importlib
 import importlib.util
 from types import ModuleType
 
-TEXTBOOK, PEFT, TORCH, JAX = "NumPy textbook", "PEFT", "torch by hand", "JAX jit"
+TEXTBOOK, PEFT, TORCH, TRANSFORMERS, JAX = "NumPy textbook", "PEFT", "torch by hand", "transformers", "JAX jit"
 
-MODULES = {TEXTBOOK: "textbook", PEFT: "with_peft", TORCH: "torch_by_hand", JAX: "jax_jit"}
-LIBRARIES = {TEXTBOOK: ("numpy",), PEFT: ("torch", "peft"), TORCH: ("torch",), JAX: ("jax",)}
+MODULES = {
+    TEXTBOOK: "textbook",
+    PEFT: "with_peft",
+    TORCH: "torch_by_hand",
+    TRANSFORMERS: "with_transformers",
+    JAX: "jax_jit",
+}
+LIBRARIES = {
+    TEXTBOOK: ("numpy",),
+    PEFT: ("torch", "peft"),
+    TORCH: ("torch",),
+    TRANSFORMERS: ("torch", "transformers"),
+    JAX: ("jax",),
+}
 
 NUMPY_ONLY = (TEXTBOOK,)
 ALL = tuple(MODULES)

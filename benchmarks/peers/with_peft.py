@@ -1,12 +1,15 @@
 """PEFT as its users write it, in eager float32; the adapted layer is called directly, without the model around it."""
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from ..encoders import EPSILON, RANK, TARGETS, Factors, RoutedSentences, SentenceProblem
 from ..problem import SCALE, Array, MixedProblem, Problem
+from .with_transformers import bert, inputs
 
 torch.set_num_threads(1)
 
@@ -25,8 +28,8 @@ class Net(nn.Module):
         return self.linear(x)
 
 
-def config(rank: int) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=["linear"], lora_dropout=0.0)
+def config(rank: int, *targets: str) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=list(targets or ("linear",)), lora_dropout=0.0)
 
 
 def set_factors(layer: nn.Module, name: str, A: Array, B: Array) -> None:
@@ -130,3 +133,49 @@ class Tasks:
 
     def count(self) -> int:
         return len(self.model.peft_config)
+
+
+def adapted_layers(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Module]:
+    return {path: model.base_model.model.get_submodule(path) for path in paths}
+
+
+class AdaptedEncoder:
+    """Hugging Face's encoder with an adapter on each target, trained with AdamW."""
+
+    def __init__(self, problem: SentenceProblem) -> None:
+        self.model = get_peft_model(bert(problem), config(RANK, *TARGETS)).train()
+        self.layers = adapted_layers(self.model, problem.factors)
+        for path, factors in problem.factors.items():
+            set_factors(self.layers[path], "default", *factors)
+        self.inputs, self.dy = inputs(problem), torch.tensor(problem.dy)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, problem.rate, eps=EPSILON, weight_decay=0.01, fused=True)
+
+    def step(self) -> Array:
+        y = self.model(**self.inputs).last_hidden_state
+        y.backward(self.dy)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return y.detach().numpy()
+
+    def factors(self) -> Factors:
+        return {path: get_factors(layer, "default") for path, layer in self.layers.items()}
+
+
+class RoutedEncoder:
+    """The same with an adapter for each task, and `adapter_names`."""
+
+    def __init__(self, problem: RoutedSentences) -> None:
+        first, *others = problem.factors
+        self.model = get_peft_model(bert(problem), config(RANK, *TARGETS), adapter_name=first)
+        for task in others:
+            self.model.add_adapter(task, config(RANK, *TARGETS))
+        for task, factors in problem.factors.items():
+            for path, layer in adapted_layers(self.model, factors).items():
+                set_factors(layer, task, *factors[path])
+        self.model.eval()
+        self.inputs = inputs(problem) | {"adapter_names": problem.tasks}
+
+    def forward(self) -> Array:
+        with torch.no_grad():
+            return self.model(**self.inputs).last_hidden_state.numpy()

@@ -19,6 +19,7 @@ COLOURS = {
     "lora_np fast": "#56B4E9",
     "lora_np max": "#004266",
     "PEFT": "#D55E00",
+    "transformers": "#CC79A7",
     "torch by hand": "#E69F00",
     "JAX jit": "#009E73",
     "NumPy textbook": "#999999",

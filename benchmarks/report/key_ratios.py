@@ -19,6 +19,10 @@ KEY = {
     },
     "mixed": {"64 tasks uniform, batch 256, 1024 × 1024": "mixed batch, 64 tasks"},
     "mixed-step": {"64 tasks uniform, batch 256, 1024 × 1024": "mixed batch, 64 tasks, training"},
+    "encoder-step": {
+        "32 × 32 tokens": "training step, MiniLM encoder, equal lengths",
+        "32 sentences of up to 64 tokens, 58% full": "training step, MiniLM encoder, different lengths",
+    },
     "memory": {"8 layers 1024 × 1024, batch 32, rank 8": "peak memory of training"},
     "start": {"start, import, create a 64 × 64 layer, one output": "cold start, time"},
     "resident": {"the same program": "cold start, memory"},

@@ -15,8 +15,9 @@ INTRODUCTION = """\
 This page is generated: every number was measured, on the machine described at the end.
 
 ```
-python -m benchmarks                 # NumPy alone
-python -m benchmarks --peers --docs  # also PEFT, torch and JAX, if installed; writes this page
+python -m benchmarks                                # NumPy alone
+scripts/get_minilm minilm                           # a pretrained encoder; without it, random weights of the same sizes
+python -m benchmarks --model minilm --peers --docs  # also PEFT, transformers, torch and JAX; writes this page
 ```
 
 Two more are run separately: `python -m benchmarks.merge_checkpoint` (merging into a 1 GB checkpoint, compared with copying
@@ -27,16 +28,16 @@ Method:
 - All candidates of a case receive the same numbers and are timed only if their results agree, to 1e-4 of the largest
   element of each array; for training steps, this includes the changes of A and B. Inputs and results are never zero.
 - The candidates take turns within one process, on one core with one thread, all in float32: every round runs all of them,
-  each time starting with a different one. Ratios are computed within a round; the tables show the median over the rounds
-  and, after ±, half the interquartile range.
+  each time starting with a different one. Times are processor times, which other processes hardly disturb. Ratios are
+  computed within a round; the tables show the median over the rounds and, after ±, half the interquartile range.
 - lora_np is called through its public methods, with all their checks. The peers are written the way their users write them;
   nothing slows them down deliberately, and if there was a choice, it is the faster one.
 - Ratios carry over to similar machines; times do not.
 
 *lora_np* is the library in its default configuration. *lora_np fast* and *lora_np max* have packed their frozen weights
 (`layer.pack(memory="fast")`, `"max"`), which costs one or two additional copies of them. *NumPy textbook* is a literal
-NumPy transcription of the LoRA formulas, *torch by hand* a hand-written torch module with autograd, and *JAX jit* a
-compiled pure function.
+NumPy transcription of the LoRA formulas, *torch by hand* a hand-written torch module with autograd, *transformers* Hugging
+Face's model, and *JAX jit* a compiled pure function.
 """
 
 
