@@ -9,4 +9,6 @@ from .multitask import MultiLoRAClassifier as MultiLoRAClassifier
 from .multitask import MultiLoRARegressor as MultiLoRARegressor
 from .onetask import LoRAClassifier as LoRAClassifier
 from .onetask import LoRARegressor as LoRARegressor
+from .sentence_embedder import SentenceEmbedder as SentenceEmbedder
+from .text_classifier import LoRATextClassifier as LoRATextClassifier
 from .transformer import LoRATransformer as LoRATransformer

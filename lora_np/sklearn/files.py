@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
@@ -30,24 +30,47 @@ OPTIMIZERS = {kind.__name__: kind for kind in (SGD, Momentum, Adam, AdamW)}
 
 def save(estimator: BaseEstimator, file: str | os.PathLike[str] | BinaryIO) -> None:
     """See `LoRAEstimator.save`."""
-    model, parameters = estimator.model_, estimator.get_params(deep=False)
+    parameters = estimator.get_params(deep=False)
     base = parameters.pop("base")
     # If a head was added, the base is the part before it.
-    path = "" if base is None or base.output_size == model.output_size else networks.BASE
+    path = "" if base is None or base.output_size == estimator.model_.output_size else networks.BASE
+    write(estimator, file, parameters, base=None if base is None else path)
+
+
+def write(
+    estimator: BaseEstimator, file: str | os.PathLike[str] | BinaryIO, parameters: dict[str, Any], **more: Any
+) -> None:
+    """Write the network of an estimator, its attributes, the given parameters, and more entries of the description."""
+    model = estimator.model_
     if isinstance(parameters["random_state"], np.random.RandomState):
-        parameters["random_state"] = None
+        parameters = parameters | {"random_state": None}
     header = serialization.header(model)
     header[ESTIMATOR] = {
         "type": type(estimator).__name__,
-        "base": None if base is None else path,
+        **more,
         "parameters": {name: _encoded(name, value) for name, value in parameters.items()},
         "attributes": {name: _encoded(name, value) for name, value in attributes(estimator).items() if name != "model_"},
     }
     _archive.write(file, header, model.named_parameters(frozen=True))
 
 
-def load(kind: type[Estimator], file: str | os.PathLike[str] | BinaryIO, begin: Callable[[Estimator], None]) -> Estimator:
-    """See `LoRAEstimator.load`; `begin` creates a new optimizer and random generator."""
+def load(
+    kind: type[Estimator],
+    file: str | os.PathLike[str] | BinaryIO,
+    begin: Callable[[Estimator], None],
+    layers_in: Callable[[Layer, Mapping[str, Any]], dict[str, Any]] | None = None,
+) -> Estimator:
+    """See `LoRAEstimator.load`.
+
+    Parameters
+    ----------
+    kind : class of estimator
+    file : path or binary stream
+    begin : callable
+        Checks the parameters of the estimator, and prepares it for training.
+    layers_in : callable, optional
+        Returns the parameters that are layers, given the network and the description; by default, the parameter `base`.
+    """
     header, _ = _archive.read(file)
     said = header.get(ESTIMATOR)
     if not isinstance(said, dict):
@@ -56,14 +79,18 @@ def load(kind: type[Estimator], file: str | os.PathLike[str] | BinaryIO, begin: 
         raise FormatError(f"the file must contain a {kind.__name__}, got a {said.get('type')}")
     model = load_layer(file)
     try:
-        base = None if said["base"] is None else without_adapters(model.walk()[said["base"]]).clone()
         parameters = {name: _decoded(value) for name, value in said["parameters"].items()}
         learned = {name: _decoded(value) for name, value in said["attributes"].items()}
-        estimator = _built(kind, base, parameters, learned | {"model_": model})
+        layers = (layers_in or _base_in)(model, said)
+        estimator = _built(kind, parameters | layers, learned | {"model_": model})
         begin(estimator)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"the file's description of the estimator is damaged: {error!r}") from error
     return estimator
+
+
+def _base_in(model: Layer, said: Mapping[str, Any]) -> dict[str, Any]:
+    return {"base": None if said["base"] is None else without_adapters(model.walk()[said["base"]]).clone()}
 
 
 def attributes(estimator: BaseEstimator) -> dict[str, Any]:
@@ -78,11 +105,11 @@ def twin(estimator: BaseEstimator, kind: type[Estimator], model: Layer, **learne
     """
     parameters = {name: value for name, value in estimator.get_params(deep=False).items() if name != "base"}
     kept = {name: value for name, value in attributes(estimator).items() if name not in ("tasks_", "task_classes_")}
-    return _built(kind, model, parameters, kept | {"model_": model} | learned)
+    return _built(kind, parameters | {"base": model}, kept | {"model_": model} | learned)
 
 
-def _built(kind: type[Estimator], base: Layer | None, parameters: dict[str, Any], learned: dict[str, Any]) -> Estimator:
-    estimator = kind(base=base, **parameters)
+def _built(kind: type[Estimator], parameters: dict[str, Any], learned: dict[str, Any]) -> Estimator:
+    estimator = kind(**parameters)
     for name, value in learned.items():
         setattr(estimator, name, value)
     return estimator
@@ -100,6 +127,8 @@ def _encoded(name: str, value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return _encoded(name, value.item())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, Activation):
         return serialization.encode(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufUO":
