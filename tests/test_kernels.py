@@ -24,7 +24,7 @@ lengths = st.sampled_from([1, 2, 3, 5, 7, 8, 9, 12, 13, 16, 17, 33])
 
 @pytest.fixture
 def lowered(monkeypatch):
-    """Tiles and panels for arrays of a few elements."""
+    """Tiles and panels for arrays of a few elements; every matrix is thin."""
     monkeypatch.setattr(tiles, "LIMIT", 120)
     monkeypatch.setattr(tiles, "TILE_ROWS", (4, 3, 2))
     monkeypatch.setattr(tiles, "TILE_COLUMNS", (4, 2))
@@ -48,6 +48,13 @@ def tiled(lowered, monkeypatch):
     monkeypatch.setattr(tiles, "_multiply", counting("rows", tiles._multiply))
     monkeypatch.setattr(panels, "_multiply_panels", counting("panels", panels._multiply_panels))
     return counts
+
+
+@pytest.fixture
+def few(lowered, monkeypatch):
+    """Panels as views, for up to 12 rows."""
+    monkeypatch.setattr(tiles, "THIN", 1)
+    monkeypatch.setattr(tiles, "FEW_ROWS", 12)
 
 
 def packed(W, *, backward=True):
@@ -79,6 +86,17 @@ def test_a_product_matches_numpy(lowered, pair):
     np.testing.assert_array_equal(y, x @ W)
     assert y.dtype == x.dtype
     assert y.shape == (*x.shape[:-1], W.shape[1])
+    assert not np.shares_memory(y, x)
+    assert not np.shares_memory(y, W)
+
+
+@relaxed
+@given(factors())
+def test_a_product_of_few_rows_matches_numpy(few, pair):
+    x, W = pair
+    y = kernels.product(x, W)
+    np.testing.assert_array_equal(y, x @ W)
+    assert y.dtype == x.dtype
     assert not np.shares_memory(y, x)
     assert not np.shares_memory(y, W)
 
@@ -165,6 +183,20 @@ def test_tiles_and_panels_are_used_where_they_should_be(tiled, dtype):
     assert tiled["panels"] == 1 + 9  # one for each 4 of 33 rows of W
 
 
+@pytest.mark.parametrize(
+    ("rows", "k", "n", "used"),
+    [(12, 5, 6, 1), (13, 5, 6, 0), (1, 9, 16, 0), (2, 9, 16, 1), (9, 5, 3, 0), (9, 1, 40, 0), (9, 15, 6, 1), (9, 16, 6, 0)],
+)
+def test_views_are_panels_for_few_rows(tiled, few, rows, k, n, used):
+    x, W = whole_numbers(0, rows, k).astype(np.float32), whole_numbers(1, k, n).astype(np.float32)
+    for matrix in (W, np.asfortranarray(W)):
+        np.testing.assert_array_equal(kernels.product(x, matrix), x @ W)
+    assert tiled["panels"] == 2 * used
+    kernels.product(np.asfortranarray(x), W)
+    kernels.product(x, np.repeat(np.repeat(W, 2, axis=0), 2, axis=1)[::2, ::2])
+    assert tiled["panels"] == 2 * used  # only arrays as BLAS takes them
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.int64, np.longdouble, complex, object])
 def test_other_dtypes_use_numpys_own_product(tiled, dtype):
     x, W = whole_numbers(0, 9, 5).astype(dtype), whole_numbers(1, 5, 6).astype(dtype)
@@ -246,7 +278,7 @@ def test_a_row_has_the_same_bits_whatever_the_other_rows_are(dtype, shape, order
 
 
 def test_the_core_has_a_name_and_can_be_forced():
-    script = "from lora_np.kernels import blas, tiles; print(blas.core_name(), tiles.LIMIT)"
+    script = "from lora_np.kernels import blas, tiles; print(blas.core_name(), tiles.LIMIT, tiles.FEW_ROWS)"
 
     def run(**more):
         done = subprocess.run([sys.executable, "-c", script], env=os.environ | more, capture_output=True, text=True)
@@ -254,11 +286,14 @@ def test_the_core_has_a_name_and_can_be_forced():
         return done.stdout.split()
 
     if blas.core_name():
-        assert run(OPENBLAS_CORETYPE="Haswell") == ["Haswell", "0"]
+        assert run(OPENBLAS_CORETYPE="Haswell")[:2] == ["Haswell", "0"]
+        assert run(OPENBLAS_NUM_THREADS="1")[2] == "64"
     assert blas.SMALL_KERNELS.get(blas.core_name(), 0) == tiles.LIMIT
+    assert 64 // blas.threads() == tiles.FEW_ROWS
 
 
 def test_an_unknown_blas_uses_numpys_own_products(monkeypatch):
     monkeypatch.setattr(blas.ctypes, "CDLL", lambda path: object())
     assert blas.core_name() == ""
     assert blas.small_kernel_limit() == 0
+    assert blas.threads() == 1

@@ -1,7 +1,8 @@
-"""Panels: a constant matrix, copied once into the memory layout that multiplies fastest.
+"""Panels: a matrix cut into groups of columns, each small enough for the kernel that copies nothing.
 
-`pack` stores the copies here by the identity of the array, and `panels_of` finds them; formulas do not mention them.
-Packed arrays are read-only, so the copies cannot become stale.
+A constant matrix can be copied once into panels, the memory layout that multiplies fastest. `pack` stores the copies here
+by the identity of the array, and `panels_of` finds them; formulas do not mention them. Packed arrays are read-only, so the
+copies cannot become stale. With few rows of x, panels are faster than BLAS even as views of the matrix.
 """
 
 from __future__ import annotations
@@ -75,6 +76,30 @@ def panels_of(W: Array) -> Panels | None:
         return entry.forward
     is_transpose = (W.shape[::-1], W.strides[::-1]) == (entry.shape, entry.strides)
     return entry.backward if is_transpose else None
+
+
+def has_few_rows(x: Array, W: Array) -> bool:
+    """Whether x has so few rows that BLAS would take longer to copy W than to multiply by it, and W fits the kernel."""
+    k, n = W.shape
+    width = PANEL_BYTES // W.itemsize
+    if not (k < x.size <= tiles.FEW_ROWS * k and min(k, n) > tiles.THIN and width <= n):
+        return False
+    as_blas_takes_them = tiles.are_plain(x, W) and x.flags.c_contiguous and W.itemsize in W.strides
+    return as_blas_takes_them and tiles.TILE_ROWS[-1] * k * width <= tiles.LIMIT
+
+
+def product_of_few_rows(x: Array, W: Array) -> Array:
+    """``x @ W`` by panels that are views of W."""
+    k, n = W.shape
+    width = PANEL_BYTES // W.itemsize
+    whole = n // width * width
+    y = np.empty((*x.shape[:-1], n), x.dtype)
+    x_rows, y_rows = x.reshape(-1, k), y.reshape(-1, n)
+    panels = W[:, :whole].reshape(k, -1, width).transpose(1, 0, 2)  # (panels, k, width)
+    _multiply_panels(x_rows, panels, y_rows[:, :whole], tiles.TILE_ROWS[-1])
+    if whole < n:
+        y_rows[:, whole:] = tiles.product(x_rows, W[:, whole:])
+    return y
 
 
 def _address(array: Array) -> int:

@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from .._typing import Array
 from . import tiles
-from .panels import panels_of
+from .panels import has_few_rows, panels_of, product_of_few_rows
 
 
 def product(x: Array, W: Array) -> Array:
@@ -41,6 +41,8 @@ def product(x: Array, W: Array) -> Array:
             return panels.product(x)
     if x.ndim <= 2 and not 0 < tiles.LIMIT < x.size * W.shape[1]:
         return x.dot(W)  # small: another call would cost more than it gains
+    if tiles.LIMIT and has_few_rows(x, W):
+        return product_of_few_rows(x, W)
     return tiles.product(x, W)
 
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 import numpy as np
 
 from .._typing import Array
-from .blas import small_kernel_limit
+from .blas import small_kernel_limit, threads
 
 LIMIT = small_kernel_limit()
 """The largest M·N·K of a tile's product; 0 if tiles are not faster on this machine."""
+
+FEW_ROWS = 64 // threads()
+"""Up to this many rows, tiles are faster for any matrix. They use one thread, whereas BLAS shares the work among all."""
 
 THIN = 64
 """A matrix with at most this many rows or columns is thin: tiles speed up its products, and slow down all others."""
@@ -26,7 +29,7 @@ def product(x: Array, W: Array) -> Array:
     """``x @ W`` of plain arrays, by row tiles if that is faster; shape (..., n)."""
     tile = _tile_of_rows(x, W)
     if not tile:
-        return x.dot(W) if x.ndim <= 2 else x @ W  # the same product; `dot` has less overhead
+        return x.dot(W) if x.ndim <= 2 else x.reshape(-1, x.shape[-1]).dot(W).reshape(*x.shape[:-1], W.shape[1])
     y = np.empty((*x.shape[:-1], W.shape[1]), x.dtype)
     _multiply(x.reshape(-1, len(W)), W, y.reshape(-1, W.shape[1]), tile)
     return y
