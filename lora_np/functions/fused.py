@@ -25,21 +25,25 @@ Piece: TypeAlias = Callable[[Array, Array, Array | None, Array, Array], None]
 c is z between limits beyond which f(z) is 0 or z to float32 precision: no power overflows.
 """
 
-# P in Φ(z) = σ(2 z P(z²)) for |z| <= 6, in descending powers of z²: the minimax fit, which is within 3e-8 of Φ.
+# P in Φ(z) = (1 + tanh(z P(z²))) / 2 for |z| <= 6, in descending powers of z²: the minimax fit, which is within 3e-8 of Φ.
 PHI = (1.756170216e-9, -1.322633225e-7, 3.964744225e-6, -5.530619278e-5, -3.259497747e-5, 3.633308458e-2, 7.978849415e-1)
+
+HIGHEST, *OTHERS = (np.array(coefficient, np.float32) for coefficient in PHI)  # NumPy adds arrays faster than numbers
 
 
 def gelu_exact_piece(z: Array, y: Array, slope: Array | None, c: Array, t: Array) -> None:
     """``p = Φ(z)``, ``y = z p``, ``slope = p + z exp(-z²/2) / √(2π)``."""
     np.clip(z, -6, 6, out=c)
     np.multiply(c, c, out=t)
-    np.multiply(t, -2 * PHI[0], out=y)
-    for coefficient in PHI[1:-1]:
-        y += -2 * coefficient
-        y *= t
-    y += -2 * PHI[-1]
-    y *= c
-    p = _sigmoid(y, y)
+    p = np.multiply(t, HIGHEST, out=y)
+    for coefficient in OTHERS[:-1]:
+        p += coefficient
+        p *= t
+    p += OTHERS[-1]
+    p *= c
+    np.tanh(p, out=p)
+    p += 1
+    p *= 0.5
     if slope is not None:
         t *= -0.5
         np.exp(t, out=t)
