@@ -9,7 +9,7 @@ import numpy as np
 from .._typing import Array, Gradients
 from .._validation import non_negative_float
 from ..base import Layer
-from ..kernels import add, sum_rows
+from ..kernels import sum_rows
 from ..run import Run
 
 
@@ -81,9 +81,9 @@ class LayerNorm(Normalization):
         """``u = 1 / √(var(x) + ε)``, ``n = u (x - mean(x))``, ``y = g n + b``."""
         g, b = self.weight, self.bias
         centred = x - _mean(x)  # (..., size)
-        u = 1 / np.sqrt(_mean(centred, centred) + self.epsilon)  # (..., 1)
+        u = 1 / np.sqrt(_mean(centred * centred) + self.epsilon)  # (..., 1)
         n = u * centred  # (..., size)
-        return add(g * n, b), NormCache(n, u)
+        return g * n + b, NormCache(n, u)
 
     def vjp(
         self, dy: Array, cache: NormCache, *, parameters: bool = True, inputs: bool = True
@@ -95,7 +95,7 @@ class LayerNorm(Normalization):
         if not inputs:
             return None, gradients
         dn = g * dy  # (..., size)
-        dx = u * (dn - _mean(dn) - n * _mean(n, dn))  # (..., size)
+        dx = u * (dn - _mean(dn) - n * _mean(n * dn))  # (..., size)
         return dx, gradients
 
     def estimate_flops(self) -> int:
@@ -140,7 +140,7 @@ class RMSNorm(Normalization):
     def apply(self, x: Array, run: Run) -> tuple[Array, NormCache]:
         """``u = 1 / √(mean(x²) + ε)``, ``n = u x``, ``y = g n``."""
         g = self.weight
-        u = 1 / np.sqrt(_mean(x, x) + self.epsilon)  # (..., 1)
+        u = 1 / np.sqrt(_mean(x * x) + self.epsilon)  # (..., 1)
         n = u * x  # (..., size)
         return g * n, NormCache(n, u)
 
@@ -154,7 +154,7 @@ class RMSNorm(Normalization):
         if not inputs:
             return None, gradients
         dn = g * dy  # (..., size)
-        dx = u * (dn - n * _mean(n, dn))  # (..., size)
+        dx = u * (dn - n * _mean(n * dn))  # (..., size)
         return dx, gradients
 
     def estimate_flops(self) -> int:
@@ -162,7 +162,6 @@ class RMSNorm(Normalization):
         return 4 * self.input_size
 
 
-def _mean(*factors: Array) -> Array:
-    """The mean over each row of the product of one or two arrays: (..., size) -> (..., 1)."""
-    total: Array = np.einsum("...i->..." if len(factors) == 1 else "...i,...i->...", *factors)  # faster than x.mean
-    return total[..., np.newaxis] / factors[0].shape[-1]
+def _mean(x: Array) -> Array:
+    """The mean of each row: (..., size) -> (..., 1)."""
+    return x.mean(axis=-1, keepdims=True)
