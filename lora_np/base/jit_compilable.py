@@ -14,7 +14,7 @@ class JitCompilable:
 
     @property
     def supports_jit_compilation(self: Recordable) -> bool:
-        """Whether `export_computation_graph` can record this layer; True for layers of numbers, False for those of token ids."""
+        """Whether `export_computation_graph` can record this layer, whose inputs must be numbers, not token ids."""
         from ..graph import recording  # imported here to keep `import lora_np` fast
 
         return recording.is_recordable(self)

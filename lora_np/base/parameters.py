@@ -142,7 +142,8 @@ class ParameterTree:
             if not parameter.flags.writeable:
                 layer, attribute = owner  # type: ignore[misc]  # `_live` found it
                 raise InvalidOperationError(
-                    f"{self.layer_name}: {attribute} of {layer.layer_name} is packed or memory-mapped and cannot train; call unpack() first"
+                    f"{self.layer_name}: {attribute} of {layer.layer_name} is packed or memory-mapped and cannot train; "
+                    "call unpack() first"
                 )
             pairs.append((parameter, value))
         return pairs

@@ -37,7 +37,8 @@ class BertBlock(Composite):
     Parameters
     ----------
     layers : mapping of layers by name
-        As in a checkpoint: query, key, value and output of the attention, its norm, the dense layers U (up) and W (down), their norm.
+        As in a checkpoint: query, key, value and output of the attention, its norm, the dense layers U (up) and W (down),
+        their norm.
     heads : int
     activation : Activation, default gelu_exact
         f.

@@ -26,8 +26,8 @@ class _OnEncoder(TokenModel):
 
     def __init__(self, layers: Mapping[str, Layer], output_size: int) -> None:
         encoder = layers[BODY]
-        if not isinstance(encoder, TokenModel):
-            raise ArgumentError(f"encoder must be a model of token ids such as BertModel, got {encoder!r}")
+        if not isinstance(encoder, TokenModel) or isinstance(encoder, _OnEncoder):
+            raise ArgumentError(f"encoder must be a model of token ids without a head, such as BertModel, got {encoder!r}")
         super().__init__(layers, encoder.input_size, output_size, encoder.dtype)
         self.positions = encoder.positions
 

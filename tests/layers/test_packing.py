@@ -178,9 +178,8 @@ def test_a_packed_weight_cannot_train():
     x = batch(9, 7)
     layer.forward(x)
     layer.backward(batch(9, 5))
-    with pytest.raises(
-        InvalidOperationError, match=r"weight of DenseLayer_\d+ is packed or memory-mapped and cannot train; call unpack\(\) first"
-    ):
+    expected = r"weight of DenseLayer_\d+ is packed or memory-mapped and cannot train; call unpack\(\) first"
+    with pytest.raises(InvalidOperationError, match=expected):
         layer.update_parameters(0.1)
     with pytest.raises(InvalidOperationError, match="unpack"):
         fit(layer, (x, batch(9, 5)), MeanSquaredError(), SGD(0.1), 1, 9)

@@ -201,10 +201,19 @@ def test_no_ids_are_refused():
 
 @pytest.mark.parametrize("head", [SequenceClassifier, TokenClassifier])
 def test_a_head_needs_an_encoder(head):
-    with pytest.raises(ArgumentError, match="encoder must be a model of token ids such as BertModel, got DenseLayer"):
+    with pytest.raises(
+        ArgumentError, match="encoder must be a model of token ids without a head, such as BertModel, got Dense"
+    ):
         head(DenseLayer(3, 2), 2)
     with pytest.raises(ArgumentNullError, match="encoder"):
         head(None, 2)
+
+
+def test_no_head_on_a_head():
+    with pytest.raises(ArgumentError, match="encoder must be a model of token ids without a head"):
+        SentenceEncoder(SentenceEncoder(encoder()))
+    with pytest.raises(ArgumentError, match="encoder must be a model of token ids without a head"):
+        SequenceClassifier(SentenceEncoder(encoder()), 2)
 
 
 # ---------------------------------------------------------------- tasks and ranks belong to sentences
