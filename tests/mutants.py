@@ -1736,22 +1736,22 @@ MUTANTS = [
     Mutant(
         "the gradient of LayerNorm without its mean",
         "layers/normalization.py",
-        "dn - _mean(dn) - n * _mean(n, dn)",
-        "dn - n * _mean(n, dn)",
+        "dn - _mean(dn) - n * _mean(n * dn)",
+        "dn - n * _mean(n * dn)",
         (NORMS,),
     ),
     Mutant(
         "the gradient of RMSNorm without the norm",
         "layers/normalization.py",
-        "dx = u * (dn - n * _mean(n, dn))",
+        "dx = u * (dn - n * _mean(n * dn))",
         "dx = u * dn",
         (NORMS,),
     ),
     Mutant(
         "epsilon outside the root of LayerNorm",
         "layers/normalization.py",
-        "np.sqrt(_mean(centred, centred) + self.epsilon)",
-        "(np.sqrt(_mean(centred, centred)) + self.epsilon)",
+        "np.sqrt(_mean(centred * centred) + self.epsilon)",
+        "(np.sqrt(_mean(centred * centred)) + self.epsilon)",
         (NORMS,),
     ),
 ]
