@@ -277,6 +277,15 @@ def test_a_row_has_the_same_bits_whatever_the_other_rows_are(dtype, shape, order
         assert kernels.product(x[start:stop].copy(), factor).tobytes() == whole[start:stop].tobytes(), (start, stop)
 
 
+def test_a_matrix_in_a_buffer_can_be_packed(lowered):
+    matrix = np.frombuffer(whole_numbers(0, 16, 12).astype(np.float32).tobytes(), np.float32)
+    matrix.shape = 16, 12
+    assert isinstance(matrix.base, bytes)
+    kernels.pack(matrix, backward=True)
+    x = whole_numbers(1, 9, 16).astype(np.float32)
+    np.testing.assert_array_equal(kernels.product(x, matrix), x @ matrix)
+
+
 def test_the_core_has_a_name_and_can_be_forced():
     script = "from lora_np.kernels import blas, tiles; print(blas.core_name(), tiles.LIMIT, tiles.FEW_ROWS)"
 

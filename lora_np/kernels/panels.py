@@ -50,9 +50,8 @@ def pack(matrix: Array, *, backward: bool) -> None:
     backward : bool
         Whether to make a second copy, for ``dy @ matrix.T``.
     """
-    owner = matrix if matrix.base is None else matrix.base
-    if isinstance(owner, np.ndarray):
-        owner.flags.writeable = False
+    owner = matrix.base if isinstance(matrix.base, np.ndarray) else matrix
+    owner.flags.writeable = False
     if not (tiles.LIMIT > 0 and matrix.size >= WORTH_PACKING):
         return
     address = _address(matrix)

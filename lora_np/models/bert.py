@@ -146,9 +146,9 @@ class BertModel(TokenModel):
         for name in reversed(self._blocks):
             dy = back(name, dy)
         dy = back(NORM, dy)
-        for name in (TYPE, POSITION, WORD):
+        for name in (TYPE, POSITION):
             back(name, dy)
-        return dy
+        return back(WORD, dy)
 
     def _details(self) -> dict[str, str]:
         return {"bert.blocks": str(len(self._blocks)), "bert.positions": str(self.positions)}

@@ -179,3 +179,10 @@ def test_an_unsupported_base_is_refused(base, reason):
 def test_diagnostics_show_the_norm_gradient():
     assert DoRAAdapter(DenseLayer(4, 3), 2).get_diagnostics()["dora.norm_gradient"] == "True"
     assert DoRAAdapter(DenseLayer(4, 3), 2, norm_gradient=False).get_diagnostics()["dora.norm_gradient"] == "False"
+
+
+def test_a_base_without_a_bias_that_trains():
+    base = DenseLayer(3, 2, bias=False, rng=0)
+    adapter = DoRAAdapter(base, 1, freeze_base_layer=False, rng=1)
+    check_gradients(adapter, np.arange(6.0).reshape(2, 3) - 2)
+    assert "base.bias" not in adapter.named_parameters()

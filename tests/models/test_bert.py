@@ -34,6 +34,7 @@ from lora_np.io.peft import apply_peft, save_peft
 from lora_np.models.bert import BertBlock, BertModel
 from lora_np.models.heads import SentenceEncoder, SequenceClassifier, TokenClassifier
 from lora_np.testing import check_gradients
+from lora_np.text import predict_by_length
 from tests.kinds import batch
 
 CONFIG = {
@@ -404,3 +405,28 @@ def test_estimates_and_diagnostics():
     assert model.estimate_flops() > 2 * 2 * (4 * 8 * 8 + 2 * 8 * 12)
     assert model.get_diagnostics()["layer.type"] == "SequenceClassifier"
     assert isinstance(model.walk()["bert.encoder.layer.0"], BertBlock)
+
+
+# ---------------------------------------------------------------- other children; batches by length
+
+
+def test_another_child_must_fit():
+    model = SequenceClassifier(encoder(), 3, rng=0)
+    with pytest.raises(ArgumentError, match="changed must name layers among bert, classifier, got 'head'"):
+        model.with_children({"head": DenseLayer(4, 3)})
+    with pytest.raises(ArgumentError, match=r"classifier must be \d+ -> 3 in float64, got DenseLayer"):
+        model.with_children({"classifier": DenseLayer(4, 5)})
+
+
+def test_predictions_in_batches_of_similar_length():
+    ids = np.array([[1, 2, 3], [4, -1, -1], [5, 6, -1], [7, -1, -1]])
+    model = filled(
+        apply_lora(SequenceClassifier(encoder(), 3, rng=0), MultiLoRAAdapter, default_task_name="a", default_rank=2)
+    )
+    tasks = ["a", None, "a", None]
+    assert_allclose(predict_by_length(model, ids, batch_size=2), model.predict(ids), rtol=0, atol=1e-12)
+    mixed = predict_by_length(model, ids, tasks=tasks, batch_size=2)
+    assert_allclose(mixed, model.predict(ids, tasks=tasks), rtol=0, atol=1e-12)
+    assert np.abs(mixed - predict_by_length(model, ids)).max() > 1e-3
+    with pytest.raises(ArgumentError, match="tasks"):
+        predict_by_length(model, ids, tasks=["a"])
