@@ -30,10 +30,19 @@ def results(
     model: Layer, tokenizer: Tokenizer, arguments: argparse.Namespace, rank: int | None = None
 ) -> Iterator[tuple[str, Array]]:
     """Each text with its output row, in the given order."""
-    texts = iter(arguments.texts or (line.rstrip("\r\n") for line in sys.stdin))
+    texts = iter(arguments.texts or _lines())
     while some := list(itertools.islice(texts, AT_ONCE)):
         ids = tokenizer.encode(some)
         yield from zip(some, predict_by_length(model, ids, rank=rank), strict=True)
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input."""
+    try:
+        for line in sys.stdin:
+            yield line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"standard input must be text in {error.encoding}: {error.reason}") from error
 
 
 def encoder_at(path: str) -> BertModel:
@@ -43,12 +52,12 @@ def encoder_at(path: str) -> BertModel:
     return load_pretrained(path)
 
 
-def tokenizer_at(arguments: argparse.Namespace) -> Tokenizer:
-    """The tokenizer that the options name, or that of the model's folder."""
+def tokenizer_at(arguments: argparse.Namespace, positions: int) -> Tokenizer:
+    """The tokenizer that the options name, or that of the model's folder; texts are truncated to the model's positions."""
     folder = arguments.model if os.path.isdir(arguments.model) else os.path.dirname(arguments.model) or os.curdir
     place = folder if arguments.tokenizer is None else arguments.tokenizer
     with naming(place):
-        return Tokenizer(place)
+        return Tokenizer(place, positions)
 
 
 def print_line(values: dict[str, Any]) -> None:

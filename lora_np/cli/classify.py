@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import ArgumentError, FormatError
 from ..functions.activations import softmax
 from ..io.npz import load_layer
-from ..io.peft import apply_peft
+from ..io.peft import apply_peft, load_peft, peft_adapters
 from ..models.heads import BODY, SequenceClassifier
 from ._adapters import naming
 from ._options import positive
@@ -27,13 +27,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         f"tokenizer.json and, for the names of the classes, {LABELS} with a list",
     )
     add_texts(parser)
-    parser.add_argument("--adapter", metavar="DIR", help="a PEFT folder with an adapter of the encoder")
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="a PEFT folder with an adapter of the classifier or of its encoder"
+    )
     parser.add_argument("--rank", type=positive, metavar="R", help="the rank of DyLoRA adapters")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     file = os.path.join(arguments.model, CLASSIFIER) if os.path.isdir(arguments.model) else arguments.model
-    model, tokenizer = _classifier(file, arguments.adapter), tokenizer_at(arguments)
+    model = _classifier(file, arguments.adapter)
+    tokenizer = tokenizer_at(arguments, model.positions)
     labels = _labels(os.path.join(os.path.dirname(file), LABELS), model.output_size)
     for text, logits in results(model, tokenizer, arguments, arguments.rank):
         probabilities = softmax(logits)
@@ -51,8 +54,18 @@ def _classifier(file: str, adapter: str | None) -> SequenceClassifier:
             raise ArgumentError(f"must be a SequenceClassifier, got a {type(model).__name__}")
     if adapter is not None:
         with naming(adapter):
-            model = model.with_children({BODY: apply_peft(model.children()[BODY], adapter)})
+            return _adapted(model, adapter)
     return model
+
+
+def _adapted(model: SequenceClassifier, adapter: str) -> SequenceClassifier:
+    """The model with an adapter, whose paths are those of the classifier or of its encoder."""
+    place = next(iter(peft_adapters(adapter).values()))
+    if any(path.startswith(f"{BODY}.") for path in load_peft(place).layers):
+        whole = apply_peft(model, adapter)
+        assert isinstance(whole, SequenceClassifier)
+        return whole
+    return model.with_children({BODY: apply_peft(model.children()[BODY], adapter)})
 
 
 def _labels(file: str, classes: int) -> list[str]:

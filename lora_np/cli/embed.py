@@ -13,7 +13,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    model, tokenizer = SentenceEncoder(encoder_at(arguments.model)), tokenizer_at(arguments)
+    model = SentenceEncoder(encoder_at(arguments.model))
+    tokenizer = tokenizer_at(arguments, model.positions)
     for text, embedding in results(model, tokenizer, arguments):
         print_line({"text": text, "embedding": [float(number) for number in embedding]})
     return 0

@@ -1,5 +1,6 @@
 """`lora-np embed` and `lora-np classify`, on a tiny random encoder and a tokenizer of a few words."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_np import DyLoRAAdapter, SentenceEncoder, SequenceClassifier, apply_lora, load_pretrained, save_layer
+from lora_np import DyLoRAAdapter, SentenceEncoder, SequenceClassifier, apply_lora, load_layer, load_pretrained, save_layer
 from lora_np.cli import main
-from lora_np.io.peft import save_peft
+from lora_np.io.peft import apply_peft, save_peft
 from lora_np.text import Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -81,6 +82,24 @@ def test_an_adapter_at_a_rank(folder, capsys):
     ranks = [printed(capsys, "classify", folder, *adapter, "--rank", rank, *TEXTS) for rank in (1, 2)]
     assert plain != ranks[0] != ranks[1]
     assert printed(capsys, "classify", folder, *TEXTS, *adapter) == ranks[1]
+
+
+def test_an_adapter_of_the_classifier(folder, capsys, tmp_path):
+    model = load_layer(folder / "classifier.npz")
+    encoder = apply_peft(model.children()["bert"], folder / "adapter")
+    save_peft(tmp_path / "adapter", model.with_children({"bert": encoder}))
+    expected = printed(capsys, "classify", folder, *TEXTS, "--adapter", folder / "adapter")
+    assert printed(capsys, "classify", folder, *TEXTS, "--adapter", tmp_path / "adapter") == expected
+
+
+def test_long_texts_are_truncated(folder, capsys):
+    long, short = printed(capsys, "embed", folder, "a cat " * 50, "a cat " * 6)
+    assert long["embedding"] == short["embedding"]  # the model has 12 positions
+
+
+def test_standard_input_in_another_encoding(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a cat\n\xff\n"), encoding="utf-8"))
+    assert "standard input must be text in utf-8: invalid start byte" in refused(capsys, "embed", folder)
 
 
 def test_without_names_classes_are_numbers(folder, capsys, tmp_path):
