@@ -763,8 +763,8 @@ MUTANTS = [
     Mutant(
         "the memory of a packed weight can be written to",
         "kernels/panels.py",
-        "        owner.flags.writeable = False\n",
-        "        pass\n",
+        "    owner.flags.writeable = False\n",
+        "",
         (PACKING,),
     ),
     # ---------------------------------------------------------------- memory
