@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from .._validation import not_none
-from ..base import Layer, Listener
+from ..base import Layer, require_same_sizes
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
 from ..functions.activations import identity
 from ..layers.dense import AffineLayer
@@ -120,10 +120,8 @@ class LoRAAdapterBase(Layer):
         twin = copy.copy(self)
         if branches := {name: self.fitted(layer) for name, layer in changed.items() if name != "base"}:
             twin._set_branches(branches)
-        base = changed.get("base", self.base_layer)
-        if (base.input_size, base.output_size, base.dtype) != (self.input_size, self.output_size, self.dtype):
-            raise ArgumentError(f"base must be {self.input_size} -> {self.output_size} in {self.dtype}, got {base!r}")
-        twin.base_layer = base
+        twin.base_layer = changed.get("base", self.base_layer)
+        require_same_sizes("base", twin.base_layer, self)
         return twin
 
     def _set_branches(self, branches: Mapping[str, LoRALayer]) -> None:
@@ -156,9 +154,7 @@ class LoRAAdapterBase(Layer):
         """Check that a branch is a LoRALayer of the adapter's sizes and dtype, and set it to the adapter's mode."""
         if not isinstance(branch, LoRALayer):
             raise ArgumentError(f"branch must be a LoRALayer, got {branch!r}")
-        if (branch.input_size, branch.output_size, branch.dtype) != (self.input_size, self.output_size, self.dtype):
-            expected = f"{self.input_size} -> {self.output_size} in {self.dtype}"
-            raise ArgumentError(f"branch must be {expected}, got {branch!r} in {branch.dtype}")
+        require_same_sizes("branch", branch, self)
         branch.is_training = self.is_training
         return branch
 
@@ -167,13 +163,9 @@ class LoRAAdapterBase(Layer):
         """Whether the adapter has trainable parameters."""
         return self.lora_layer.supports_training or super().supports_training
 
-    def _listeners(self) -> dict[str, Any]:
-        """The listeners in the base layer, and the adapter itself if it is one; branches never are."""
-        found = self.base_layer._listeners()
-        found = {f"base.{path}" if path else "base": listener for path, listener in found.items()}
-        if isinstance(self, Listener):
-            found[""] = self
-        return found
+    def _listening_children(self) -> Mapping[str, Layer]:
+        """Only the base layer: branches never listen, and there may be many."""
+        return {"base": self.base_layer}
 
     def children(self) -> Mapping[str, Layer]:
         """The base layer and the branch."""

@@ -9,4 +9,5 @@ from .memory import pending as pending
 from .parameters import become as become
 from .parameters import parameter_of as parameter_of
 from .parameters import prefixed as prefixed
+from .parameters import require_same_sizes as require_same_sizes
 from .training_mode import training_mode as training_mode

@@ -42,12 +42,16 @@ class Listening(ParameterTree):
     def _listeners(self) -> dict[str, Any]:
         """Every `Listener` inside, and this layer if it is one, by dotted path, in the order of execution."""
         found: dict[str, Any] = {}
-        for name, child in self.children().items():
+        for name, child in self._listening_children().items():
             for path, listener in child._listeners().items():
                 found[f"{name}.{path}" if path else name] = listener
         if isinstance(self, Listener):
             found[""] = self
         return found
+
+    def _listening_children(self) -> Mapping[str, Any]:
+        """The children in which to look for listeners."""
+        return self.children()
 
     def new_run(
         self,

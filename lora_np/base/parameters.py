@@ -174,6 +174,13 @@ def parameter_of(layer: ParameterTree, name: str, *, frozen: bool = False) -> Ar
     return None if owner is None else getattr(*owner)
 
 
+def require_same_sizes(name: str, layer: ParameterTree, like: ParameterTree) -> None:
+    """Raise ArgumentError unless a layer has the sizes and the dtype of another one."""
+    if (layer.input_size, layer.output_size, layer.dtype) != (like.input_size, like.output_size, like.dtype):
+        expected = f"{like.input_size} -> {like.output_size} in {like.dtype}"
+        raise ArgumentError(f"{name} must be {expected}, got {layer!r} in {layer.dtype}")
+
+
 def become(layer: Any, twin: Any) -> None:
     """Turn a layer into its twin from `with_children`, in place; it keeps its name."""
     vars(layer).update(vars(twin) | {"layer_name": layer.layer_name})

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeAlias
 
 from .._typing import Array, Cache, Gradients
-from ..base import Layer, prefixed
+from ..base import Layer, prefixed, require_same_sizes
 from ..errors import ArgumentError
 from ..run import Run
 
@@ -120,17 +120,17 @@ class Composite(Layer):
 
     def with_children(self, changed: Mapping[str, Layer]) -> Self:
         """A copy with other layers of the same sizes under the given names; all else is shared."""
+        self._require_known("changed", changed)
         for name, layer in changed.items():
-            old = self._layers.get(name)
-            if old is None:
-                raise ArgumentError(f"changed must name layers among {', '.join(self._layers)}, got {name!r}")
-            if (layer.input_size, layer.output_size, layer.dtype) != (old.input_size, old.output_size, old.dtype):
-                raise ArgumentError(
-                    f"{name} must be {old.input_size} -> {old.output_size} in {old.dtype}, got {layer!r} in {layer.dtype}"
-                )
+            require_same_sizes(name, layer, self._layers[name])
         twin = copy.copy(self)
         twin._layers = self._layers | dict(changed)
         return twin
+
+    def _require_known(self, argument: str, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self._layers:
+                raise ArgumentError(f"{argument} must name layers among {', '.join(self._layers)}, got {name!r}")
 
     def estimate_flops(self) -> int:
         """The sum over the layers."""

@@ -59,9 +59,7 @@ class Sequential(Composite):
 
     def freeze(self, *names: str) -> None:
         """Freeze the layers with these names, and unfreeze all others."""
-        for name in names:
-            if name not in self._layers:
-                raise ArgumentError(f"frozen must name layers among {', '.join(self._layers)}, got {name!r}")
+        self._require_known("frozen", names)
         for name in self.frozen.difference(names):
             self._layers[name].unpack()
         self.frozen = frozenset(names)
@@ -96,6 +94,7 @@ class Sequential(Composite):
 
     def with_children(self, changed: Mapping[str, Layer]) -> Self:
         """A Sequential in which the named layers are replaced."""
+        self._require_known("changed", changed)
         return type(self)(self._layers | dict(changed), frozen=sorted(self.frozen))
 
     def replace(self, changed: Mapping[str, Layer]) -> None:
@@ -106,9 +105,6 @@ class Sequential(Composite):
         ArgumentError
             If a name is unknown, or if a layer does not fit; nothing is changed.
         """
-        for name in changed:
-            if name not in self._layers:
-                raise ArgumentError(f"changed must name layers among {', '.join(self._layers)}, got {name!r}")
         twin = self.with_children(changed)
         if (twin.input_size, twin.output_size) != (self.input_size, self.output_size):
             raise ArgumentError(

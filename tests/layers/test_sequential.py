@@ -421,3 +421,9 @@ def test_a_sequential_takes_what_its_first_layer_takes():
     assert model.estimate_activation_memory() > 0
     with pytest.raises(ArgumentError, match="input must contain integers from 0 to 6, got 7"):
         model.predict([7])
+
+
+def test_with_children_adds_no_layer():
+    model = Sequential([DenseLayer(3, 3, rng=0)])
+    with pytest.raises(ArgumentError, match="changed must name layers among 0, got '7'"):
+        model.with_children({"7": DenseLayer(3, 3, rng=1)})
