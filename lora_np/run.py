@@ -153,5 +153,6 @@ def checked_rank(rank: Any, rows: int | None) -> Rank | None:
         return integer("rank", rank)
     ranks = np.asarray(rank)
     if ranks.dtype.kind not in "iu" or ranks.shape != (rows,):
-        raise ArgumentError(f"rank must be an integer, or an integer for each of {rows} rows of input, got {rank!r}")
+        rule = " if the input has no rows" if rows is None else f", or an integer for each of {rows} rows of input"
+        raise ArgumentError(f"rank must be an integer{rule}, got {rank!r}")
     return ranks

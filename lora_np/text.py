@@ -12,7 +12,7 @@ from ._typing import Array
 from ._validation import positive_int
 from .base import Layer
 from .errors import ArgumentError, FormatError, NotSupportedError
-from .run import Tasks
+from .run import Tasks, checked_rank
 
 FILE = "tokenizer.json"
 
@@ -115,7 +115,7 @@ def predict_by_length(
     ids: Any,
     *,
     tasks: Sequence[str | None] | None = None,
-    rank: int | None = None,
+    rank: int | Iterable[int] | None = None,
     batch_size: int = 64,
 ) -> Array:
     """``model.predict(ids)`` in batches of similar length: faster for many sentences, equal up to rounding.
@@ -125,8 +125,10 @@ def predict_by_length(
     model : Layer
         A model of sentences with one output row for each, such as `SentenceEncoder` or `SequenceClassifier`.
     ids : array of int, shape (sentences, tokens)
-    tasks, rank : optional
-        As in `Layer.predict`.
+    tasks : sequence of str or None, optional
+        The task of each sentence; by default, the current one.
+    rank : int or sequence of int, optional
+        A rank, or a rank for each sentence; by default, the deployment rank.
     batch_size : int, default 64
 
     Returns
@@ -143,7 +145,17 @@ def predict_by_length(
     names = None if tasks is None else tuple(tasks)
     if names is not None:
         Tasks.of(names, len(ids))
+    ranks = _ranks(rank, len(ids))
     outputs = np.empty((len(ids), model.output_size), model.dtype)
     for rows, batch in by_length(ids, batch_size):
-        outputs[rows] = model.predict(batch, tasks=None if names is None else [names[row] for row in rows], rank=rank)
+        own_rank = ranks[rows] if isinstance(ranks, np.ndarray) else ranks
+        outputs[rows] = model.predict(batch, tasks=None if names is None else [names[row] for row in rows], rank=own_rank)
     return outputs
+
+
+def _ranks(rank: Any, sentences: int) -> int | Array | None:
+    """A rank, or an array with one for each sentence, which can be reordered; a function could not."""
+    ranks = checked_rank(rank, sentences)
+    if callable(ranks):
+        raise ArgumentError(f"rank must be an integer, or an integer for each sentence, got {rank!r}")
+    return ranks

@@ -239,3 +239,9 @@ def test_a_layer_may_take_other_inputs_than_rows_of_numbers():
             return 1
 
     assert_array_equal(Tokens().forward([1, 0]), [[3, 4, 5], [0, 1, 2]])
+
+
+def test_an_input_without_rows_has_a_single_rank():
+    model = DyLoRAAdapter(DenseLayer(4, 3, rng=0), 2, [1, 2], rng=0)
+    with pytest.raises(ArgumentError, match=r"rank must be an integer if the input has no rows, got \[1\]"):
+        model.predict(np.ones(4), rank=[1])

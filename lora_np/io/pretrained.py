@@ -34,7 +34,7 @@ SIZES = (
 REQUIRED_VALUES = {"hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": (False,)}
 """Entries that change the function, with the values that lora_np supports; the first is the default."""
 
-UNUSED = re.compile(r"pooler\..*|cls\..*|classifier\..*|(embeddings\.)?position_ids|embeddings\.position_ids")
+UNUSED = re.compile(r"pooler\..*|cls\..*|classifier\..*|(embeddings\.)?position_ids")
 """Tensors of a checkpoint that an encoder does not use."""
 
 
@@ -49,7 +49,8 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
         Float32 tensors are not copied into a float32 model: their arrays are memory-mapped and read-only, and the operating
         system reads a page of the file on first use. Tensors of other types are converted.
     strict : bool, default True
-        If True, raise for tensors that the model does not have, except for a pooler and the heads of pretraining.
+        If True, raise for tensors that the model does not have. A pooler, the heads of pretraining (``cls``) and a
+        ``classifier`` are left out in either case: an encoder has none.
 
     Returns
     -------
@@ -59,7 +60,7 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
     Raises
     ------
     FormatError
-        If a file is damaged or missing, or if a tensor is missing or has the wrong shape.
+        If a file is damaged or missing, or if a tensor is missing, occurs twice, or has the wrong shape.
     NotSupportedError
         If the model is of another type, or if its configuration asks for another function.
 
@@ -72,7 +73,7 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
     """
     folder = os.fspath(path)
     config = _read_config(os.path.join(folder, CONFIG))
-    arrays = {name.removeprefix("bert."): array for name, array in _tensors(folder).items()}
+    arrays = _tensors(folder)
     stored = _Stored(folder, arrays, float_dtype(dtype))
     model = BertModel.build(config, stored.dense, stored.norm, stored.embedding)
     unused = [name for name in arrays if name not in stored.taken and not UNUSED.fullmatch(name)]
@@ -109,7 +110,7 @@ def _read_config(file: str) -> dict[str, Any]:
 
 
 def _tensors(folder: str) -> dict[str, Array]:
-    """The tensors of all files of a checkpoint, memory-mapped."""
+    """The tensors of all files of a checkpoint, memory-mapped, by name without the prefix ``bert.``."""
     index = os.path.join(folder, INDEX)
     names = [WEIGHTS]
     if os.path.isfile(index):
@@ -123,12 +124,16 @@ def _tensors(folder: str) -> dict[str, Array]:
             if not isinstance(name, str) or os.path.basename(name) != name:
                 raise FormatError(f"{index}: files must be in the folder of the index, got {name!r}")
     arrays: dict[str, Array] = {}
-    for name in names:
-        file = os.path.join(folder, name)
+    for place in names:
+        file = os.path.join(folder, place)
         if not os.path.isfile(file):
             raise FormatError(f"{file}: no such file")
         with SafetensorsFile(file) as tensors:
-            arrays |= {key: np.asarray(tensor) for key, tensor in tensors.items()}
+            for key, tensor in tensors.items():
+                name = key.removeprefix("bert.")
+                if name in arrays:
+                    raise FormatError(f"{file}: the tensor {name!r} occurs twice in the checkpoint")
+                arrays[name] = np.asarray(tensor)
     return arrays
 
 

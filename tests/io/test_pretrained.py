@@ -194,6 +194,19 @@ def test_a_tensor_that_does_not_fit(folder, change, message):
         load_pretrained(folder)
 
 
+def test_a_tensor_that_occurs_twice(folder):
+    arrays = tensors(folder)
+    save_safetensors(folder / "model.safetensors", arrays | {f"bert.{WORD}": arrays[WORD]})
+    with pytest.raises(FormatError, match=f"the tensor '{WORD}' occurs twice"):
+        load_pretrained(folder)
+    save_safetensors(folder / "model.safetensors", arrays)
+    save_safetensors(folder / "more.safetensors", {WORD: 2 * arrays[WORD]})
+    index = {"weight_map": dict.fromkeys(arrays, "model.safetensors") | {WORD: "more.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FormatError, match=f"the tensor '{WORD}' occurs twice"):
+        load_pretrained(folder)
+
+
 def test_files_that_are_not_there(tmp_path, folder):
     with pytest.raises(FormatError, match=r"config\.json: no such file; a pretrained model is a folder"):
         load_pretrained(tmp_path / "nowhere")

@@ -430,3 +430,18 @@ def test_predictions_in_batches_of_similar_length():
     assert np.abs(mixed - predict_by_length(model, ids)).max() > 1e-3
     with pytest.raises(ArgumentError, match="tasks"):
         predict_by_length(model, ids, tasks=["a"])
+
+
+def test_a_rank_for_each_sentence_in_batches_of_similar_length():
+    ids = np.array([[1, 2, 3], [4, -1, -1], [5, 6, -1], [7, -1, -1]])
+    adapter = {"max_rank": 3, "active_ranks": [1, 2, 3], "rng": 0}
+    model = filled(apply_lora(SequenceClassifier(encoder(), 3, rng=0), DyLoRAAdapter, **adapter))
+    for ranks in ([1, 2, 3, 3], np.array([3, 3, 1, 2])):
+        expected = model.predict(ids, rank=ranks)
+        for batch_size in (2, 3, 64):
+            result = predict_by_length(model, ids, rank=ranks, batch_size=batch_size)
+            assert_allclose(result, expected, rtol=0, atol=1e-12)
+    assert_allclose(predict_by_length(model, ids, rank=1), model.predict(ids, rank=1), rtol=0, atol=1e-12)
+    for wrong in ([1, 2], lambda layer: 1):
+        with pytest.raises(ArgumentError, match="rank must be an integer, or an integer for each"):
+            predict_by_length(model, ids, rank=wrong)
