@@ -1,13 +1,13 @@
 """``lora-np classify``: the class of texts."""
 
 import argparse
-import json
 import os
 
 import numpy as np
 
 from ..errors import ArgumentError, FormatError
 from ..functions.activations import softmax
+from ..io._json import read_json
 from ..io.npz import load_layer
 from ..io.peft import apply_peft, load_peft, peft_adapters
 from ..models.heads import BODY, SequenceClassifier
@@ -72,11 +72,7 @@ def _labels(file: str, classes: int) -> list[str]:
     """The names of the classes; their numbers if there is no file."""
     if not os.path.isfile(file):
         return [str(number) for number in range(classes)]
-    try:
-        with open(file, encoding="utf-8") as text:
-            labels = json.load(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file}: invalid JSON: {error}") from error
+    labels = read_json(file)
     names = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if not names or len(set(labels)) != classes or len(labels) != classes:
         raise FormatError(f"{file}: must contain a list of {classes} different names, got {labels!r}")

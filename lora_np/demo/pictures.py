@@ -1,6 +1,6 @@
 """The figures of the demo. Needs matplotlib, but leaves its global state unchanged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from .. import plot
 from .._archive import atomic_file
 from .._typing import Array
-from .ranks import RankResult
+from .ranks import Curve, RankResult
 from .samples import Samples
 from .tasks import SharingResult
 
@@ -24,6 +24,11 @@ LINE_HEIGHT = 0.32
 def save(directory: Path, ranks: RankResult, samples: Samples, sharing: SharingResult) -> list[str]:
     """Save all figures as PNG files; returns their names."""
     figures = {"ranks.png": rank_curves(ranks), "digits.png": digits(samples), "tasks.png": task_grid(sharing)}
+    return save_all(directory, figures)
+
+
+def save_all(directory: Path, figures: Mapping[str, Figure]) -> list[str]:
+    """Save figures as PNG files, by name; returns the names."""
     for name, figure in figures.items():
         with atomic_file(directory / name) as file:
             figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
@@ -34,20 +39,29 @@ def rank_curves(result: RankResult) -> Figure:
     """Accuracy and negative log-likelihood of every method at every rank."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    scores = {curve.method: dict(zip(result.ranks, curve.scores, strict=True)) for curve in result.curves}
-    accuracies = {method: {rank: 100 * score.accuracy for rank, score in row.items()} for method, row in scores.items()}
-    losses = {method: {rank: score.nll for rank, score in row.items()} for method, row in scores.items()}
-    plot.rank_quality(accuracies, quality="test accuracy (%)", ax=left)
-    plot.rank_quality(losses, quality="negative log-likelihood", ax=right)
-    left.set(title="Accuracy (higher is better)", ylim=(0, 103))
-    right.set(title="Loss (lower is better)", yscale="log")
+    draw_curves(result.ranks, result.curves, accuracy=left, loss=right)
+    left.set(ylim=(0, 103))
+    right.set(yscale="log")
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     right.yaxis.set_minor_formatter(NullFormatter())
-    for axes in (left, right):
-        axes.get_legend().remove()
-    figure.legend(handles=left.get_lines(), loc="outside lower center", ncols=len(scores), frameon=False)
+    figure.legend(handles=left.get_lines(), loc="outside lower center", ncols=len(result.curves), frameon=False)
     return figure
+
+
+def draw_curves(ranks: Sequence[int], curves: Sequence[Curve], *, accuracy: Axes, loss: Axes) -> None:
+    """Draw the scores of every method at every rank, without legends."""
+    scores = {curve.method: dict(zip(ranks, curve.scores, strict=True)) for curve in curves}
+    accuracies = {method: {rank: 100 * score.accuracy for rank, score in row.items()} for method, row in scores.items()}
+    losses = {method: {rank: score.nll for rank, score in row.items()} for method, row in scores.items()}
+    plot.rank_quality(accuracies, quality="test accuracy (%)", ax=accuracy)
+    plot.rank_quality(losses, quality="negative log-likelihood", ax=loss)
+    accuracy.set(title="Accuracy (higher is better)")
+    loss.set(title="Loss (lower is better)")
+    for axes in (accuracy, loss):
+        legend = axes.get_legend()
+        assert legend is not None  # `rank_quality` draws one
+        legend.remove()
 
 
 def digits(samples: Samples) -> Figure:

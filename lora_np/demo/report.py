@@ -21,7 +21,7 @@ def percent(fraction: float) -> str:
 def base_text(result: BaseResult) -> str:
     """The base network."""
     rows = [["upright", *_score(result.upright)], ["rotated and inverted", *_score(result.shifted)]]
-    return _section(
+    return section(
         "Base: a network trained on upright digits",
         f"Dense layers {' -> '.join(map(str, result.sizes))} with ReLU, trained on {result.train_rows:,} digits in "
         f"{result.seconds:.1f} s\nand tested on {result.test_rows:,} others. NLL is the mean negative log-likelihood.",
@@ -32,9 +32,9 @@ def base_text(result: BaseResult) -> str:
 def ranks_text(result: RankResult, settings: Settings) -> str:
     """DyLoRA compared with the other ways to obtain an adapter at every rank."""
     header = [f"rank {rank}" for rank in result.ranks]
-    accuracies = [[curve.method, *(percent(s.accuracy) for s in curve.scores), *_cost(curve)] for curve in result.curves]
+    accuracies = [[curve.method, *(percent(s.accuracy) for s in curve.scores), *cost(curve)] for curve in result.curves]
     losses = [[curve.method, *(f"{s.nll:.3f}" for s in curve.scores)] for curve in result.curves]
-    return _section(
+    return section(
         "DyLoRA: one training run for all ranks",
         f"The base is frozen; adapters on all dense layers learn rotated, inverted digits in {settings.rank_epochs} epochs "
         f"of Adam.\n'Truncated' keeps the leading components of the rank-{result.ranks[-1]} LoRA.\n"
@@ -79,7 +79,7 @@ def sharing_text(result: SharingResult) -> str:
     ]
     total = sum(task.seconds for task in result.tasks)
     header = ["task", "base alone", "once trained", "at the end", "changed bytes", "output change", "mixed training"]
-    return _section(
+    return section(
         "MultiLoRA: three tasks on one base",
         f"The accuracy of rank-{result.rank} adapters, trained one task after another in {total:.1f} s.\n"
         "'At the end' is after training all tasks; the next two columns show what changed since 'once trained'.\n"
@@ -93,7 +93,7 @@ def sharing_text(result: SharingResult) -> str:
 def merging_text(results: Iterable[MergeResult]) -> str:
     """Merged models compared with unmerged ones."""
     rows = [[r.model, r.variant, str(r.layers), f"{r.difference:.1e}"] for r in results]
-    return _section(
+    return section(
         "Merging: adapters added to the base weights",
         table(["model", "rank or task", "adapters", "largest output difference"], rows, left=2),
     )
@@ -102,22 +102,24 @@ def merging_text(results: Iterable[MergeResult]) -> str:
 def counts_text(counts: Iterable[Count]) -> str:
     """The number of parameters that each method trains."""
     rows = [[count.method, f"{count.parameters:,}", percent(count.share)] for count in counts]
-    return _section("Trainable parameters", table(["method", "parameters", "of full fine-tuning"], rows))
+    return section("Trainable parameters", table(["method", "parameters", "of full fine-tuning"], rows))
 
 
 def checks_text(checks: Sequence[Check]) -> str:
     """The measured values and their limits."""
     rows = [[c.what, f"{c.value:.2g}", f"{c.limit:g}", "ok" if c.ok else "FAILED"] for c in checks]
-    return _section("Checks", table(["check", "measured", "allowed", ""], rows))
+    return section("Checks", table(["check", "measured", "allowed", ""], rows))
 
 
 def _score(score: Score) -> list[str]:
     return [percent(score.accuracy), f"{score.nll:.3f}"]
 
 
-def _cost(curve: Curve) -> list[str]:
+def cost(curve: Curve) -> list[str]:
+    """The number of training runs, and their time in seconds."""
     return [str(len(curve.seconds)), f"{sum(curve.seconds):.1f}"]
 
 
-def _section(title: str, *parts: str) -> str:
+def section(title: str, *parts: str) -> str:
+    """A section of a report: an underlined title, and paragraphs."""
     return "\n".join([title, "=" * len(title), "", "\n\n".join(parts), ""])

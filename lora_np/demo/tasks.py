@@ -1,5 +1,6 @@
 """MultiLoRA: several tasks that share one base, trained one after another and from mixed batches."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,15 +69,16 @@ def share_base(base: Layer, digits: Digits, settings: Settings, listen: Listener
 
 def with_multilora(base: Layer, rank: int, rng: np.random.Generator) -> Layer:
     """The base with a new MultiLoRA adapter, which has a branch per task, on every dense layer."""
-    first, *others = VIEWS
+    return apply_lora(base, lambda layer: new_adapter(layer, VIEWS, rank, rng))
 
-    def adapter(layer: AffineLayer) -> MultiLoRAAdapter:
-        adapter = MultiLoRAAdapter(layer, first, rank, rng=rng)
-        for task in others:
-            adapter.add_task(task, rank)
-        return adapter
 
-    return apply_lora(base, adapter)
+def new_adapter(layer: AffineLayer, tasks: Iterable[str], rank: int, rng: np.random.Generator) -> MultiLoRAAdapter:
+    """A MultiLoRA adapter with a branch of the same rank for each task."""
+    first, *others = tasks
+    adapter = MultiLoRAAdapter(layer, first, rank, rng=rng)
+    for task in others:
+        adapter.add_task(task, rank)
+    return adapter
 
 
 class _Finished(NamedTuple):

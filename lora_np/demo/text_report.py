@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..terminal.table import table
-from .ranks import Curve
-from .report import percent
+from .report import cost, percent, section
 from .text_data import Task
 from .text_ranks import TextRankResult
 from .text_settings import TextSettings
@@ -20,7 +19,7 @@ def encoder_text(parameters: int, tasks: Sequence[Task], settings: TextSettings,
         [task.name, " / ".join(task.classes), f"{len(task.training.labels):,}", f"{len(task.test.labels):,}"]
         for task in tasks
     ]
-    return _section(
+    return section(
         "Encoder: pretrained, frozen",
         f"{parameters:,} parameters. The last {settings.blocks} blocks get adapters; "
         "the blocks below ran once on each sentence.\n"
@@ -36,10 +35,10 @@ def ranks_text(result: TextRankResult) -> str:
     header = [f"rank {rank}" for rank in result.ranks]
     alone = [result.head] * len(result.ranks)
     losses = [["head only", *(f"{s.nll:.3f}" for s in alone), "", ""]]
-    losses += [[curve.method, *(f"{s.nll:.3f}" for s in curve.scores), *_cost(curve)] for curve in result.curves]
+    losses += [[curve.method, *(f"{s.nll:.3f}" for s in curve.scores), *cost(curve)] for curve in result.curves]
     accuracies = [["head only", *(percent(s.accuracy) for s in alone)]]
     accuracies += [[curve.method, *(percent(s.accuracy) for s in curve.scores)] for curve in result.curves]
-    return _section(
+    return section(
         "DyLoRA: one training run for all ranks",
         f"Adapters on query, value and both feed-forward layers learn {result.task}, together with the head, from\n"
         f"{result.training_rows:,} sentences, each seen once. NLL is the mean negative log-likelihood of "
@@ -84,7 +83,7 @@ def sharing_text(result: TextSharingResult) -> str:
         ]
         for task in result.tasks
     ]
-    return _section(
+    return section(
         "MultiLoRA: two tasks on one encoder",
         f"Rank-{result.rank} adapters and a separate head for each task, trained on mixed batches of "
         f"{result.training_rows:,} sentences\n"
@@ -102,11 +101,3 @@ def files_text(directory: Path, files: Sequence[str], *, missing_figures: bool) 
     if missing_figures:
         lines.append('No figure, because matplotlib is not installed; to install it: pip install "lora_np[plot]"')
     return "\n".join(lines)
-
-
-def _cost(curve: Curve) -> list[str]:
-    return [str(len(curve.seconds)), f"{sum(curve.seconds):.1f}"]
-
-
-def _section(title: str, *parts: str) -> str:
-    return "\n".join([title, "=" * len(title), "", "\n\n".join(parts), ""])

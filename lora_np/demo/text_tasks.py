@@ -15,6 +15,7 @@ from ..models.heads import HEAD
 from ..terminal.progress import Listener, silent
 from ..text import predict_by_length
 from .digits import Rows
+from .tasks import new_adapter
 from .text_encoder import UpperBlocks
 from .text_settings import TextSettings, TextStream
 from .text_training import Prepared, adapted
@@ -77,12 +78,7 @@ def with_tasks(upper: UpperBlocks, prepared: Sequence[Prepared], rank: int, rng:
     """
 
     def adapter(layer: AffineLayer) -> MultiLoRAAdapter:
-        first, *others = (one.task.name for one in prepared)
-        full = min(rank, layer.output_size)
-        adapter = MultiLoRAAdapter(layer, first, full, rng=rng)
-        for name in others:
-            adapter.add_task(name, full)
-        return adapter
+        return new_adapter(layer, (one.task.name for one in prepared), min(rank, layer.output_size), rng)
 
     head = prepared[0].head
     model = adapted(upper, FullyConnectedLayer.from_arrays(np.zeros_like(head.weight)), adapter, train_head=False)

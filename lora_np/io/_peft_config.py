@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..errors import FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
+from ._json import read_json
 
 DEFAULT = 8
 """PEFT's default of r and of lora_alpha."""
@@ -32,11 +32,7 @@ OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 def read_config(file: str) -> dict[str, Any]:
     """The configuration, checked to describe an adapter whose function lora_np computes."""
-    try:
-        with open(file, encoding="utf-8") as text:
-            config = json.load(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file}: invalid JSON: {error}") from error
+    config = read_json(file)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise FormatError(f"{file}: peft_type must be 'LORA', got {kind!r}")

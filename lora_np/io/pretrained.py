@@ -18,6 +18,7 @@ from ..layers.dense import FullyConnectedLayer
 from ..layers.embedding import Embedding
 from ..layers.normalization import LayerNorm
 from ..models.bert import BertModel
+from ._json import read_json
 from .safetensors import SafetensorsFile
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -84,12 +85,9 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
 
 def _read_config(file: str) -> dict[str, Any]:
     try:
-        with open(file, encoding="utf-8") as text:
-            config = json.load(text)
+        config = read_json(file)
     except FileNotFoundError:
         raise FormatError(f"{file}: no such file; a pretrained model is a folder with {CONFIG} and {WEIGHTS}") from None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file}: invalid JSON: {error}") from error
     if not isinstance(config, dict):
         raise FormatError(f"{file}: must contain an object")
     if config.get("model_type") != "bert":
