@@ -4,77 +4,6 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 from ._version import __version__ as __version__
-from .adapters import (
-    AdditiveAdapter,
-    DoRAAdapter,
-    DyLoRAAdapter,
-    LoRAAdapterBase,
-    MultiLoRAAdapter,
-    Selection,
-    StandardLoRAAdapter,
-    VeRAAdapter,
-    VeRALayer,
-)
-from .adapters.dylora import at_rank
-from .adapters.rank_distribution import RankDistribution, geometric
-from .base.weight_loadable import WeightLoadResult, WeightLoadValidation
-from .errors import (
-    ArgumentError,
-    ArgumentNullError,
-    ArgumentOutOfRangeError,
-    FormatError,
-    GradientError,
-    InvalidOperationError,
-    NonFiniteError,
-    NotSupportedError,
-)
-from .functions.activations import (
-    Activation,
-    elu,
-    gelu,
-    gelu_exact,
-    identity,
-    leaky_relu,
-    relu,
-    selu,
-    sigmoid,
-    softmax,
-    softplus,
-    softsign,
-    swish,
-    tanh,
-)
-from .functions.losses import (
-    BinaryCrossEntropy,
-    FunctionLoss,
-    Huber,
-    Loss,
-    MeanAbsoluteError,
-    MeanSquaredError,
-    SoftmaxCrossEntropy,
-)
-from .functions.regularization import Regularization
-from .io.npz import load_layer, save_layer
-from .layers import (
-    ActivationLayer,
-    AffineLayer,
-    Composite,
-    DenseLayer,
-    Embedding,
-    FullyConnectedLayer,
-    Layer,
-    LayerNorm,
-    LoRALayer,
-    LowRankLayer,
-    RMSNorm,
-    Sequential,
-)
-from .models.adapting import apply_lora, merge_in_place, without_adapters
-from .models.finding import find, has_adapters, has_multi_lora_adapters, select_rank, select_task
-from .models.parameter_table import trainable_parameters
-from .run import Draw, Run
-from .training.fit import fit
-from .training.optimizers import SGD, Adam, AdamW, Momentum, Optimizer
 
 if TYPE_CHECKING:
     from . import adapters as adapters
@@ -101,15 +30,87 @@ if TYPE_CHECKING:
     from . import testing as testing
     from . import text as text
     from . import training as training
+    from .adapters import (
+        AdditiveAdapter,
+        DoRAAdapter,
+        DyLoRAAdapter,
+        LoRAAdapterBase,
+        MultiLoRAAdapter,
+        Selection,
+        StandardLoRAAdapter,
+        VeRAAdapter,
+        VeRALayer,
+    )
+    from .adapters.dylora import at_rank
+    from .adapters.rank_distribution import RankDistribution, geometric
+    from .base.weight_loadable import WeightLoadResult, WeightLoadValidation
+    from .errors import (
+        ArgumentError,
+        ArgumentNullError,
+        ArgumentOutOfRangeError,
+        FormatError,
+        GradientError,
+        InvalidOperationError,
+        NonFiniteError,
+        NotSupportedError,
+    )
+    from .functions.activations import (
+        Activation,
+        elu,
+        gelu,
+        gelu_exact,
+        identity,
+        leaky_relu,
+        relu,
+        selu,
+        sigmoid,
+        softmax,
+        softplus,
+        softsign,
+        swish,
+        tanh,
+    )
+    from .functions.losses import (
+        BinaryCrossEntropy,
+        FunctionLoss,
+        Huber,
+        Loss,
+        MeanAbsoluteError,
+        MeanSquaredError,
+        SoftmaxCrossEntropy,
+    )
+    from .functions.regularization import Regularization
+    from .io.npz import load_layer, save_layer
     from .io.pretrained import load_pretrained
+    from .layers import (
+        ActivationLayer,
+        AffineLayer,
+        Composite,
+        DenseLayer,
+        Embedding,
+        FullyConnectedLayer,
+        Layer,
+        LayerNorm,
+        LoRALayer,
+        LowRankLayer,
+        RMSNorm,
+        Sequential,
+    )
+    from .models.adapting import apply_lora, merge_in_place, without_adapters
     from .models.bert import BertModel
+    from .models.finding import find, has_adapters, has_multi_lora_adapters, select_rank, select_task
     from .models.heads import SentenceEncoder, SequenceClassifier, TokenClassifier
+    from .models.parameter_table import trainable_parameters
+    from .run import Draw, Run
+    from .training.fit import fit
+    from .training.optimizers import SGD, Adam, AdamW, Momentum, Optimizer
 else:  # a type checker that saw __getattr__ would accept any attribute
 
     def __getattr__(name):
-        """Import a submodule, or a name of the transformers, on first use (PEP 562)."""
-        if name in _LAZY:
-            return getattr(_import_module(f"{__name__}.{_LAZY[name]}"), name)
+        """Import a submodule, or the module of a name, on first use (PEP 562)."""
+        if name in _HOMES:
+            value = globals()[name] = getattr(_import_module(f"{__name__}.{_HOMES[name]}"), name)
+            return value
         if name in _SUBMODULES:
             return _import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -198,13 +199,37 @@ __all__ = [
     "without_adapters",
 ]
 
-_LAZY = {
-    "BertModel": "models.bert",
-    "SentenceEncoder": "models.heads",
-    "SequenceClassifier": "models.heads",
-    "TokenClassifier": "models.heads",
-    "load_pretrained": "io.pretrained",
+_HOMES = {
+    name: module
+    for module, names in {
+        "adapters": "AdditiveAdapter DoRAAdapter DyLoRAAdapter LoRAAdapterBase MultiLoRAAdapter Selection "
+        "StandardLoRAAdapter VeRAAdapter VeRALayer",
+        "adapters.dylora": "at_rank",
+        "adapters.rank_distribution": "RankDistribution geometric",
+        "base.weight_loadable": "WeightLoadResult WeightLoadValidation",
+        "errors": "ArgumentError ArgumentNullError ArgumentOutOfRangeError FormatError GradientError "
+        "InvalidOperationError NonFiniteError NotSupportedError",
+        "functions.activations": "Activation elu gelu gelu_exact identity leaky_relu relu selu sigmoid softmax "
+        "softplus softsign swish tanh",
+        "functions.losses": "BinaryCrossEntropy FunctionLoss Huber Loss MeanAbsoluteError MeanSquaredError "
+        "SoftmaxCrossEntropy",
+        "functions.regularization": "Regularization",
+        "io.npz": "load_layer save_layer",
+        "io.pretrained": "load_pretrained",
+        "layers": "ActivationLayer AffineLayer Composite DenseLayer Embedding FullyConnectedLayer Layer LayerNorm "
+        "LoRALayer LowRankLayer RMSNorm Sequential",
+        "models.adapting": "apply_lora merge_in_place without_adapters",
+        "models.bert": "BertModel",
+        "models.finding": "find has_adapters has_multi_lora_adapters select_rank select_task",
+        "models.heads": "SentenceEncoder SequenceClassifier TokenClassifier",
+        "models.parameter_table": "trainable_parameters",
+        "run": "Draw Run",
+        "training.fit": "fit",
+        "training.optimizers": "Adam AdamW Momentum Optimizer SGD",
+    }.items()
+    for name in names.split()
 }
+"""The module of each public name."""
 
 _SUBMODULES = (
     "adapters",

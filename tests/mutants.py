@@ -47,6 +47,8 @@ ATTENTION = "tests/layers/test_attention.py"
 NORMS = "tests/layers/test_normalization.py"
 SEQUENCES = "tests/test_sequences.py"
 ENCODERS = "tests/models/test_bert.py"
+MAIN = "tests/cli/test_main.py"
+COMPLETION = "tests/cli/test_completion.py"
 STEPS = (f"{DYLORA}::test_each_component_is_stepped_only_by_its_own_gradients",)
 
 
@@ -146,6 +148,35 @@ MUTANTS = [
         "base.with_matrix(base.matrix + branch.merge_weights())",
         "base.with_matrix(base.matrix + self.lora_layer.merge_weights())",
         (MULTILORA,),
+    ),
+    # ---------------------------------------------------------------- the command line
+    Mutant(
+        "every command is imported for any of them",
+        "cli/__init__.py",
+        "for name in first if named else",
+        "for name in VERBS if named else",
+        (MAIN,),
+    ),
+    Mutant(
+        "an unknown command gets no hint",
+        "cli/__init__.py",
+        "close = get_close_matches(first[0], VERBS, n=1)",
+        "close = []",
+        (MAIN,),
+    ),
+    Mutant(
+        "bash completes options where none was begun",
+        "cli/completion.py",
+        '[[ "$word" != -* ]] ||',
+        "true &&",
+        (COMPLETION,),
+    ),
+    Mutant(
+        "brackets in the description of an option for zsh",
+        "cli/completion.py",
+        'for character in r"\\[]":',
+        'for character in "":',
+        (COMPLETION,),
     ),
     # ---------------------------------------------------------------- trap 3: the training helper
     Mutant(

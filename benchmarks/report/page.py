@@ -21,7 +21,7 @@ python -m benchmarks --model minilm --peers --docs  # also PEFT, transformers, t
 ```
 
 Two more are run separately: `python -m benchmarks.merge_checkpoint` (merging into a 1 GB checkpoint, compared with copying
-the file) and `python -m benchmarks.import_time` (the time to import lora_np beyond that of NumPy).
+the file) and `python -m benchmarks.import_time` (the processor time of imports and of `lora-np --version`).
 
 Method:
 

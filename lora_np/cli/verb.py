@@ -20,6 +20,8 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     """Takes the parsed arguments and returns the exit code."""
+    error_code: int = 1
+    """The exit code after a reported error."""
 
     def add_to(self, add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         """Add the verb with the ``add_parser`` method of argparse's subparsers."""
@@ -32,7 +34,7 @@ class Verb:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.add_arguments(parser)
-        parser.set_defaults(run=self.run)
+        parser.set_defaults(verb=self)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import lora_np
-from lora_np.cli import main
+from lora_np.cli import VERBS, load_verb, main
 
 
 def test_version(capsys):
@@ -35,6 +35,53 @@ def test_help_has_examples(verb, capsys):
         main([verb, "--help"])
     assert stop.value.code == 0
     assert re.search(rf"^examples:\n  lora-np {verb} ", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("marge", "did you mean merge?"), ("embedd", "did you mean embed?"), ("xyz", f"choose one of {', '.join(VERBS)}")],
+)
+def test_an_unknown_command_gets_a_hint(word, hint, misuse):
+    assert misuse(word) == f"lora-np: error: unknown command {word!r}; {hint}"
+
+
+@pytest.mark.parametrize("option", ["-h", "--help", "--he"])
+def test_help_lists_every_command(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([option])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^    ([a-z]+)", out, re.MULTILINE) == ["demo", *VERBS[1:]]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_each_command_is_found_under_its_name(name):
+    assert load_verb(name).name == name
+
+
+LOADED = """
+import runpy, sys
+sys.argv = ["lora-np", *{words}]
+try:
+    runpy.run_module("lora_np", run_name="__main__")
+except SystemExit:
+    print(*(name for name in sys.modules if name.startswith(("lora_np.", "numpy"))), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "absent"),
+    [
+        (["--version"], ("numpy", "lora_np.layers")),
+        (["marge"], ("numpy", "lora_np.layers")),
+        (["convert", "--help"], ("lora_np.cli.merge", "lora_np.cli.demo", "lora_np.demo", "lora_np.plot")),
+    ],
+)
+def test_only_what_a_command_needs_is_imported(words, absent):
+    result = subprocess.run([sys.executable, "-c", LOADED.format(words=words)], capture_output=True, text=True, check=True)
+    loaded = result.stderr.splitlines()[-1].split()
+    assert "lora_np.cli.verb" in loaded
+    assert [name for name in loaded if name.startswith(absent)] == []
 
 
 def test_the_module_runs_the_command_line(monkeypatch, capsys):
