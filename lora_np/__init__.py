@@ -98,8 +98,11 @@ if TYPE_CHECKING:
     )
     from .models.adapting import apply_lora, merge_in_place, without_adapters
     from .models.bert import BertModel
+    from .models.causal import CausalLM
     from .models.finding import find, has_adapters, has_multi_lora_adapters, select_rank, select_task
+    from .models.gpt2 import GPT2Model
     from .models.heads import SentenceEncoder, SequenceClassifier, TokenClassifier
+    from .models.llama import LlamaModel
     from .models.parameter_table import trainable_parameters
     from .run import Draw, Run
     from .training.fit import fit
@@ -128,6 +131,7 @@ __all__ = [
     "ArgumentOutOfRangeError",
     "BertModel",
     "BinaryCrossEntropy",
+    "CausalLM",
     "Composite",
     "DenseLayer",
     "DoRAAdapter",
@@ -137,11 +141,13 @@ __all__ = [
     "FormatError",
     "FullyConnectedLayer",
     "FunctionLoss",
+    "GPT2Model",
     "GradientError",
     "Huber",
     "InvalidOperationError",
     "Layer",
     "LayerNorm",
+    "LlamaModel",
     "LoRAAdapterBase",
     "LoRALayer",
     "Loss",
@@ -220,8 +226,11 @@ _HOMES = {
         "LoRALayer LowRankLayer RMSNorm Sequential",
         "models.adapting": "apply_lora merge_in_place without_adapters",
         "models.bert": "BertModel",
+        "models.causal": "CausalLM",
         "models.finding": "find has_adapters has_multi_lora_adapters select_rank select_task",
+        "models.gpt2": "GPT2Model",
         "models.heads": "SentenceEncoder SequenceClassifier TokenClassifier",
+        "models.llama": "LlamaModel",
         "models.parameter_table": "trainable_parameters",
         "run": "Draw Run",
         "training.fit": "fit",

@@ -11,7 +11,7 @@ import numpy as np
 from ._typing import Array
 from ._validation import fraction, integer
 from .errors import ArgumentError
-from .sequences import Spans
+from .sequences import Past, Spans
 
 Rank: TypeAlias = int | Array | Callable[[Any], int | Array]
 """A rank for the whole pass, a rank for each entry along the first axis, or a function that maps a layer to either."""
@@ -132,6 +132,8 @@ class Run(NamedTuple):
     """Whether `vjp` will follow. If not, containers free the cache of each layer before the next layer runs."""
     spans: Spans | None = None
     """The sequences that the rows belong to, for layers that mix the rows of a sequence."""
+    past: Past | None = None
+    """What such layers keep of earlier passes over the same sequences; they add to it."""
 
     def over(self, spans: Spans) -> Run:
         """The run of the rows of sequences, given that of the sequences: each row has its sequence's task and rank."""

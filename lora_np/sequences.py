@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from collections.abc import Hashable
+from typing import NamedTuple, Self, final
 
 import numpy as np
 
@@ -23,16 +24,22 @@ class Spans(NamedTuple):
     """(N,): the position of each row in its sequence."""
     slots: Array | None
     """(N,): the index of each row in the flattened grid; None if the grid is full."""
+    offsets: Array | None = None
+    """(B,): the position of the first row of each sequence, the rest of which is in a `Past`; None if all are 0."""
 
     @classmethod
-    def of(cls, lengths: Array) -> Self:
-        """The spans of sequences of the given lengths."""
+    def of(cls, lengths: Array, offsets: Array | None = None) -> Self:
+        """The spans of sequences of the given lengths, of which earlier passes had the rows before the offsets."""
         B, T = len(lengths), int(lengths.max(initial=0))
         columns = np.arange(T)
         if (lengths == T).all():
-            return cls((B, T), lengths, np.tile(columns, B), None)
-        slots = np.flatnonzero(columns < lengths[:, np.newaxis])
-        return cls((B, T), lengths, slots % T, slots)
+            slots, positions = None, np.tile(columns, B)
+        else:
+            slots = np.flatnonzero(columns < lengths[:, np.newaxis])
+            positions = slots % T
+        if offsets is not None:
+            positions = positions + offsets.repeat(lengths)
+        return cls((B, T), lengths, positions, slots, offsets)
 
     @property
     def starts(self) -> Array:
@@ -52,6 +59,56 @@ class Spans(NamedTuple):
         """(B, T, ...) -> (N, ...): the inverse of `grid`, and also its transpose; a view if the grid is full."""
         flat = grid.reshape(-1, *grid.shape[2:])
         return flat if self.slots is None else flat.take(self.slots, axis=0)
+
+
+@final
+class Past:
+    """The keys and values of a batch of growing sequences, for every attention of a model.
+
+    It belongs to the generator that makes it. Passes that find it in their `Run` read it and add to it: it is the only
+    argument that a pass writes to.
+
+    Parameters
+    ----------
+    capacity : int
+        The largest number of rows of a sequence.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._kept: dict[Hashable, tuple[Array, Array]] = {}
+
+    def extended(self, attention: Hashable, K: Array, V: Array, spans: Spans) -> tuple[Array, Array]:
+        """Add the rows of a pass; returns those of all passes.
+
+        Parameters
+        ----------
+        attention : object
+            Where the keys and values belong.
+        K, V : arrays, shape (B, J, T, d)
+            Those of the grid of `spans`. Rows after the end of a sequence are overwritten by later passes.
+        spans : Spans
+            Its offsets are the numbers of rows of earlier passes.
+
+        Returns
+        -------
+        K, V : views, shape (B, J, S, d)
+            Row p is that of position p. S is the length of the longest sequence.
+        """
+        B, J, T, d = K.shape
+        if attention not in self._kept:
+            self._kept[attention] = np.zeros((B, J, self.capacity, d), K.dtype), np.zeros((B, J, self.capacity, d), V.dtype)
+        offsets = np.zeros(B, np.intp) if spans.offsets is None else spans.offsets
+        sequence, position = np.arange(B)[:, np.newaxis], offsets[:, np.newaxis] + np.arange(T)  # (B, 1), (B, T)
+        S = int(offsets.max(initial=0)) + T
+        keys, values = self._kept[attention]
+        keys[sequence, :, position] = K.swapaxes(1, 2)  # (B, T, J, d)
+        values[sequence, :, position] = V.swapaxes(1, 2)
+        return keys[:, :, :S], values[:, :, :S]
+
+    def keep(self, sequences: Array) -> None:
+        """Forget all sequences but the given ones, which get the indices 0, 1, ..."""
+        self._kept = {attention: (K[sequences], V[sequences]) for attention, (K, V) in self._kept.items()}
 
 
 def mean_of_spans(x: Array, spans: Spans) -> Array:

@@ -1697,8 +1697,8 @@ MUTANTS = [
     Mutant(
         "a causal query sees the next key",
         "layers/attention.py",
-        "where=key > query[:, np.newaxis]",
-        "where=key > query[:, np.newaxis] + 1",
+        "where=key > query[..., np.newaxis]",
+        "where=key > query[..., np.newaxis] + 1",
         (ATTENTION,),
     ),
     Mutant(
@@ -1718,8 +1718,8 @@ MUTANTS = [
     Mutant(
         "positions count over the whole batch",
         "sequences.py",
-        "slots % T, slots",
-        "np.arange(len(slots)), slots",
+        "positions = slots % T",
+        "positions = np.arange(len(slots))",
         (SEQUENCES,),
     ),
     Mutant(

@@ -9,7 +9,7 @@ import numpy as np
 from .._typing import Array
 from .._validation import finite_float, float_dtype, positive_int
 from ..errors import ArgumentError, ArgumentOutOfRangeError
-from ..sequences import Spans
+from ..sequences import Past, Spans
 
 HIDDEN = -1e30
 """The score of a hidden key: its weight is exactly zero. It is finite, so no difference of scores is NaN."""
@@ -76,7 +76,7 @@ class AttentionCache(NamedTuple):
     V: Array
     """(B, J, T, d)."""
     P: Array
-    """(B, J, T·G, T): the weight of each key (last axis) for each query."""
+    """(B, J, T·G, T): the weight of each key (last axis) for each query. After a past, there are more keys than T."""
     spans: Spans
 
 
@@ -127,13 +127,18 @@ class Attention:
             raise ArgumentError(f"rotary must be a Rotary or None, got {rotary!r}")
         self.causal, self.rotary = causal, rotary
 
-    def apply(self, q: Array, k: Array, v: Array, spans: Spans) -> tuple[Array, AttentionCache]:
-        """``P = softmax(Q Kᵀ / √d + mask)``, ``C = P V``: q and c (N, H·d), k and v (N, J·d)."""
+    def apply(self, q: Array, k: Array, v: Array, spans: Spans, past: Past | None = None) -> tuple[Array, AttentionCache]:
+        """``P = softmax(Q Kᵀ / √d + mask)``, ``C = P V``: q and c (N, H·d), k and v (N, J·d).
+
+        With a past, K and V are those of all its rows and of the new ones; `vjp` is for passes without a past.
+        """
         H, J = self.heads, self.key_value_heads
         if self.rotary is not None:
             q, k = self.rotary.apply(q, spans.positions), self.rotary.apply(k, spans.positions)
         q = q * (q.shape[-1] // H) ** -0.5
         Q, K, V = self._by_head(q, H, spans), self._by_head(k, J, spans), self._by_head(v, J, spans)
+        if past is not None:
+            K, V = past.extended(self, K, V, spans)
         S = _times_transposed(Q, K)  # (B, J, T·G, d) @ (B, J, d, T) -> (B, J, T·G, T)
         P = _softmax(self._masked(S, spans))
         C = _times(P, V)  # (B, J, T·G, T) @ (B, J, T, d) -> (B, J, T·G, d)
@@ -162,10 +167,12 @@ class Attention:
 
     def _masked(self, S: Array, spans: Spans) -> Array:
         """Hide the keys after each query, or after the end of each sequence, in place."""
-        key = np.arange(spans.shape[1])
+        key = np.arange(S.shape[-1])
         if self.causal:  # this hides the padding from the rows of the sequence as well
-            query = key.repeat(self.heads // self.key_value_heads)
-            np.copyto(S, HIDDEN, where=key > query[:, np.newaxis])  # (T·G, T)
+            query = np.arange(spans.shape[1]).repeat(self.heads // self.key_value_heads)
+            if spans.offsets is not None:
+                query = query + spans.offsets.reshape(-1, 1, 1)  # (B, 1, T·G)
+            np.copyto(S, HIDDEN, where=key > query[..., np.newaxis])  # (T·G, T), or (B, 1, T·G, S)
         elif spans.slots is not None:
             np.copyto(S, HIDDEN, where=key >= spans.lengths.reshape(-1, 1, 1, 1))  # (B, 1, 1, T)
         return S

@@ -90,7 +90,7 @@ class AffineLayer(Layer):
         """A linear layer of the given arrays, in the layout of `weight`: not copied, so possibly memory-mapped."""
         layer = cls.__new__(cls)
         input_size, output_size = cls.in_layout(weight).shape
-        Layer.__init__(layer, input_size, output_size, weight.dtype)
+        Layer.__init__(layer, input_size, output_size, weight.real.dtype)  # complex in a complex step
         layer.activation, layer.regularization = identity, NO_REGULARIZATION
         layer.weight = weight
         layer._set_bias(bias)

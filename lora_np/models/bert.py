@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Self, TypeAlias, final
+from collections.abc import Mapping
+from typing import Any, Self, final
 
 import numpy as np
 
@@ -13,13 +13,12 @@ from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.activations import Activation, gelu_exact
 from ..layers.attention import Attention
-from ..layers.composite import Back, Call, Composite
+from ..layers.composite import Back, Call
 from ..layers.dense import FullyConnectedLayer
 from ..layers.embedding import Embedding
 from ..layers.normalization import LayerNorm
 from ..run import Run
-from ..sequences import Spans
-from .tokens import TokenModel
+from .transformer import Block, Make, Transformer
 
 Q, K, V, O = "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"  # noqa: E741
 NORM1, UP, DOWN, NORM2 = "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"
@@ -27,11 +26,8 @@ WORD, POSITION, TYPE = (f"embeddings.{name}_embeddings" for name in ("word", "po
 NORM = "embeddings.LayerNorm"
 
 
-Make: TypeAlias = Callable[[str, int, Any], Layer]
-
-
 @final
-class BertBlock(Composite):
+class BertBlock(Block):
     """``a = LN₁(x + O attend(Q x, K x, V x))``, ``y = LN₂(a + W f(U a))``: attention, then two dense layers.
 
     Parameters
@@ -52,17 +48,14 @@ class BertBlock(Composite):
     """
 
     def __init__(self, layers: Mapping[str, Layer], heads: int, activation: Activation = gelu_exact) -> None:
-        query = layers[Q]
-        super().__init__(layers, query.input_size, query.input_size, query.dtype)
-        self.attention = Attention(positive_int("heads", heads))
-        if query.output_size % heads:
-            raise ArgumentError(f"heads must divide the size {query.output_size}, got {heads}")
-        self.activation = activation
+        size = layers[Q].input_size
+        super().__init__(layers, size, Attention(positive_int("heads", heads)), activation)
+        if size % heads:
+            raise ArgumentError(f"heads must divide the size {size}, got {heads}")
 
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
         """``a = LN₁(x + O attend(Q x, K x, V x))``, ``y = LN₂(a + W f(U a))``."""
-        spans = Spans.of(np.array([len(x)])) if run.spans is None else run.spans  # rows alone are one sequence
-        c, attended = self.attention.apply(call(Q, x), call(K, x), call(V, x), spans)  # (N, D)
+        c, attended = self.attend(call(Q, x), call(K, x), call(V, x), run)  # (N, D)
         a = call(NORM1, x + call(O, c))
         h, slope = self.activation.value_and_slope(call(UP, a), slope=run.keep)  # (N, 4 D)
         return call(NORM2, a + call(DOWN, h)), (attended, slope)
@@ -76,20 +69,9 @@ class BertBlock(Composite):
         dq, dk, dv = self.attention.vjp(back(O, dr), attended)
         return dr + back(Q, dq) + back(K, dk) + back(V, dv)
 
-    def check_input(self, input: Any, *, copy: bool = False, name: str = "input") -> Array:
-        """Check that the input is rows, (N, D): of one sequence, if the block is used alone."""
-        x = super().check_input(input, copy=copy, name=name)
-        if x.ndim != 2:
-            raise ArgumentError(f"{name} must have shape (rows, {self.input_size}), got {x.shape}")
-        return x
-
-    def config(self) -> dict[str, Any]:
-        """The layers, the number of heads, the activation."""
-        return {"layers": dict(self.children()), "heads": self.attention.heads, "activation": self.activation}
-
 
 @final
-class BertModel(TokenModel):
+class BertModel(Transformer):
     """From token ids (B, T) to the hidden state of each token, (B, T, D), zero at padding.
 
     ``x₀ = LN(word[ids] + position[0, 1, ...] + type[0])``, then each `BertBlock` in turn. A sentence is a single segment,
@@ -97,11 +79,15 @@ class BertModel(TokenModel):
     checkpoints, whose names are those of the layers.
     """
 
+    checkpoint_name = "bert"
+
     def __init__(self, layers: Mapping[str, Layer]) -> None:
-        word, position = layers[WORD], layers[POSITION]
-        super().__init__(layers, word.input_size, word.output_size, word.dtype)
-        self.positions = position.input_size
-        self._blocks = [name for name in layers if name not in (WORD, POSITION, TYPE, NORM)]
+        super().__init__(layers, layers[POSITION].input_size)
+
+    @staticmethod
+    def indices(ids: Array, positions: Array) -> dict[str, Array]:
+        """The ids, their positions, and the type 0."""
+        return {WORD: ids, POSITION: positions, TYPE: np.zeros_like(ids)}
 
     @classmethod
     def new(cls, config: Mapping[str, Any], *, dtype: Any = np.float32, rng: RNG = None) -> Self:
@@ -126,33 +112,3 @@ class BertModel(TokenModel):
             block |= {DOWN: dense(f"{path}.{DOWN}", inner, D), NORM2: norm(f"{path}.{NORM2}", D, epsilon)}
             layers[path] = BertBlock(block, config["num_attention_heads"])
         return cls(layers)
-
-    def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
-        """``x₀ = LN(word + position + type)``, then the blocks."""
-        ids, rows = self.packed(x, run)
-        spans = rows.spans
-        assert spans is not None
-        y = call(WORD, ids, rows) + call(POSITION, spans.positions, rows) + call(TYPE, np.zeros_like(ids), rows)  # (N, D)
-        y = call(NORM, y, rows)
-        for name in self._blocks:
-            y = call(name, y, rows)
-        if run.spans is not None:
-            return y, None  # packed for the model that this one is inside of
-        return self.unpacked(y, spans, x.shape[1]), spans
-
-    def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
-        """The blocks in reverse, then the three embeddings, which have the same gradient."""
-        dy = dy if cache is None else self.unpacked_vjp(dy, cache)
-        for name in reversed(self._blocks):
-            dy = back(name, dy)
-        dy = back(NORM, dy)
-        for name in (TYPE, POSITION):
-            back(name, dy)
-        return back(WORD, dy)
-
-    def _details(self) -> dict[str, str]:
-        return {"bert.blocks": str(len(self._blocks)), "bert.positions": str(self.positions)}
-
-    def config(self) -> dict[str, Any]:
-        """The layers."""
-        return {"layers": dict(self.children())}

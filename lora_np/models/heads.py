@@ -16,6 +16,7 @@ from ..layers.dense import FullyConnectedLayer
 from ..run import Run
 from ..sequences import Spans, mean_of_spans, mean_of_spans_vjp
 from .tokens import TokenModel
+from .transformer import Transformer
 
 BODY, HEAD = "bert", "classifier"
 """The names of the children, as in Hugging Face's classifiers."""
@@ -26,7 +27,7 @@ class _OnEncoder(TokenModel):
 
     def __init__(self, layers: Mapping[str, Layer], output_size: int) -> None:
         encoder = layers[BODY]
-        if not isinstance(encoder, TokenModel) or isinstance(encoder, _OnEncoder):
+        if not isinstance(encoder, Transformer):
             raise ArgumentError(f"encoder must be a model of token ids without a head, such as BertModel, got {encoder!r}")
         super().__init__(layers, encoder.input_size, output_size, encoder.dtype)
         self.positions = encoder.positions
@@ -115,7 +116,7 @@ class TokenClassifier(_Classifier):
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
         """``y = encoder(ids) Wᵀ + b`` in the places of the tokens."""
         hidden, rows_run, spans = self.encoded(x, run, call)  # (N, D)
-        return self.unpacked(call(HEAD, hidden, rows_run), spans, x.shape[1]), spans  # (B, T, classes)
+        return self.unpacked(call(HEAD, hidden, rows_run), spans, x), spans  # (B, T, classes)
 
     def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
         """``dx = dy W``; padding has no effect."""

@@ -59,16 +59,18 @@ class TokenModel(Composite):
         return ids[present], run.over(Spans.of(present.sum(axis=1)))
 
     @staticmethod
-    def unpacked(rows: Array, spans: Spans, width: int) -> Array:
-        """The rows in the places of their tokens, (N, D) -> (B, width, D), zero at padding."""
+    def unpacked(rows: Array, spans: Spans, x: Array) -> Array:
+        """The rows in the places of their ids in x, (N, D) -> (B, T, D), zero at padding; as they are if x is packed."""
+        if x.ndim == 1:
+            return rows
         grid = spans.grid(rows)
-        more = width - grid.shape[1]
+        more = x.shape[1] - grid.shape[1]
         return np.pad(grid, ((0, 0), (0, more), (0, 0))) if more else grid
 
     @staticmethod
     def unpacked_vjp(dy: Array, spans: Spans) -> Array:
-        """The gradient of the rows, (B, width, D) -> (N, D); that of padding has no effect."""
-        return spans.rows(dy[:, : spans.shape[1]])
+        """The gradient of the rows, (B, T, D) -> (N, D); that of padding has no effect."""
+        return dy if dy.ndim == 2 else spans.rows(dy[:, : spans.shape[1]])
 
     def _output_shape(self, x: Array) -> tuple[int, ...]:
         return (*x.shape, self.output_size)
