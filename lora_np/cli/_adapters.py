@@ -3,8 +3,9 @@
 import argparse
 import contextlib
 import os
+import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..errors import ArgumentError, FormatError, InvalidOperationError, NotSuppo
 from ..factors.weights import AdapterWeights, extract
 from ..io import kohya, mlx, npz, peft
 from ..io.safetensors import SafetensorsFile
-from ._text import natural
+from ._text import natural, printable
 
 DEFAULT = "default"
 """PEFT's name for the adapter in the folder itself."""
@@ -60,9 +61,11 @@ class Adapters:
         return self.names[0]
 
     def read(self, name: str) -> AdapterWeights:
-        """Load an adapter; the layers of a file are sorted by path."""
+        """Load an adapter; the layers of a file are sorted by path. Dropped tensors are named on standard error."""
         with naming(self.path):
             weights = self.load(name)
+        for key in weights.dropped:
+            print(f"lora-np: {printable(self.path)}: dropped {printable(key)}", file=sys.stderr)
         if self.model is not None:
             return weights
         return replace(weights, layers={path: weights.layers[path] for path in sorted(weights.layers, key=natural)})
@@ -74,12 +77,12 @@ def naming(source: str) -> Iterator[None]:
     try:
         yield
     except (ArgumentError, InvalidOperationError, NotSupportedError) as error:
-        text = str(error).replace("strict=False", "--lenient")
+        text = str(error).replace("drop=", "--drop ")
         named = text.startswith((f"{source}:", f"{source} ", os.path.join(source, "")))
         raise type(error)(text if named else f"{source}: {text}") from error
 
 
-def find_adapters(path: str, *, strict: bool = True) -> Adapters | None:
+def find_adapters(path: str, *, drop: Sequence[str] = ()) -> Adapters | None:
     """The adapters in a file or folder, or None if there are none.
 
     Raises
@@ -97,11 +100,11 @@ def find_adapters(path: str, *, strict: bool = True) -> Adapters | None:
         path = folder or os.curdir  # the weights alone do not determine the scaling
     with naming(path):
         if os.path.isdir(path):
-            return _mlx(path, strict) if os.path.isfile(os.path.join(path, mlx.WEIGHTS)) else _peft(path, strict)
-        return _npz(path) if zipfile.is_zipfile(path) else _kohya(path, strict)
+            return _mlx(path, drop) if os.path.isfile(os.path.join(path, mlx.WEIGHTS)) else _peft(path, drop)
+        return _npz(path) if zipfile.is_zipfile(path) else _kohya(path, drop)
 
 
-def require_adapters(path: str, *, strict: bool = True) -> Adapters:
+def require_adapters(path: str, *, drop: Sequence[str] = ()) -> Adapters:
     """The adapters in a file or folder.
 
     Raises
@@ -109,13 +112,13 @@ def require_adapters(path: str, *, strict: bool = True) -> Adapters:
     FormatError
         If there are none, or as in `find_adapters`.
     """
-    found = find_adapters(path, strict=strict)
+    found = find_adapters(path, drop=drop)
     if found is None:
         raise FormatError(f"{path}: no adapter found; {EXPECTED}")
     return found
 
 
-def load_adapter(path: str, *, task: str | None = None, strict: bool = True) -> AdapterWeights:
+def load_adapter(path: str, *, task: str | None = None, drop: Sequence[str] = ()) -> AdapterWeights:
     """Load one adapter from a file or folder.
 
     Parameters
@@ -124,8 +127,8 @@ def load_adapter(path: str, *, task: str | None = None, strict: bool = True) -> 
         A PEFT folder, an mlx-lm folder, a kohya file, or a lora_np npz file with a model that has adapters.
     task : str, optional
         A task of MultiLoRA or a named adapter of PEFT. Required if there are several adapters and none is PEFT's "default".
-    strict : bool, default True
-        If True, raise for keys that are not LoRA factors; if False, ignore them.
+    drop : sequence of str, optional
+        Shell patterns of names of tensors to leave out; they are named on standard error.
 
     Raises
     ------
@@ -136,13 +139,13 @@ def load_adapter(path: str, *, task: str | None = None, strict: bool = True) -> 
     NotSupportedError
         If the adapter is not a pair of trained factors for each matrix.
     """
-    found = require_adapters(path, strict=strict)
+    found = require_adapters(path, drop=drop)
     return found.read(found.choose(task))
 
 
 def load_from_options(path: str, options: argparse.Namespace) -> AdapterWeights:
-    """Load one adapter with the options ``--task`` and ``--lenient``."""
-    return load_adapter(path, task=options.task, strict=options.strict)
+    """Load one adapter with the options ``--task`` and ``--drop``."""
+    return load_adapter(path, task=options.task, drop=options.drop)
 
 
 def at_rank(weights: AdapterWeights, rank: int | None, source: str) -> AdapterWeights:
@@ -161,10 +164,15 @@ def base_config(*sources: AdapterWeights) -> dict[str, Any]:
     }
 
 
+def dropped(*sources: AdapterWeights) -> list[str]:
+    """The tensors that ``--drop`` has left out, by name."""
+    return list(dict.fromkeys(key for source in sources for key in source.dropped))
+
+
 # ---------------------------------------------------------------- one function for each format
 
 
-def _peft(folder: str, strict: bool) -> Adapters | None:
+def _peft(folder: str, drop: Sequence[str]) -> Adapters | None:
     try:
         folders = peft.peft_adapters(folder)
     except FormatError:
@@ -173,15 +181,15 @@ def _peft(folder: str, strict: bool) -> Adapters | None:
         folders = {UNNAMED: folder}
     kind = "PEFT adapter" if UNNAMED in folders else "PEFT adapters"
     files = {name: os.path.join(place, peft.WEIGHTS) for name, place in folders.items()}
-    return Adapters(folder, kind, tuple(folders), lambda name: peft.load_peft(folders[name], strict=strict), files)
+    return Adapters(folder, kind, tuple(folders), lambda name: peft.load_peft(folders[name], drop=drop), files)
 
 
-def _mlx(folder: str, strict: bool) -> Adapters:
+def _mlx(folder: str, drop: Sequence[str]) -> Adapters:
     files = {UNNAMED: os.path.join(folder, mlx.WEIGHTS)}
-    return Adapters(folder, "mlx-lm adapter", (UNNAMED,), lambda _: mlx.load_mlx(folder, strict=strict), files)
+    return Adapters(folder, "mlx-lm adapter", (UNNAMED,), lambda _: mlx.load_mlx(folder, drop=drop), files)
 
 
-def _kohya(file: str, strict: bool) -> Adapters | None:
+def _kohya(file: str, drop: Sequence[str]) -> Adapters | None:
     try:
         with SafetensorsFile(file) as tensors:
             found = any(key.endswith(".lora_down.weight") for key in tensors)
@@ -191,7 +199,7 @@ def _kohya(file: str, strict: bool) -> Adapters | None:
         raise FormatError(f"{file}: unsupported format; {EXPECTED}; pickle files are never loaded") from error
     if not found:
         return None
-    return Adapters(file, "kohya adapter", (UNNAMED,), lambda _: kohya.load_kohya(file, strict=strict), {UNNAMED: file})
+    return Adapters(file, "kohya adapter", (UNNAMED,), lambda _: kohya.load_kohya(file, drop=drop), {UNNAMED: file})
 
 
 def _npz(file: str) -> Adapters:

@@ -15,13 +15,14 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_lenient(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--lenient``, which sets `strict` to False."""
+def add_drop(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--drop``."""
     parser.add_argument(
-        "--lenient",
-        dest="strict",
-        action="store_false",
-        help="ignore keys that are not LoRA factors instead of rejecting the file",
+        "--drop",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out the tensors of an adapter file whose names match a shell pattern such as '*.bias'; can be repeated",
     )
 
 

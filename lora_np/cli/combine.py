@@ -11,9 +11,9 @@ from ..factors.surgery import combine
 from ..factors.weights import AdapterWeights
 from ..io.peft import save_peft
 from ..terminal.table import table
-from ._adapters import base_config, load_from_options, naming
+from ._adapters import base_config, dropped, load_from_options, naming
 from ._layers import frobenius, in_dtypes_of, in_float64, spectra
-from ._options import ADAPTER, add_lenient, add_task, finite, positive
+from ._options import ADAPTER, add_drop, add_task, finite, positive
 from ._output import add_output, new_output
 from ._text import counted, number, printable
 from .verb import Verb, add_json, print_json
@@ -38,7 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rank", type=positive, metavar="R", help="the rank of the result (default: enough for the exact sum)"
     )
     add_task(parser)
-    add_lenient(parser)
+    add_drop(parser)
     add_json(parser)
     parser.set_defaults(usage_error=parser.error)
 
@@ -66,7 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
             {"path": path, "ranks": ranks, "rank": layer.rank, "norm": norm, "error": error, "relative": relative}
         )
     if arguments.json:
-        print_json({"adapters": paths, "weights": arguments.weights, "output": arguments.output, "layers": layers})
+        values = {"adapters": paths, "weights": arguments.weights, "output": arguments.output}
+        print_json(values | {"dropped": dropped(*sources), "layers": layers})
     else:
         print(_text(layers))
         print(f"\n{printable(arguments.output)}: {counted(len(layers), 'layer')}")

@@ -5,9 +5,9 @@ import os
 
 from ..io.peft import save_peft
 from ..terminal.table import table
-from ._adapters import DEFAULT, UNNAMED, at_rank, base_config, naming, require_adapters
+from ._adapters import DEFAULT, UNNAMED, at_rank, base_config, dropped, naming, require_adapters
 from ._layers import HEADER, summary, summary_cells
-from ._options import ADAPTER, add_lenient, add_task, positive
+from ._options import ADAPTER, add_drop, add_task, positive
 from ._output import add_output, new_output
 from ._text import counted, printable
 from .verb import Verb, add_json, print_json
@@ -24,12 +24,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "DyLoRA settings in the metadata)",
     )
     add_task(parser)
-    add_lenient(parser)
+    add_drop(parser)
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    found = require_adapters(arguments.input, strict=arguments.strict)
+    found = require_adapters(arguments.input, drop=arguments.drop)
     if arguments.task is None:
         adapters = {name: found.read(name) for name in found.names}
     else:
@@ -45,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 save_peft(folder, weights, config=base_config(weights))
     reports = {name: [summary(*item) for item in weights.layers.items()] for name, weights in adapters.items()}
     if arguments.json:
-        values = [{"name": name, "layers": layers} for name, layers in reports.items()]
+        values = [{"name": name, "layers": layers, "dropped": dropped(adapters[name])} for name, layers in reports.items()]
         print_json({"input": arguments.input, "kind": found.kind, "output": arguments.output, "adapters": values})
         return 0
     for name, layers in reports.items():

@@ -9,9 +9,9 @@ from .._typing import Array
 from ..factors.weights import AdapterWeights
 from ..layers.lora import LoRALayer
 from ..terminal.table import table
-from ._adapters import at_rank, load_from_options
+from ._adapters import at_rank, dropped, load_from_options
 from ._layers import cast, frobenius, singular_values
-from ._options import ADAPTER, add_lenient, add_task, positive, tolerance
+from ._options import ADAPTER, add_drop, add_task, positive, tolerance
 from ._text import counted, number, plain, printable
 from .verb import Verb, add_json, print_json
 
@@ -144,7 +144,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare DyLoRA layers as plain LoRA at this active rank (default: at every active rank)",
     )
     add_task(parser)
-    add_lenient(parser)
+    add_drop(parser)
     add_json(parser)
 
 
@@ -155,6 +155,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         layers = [asdict(one) | {"same": one.within(arguments.tolerance)} for one in found]
         values = {"first": arguments.first, "second": arguments.second, "tolerance": arguments.tolerance}
+        values["dropped"] = dropped(first, second)
         print_json(plain(values | {"same": not different, "layers": layers}))
     else:
         print(_text(found, arguments.tolerance))

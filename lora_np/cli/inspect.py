@@ -15,9 +15,9 @@ from ..io.merge import INDEX, SINGLE, checkpoint_files
 from ..io.safetensors import SafetensorsFile
 from ..layers.lora import LoRALayer
 from ..terminal.table import table
-from ._adapters import EXPECTED, Adapters, find_adapters
+from ._adapters import EXPECTED, Adapters, dropped, find_adapters
 from ._layers import HEADER, frobenius, singular_values, summary, summary_cells
-from ._options import ADAPTER, add_lenient
+from ._options import ADAPTER, add_drop
 from ._output import new_output
 from ._plot import draw_spectra, figure_format
 from ._text import counted, natural, number, plain, printable, share
@@ -67,6 +67,7 @@ def adapter_report(name: str, adapters: Adapters) -> Report:
         "parameters": weights.parameter_count,
         "bytes": size,
         "dtypes": sorted(dtypes),
+        "dropped": dropped(weights),
         "layers": [layer_report(path, layer, weights) for path, layer in weights.layers.items()],
     }
 
@@ -173,14 +174,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=figure_format,
         help="plot the singular values to a .png or .svg file, which is overwritten",
     )
-    add_lenient(parser)
+    add_drop(parser)
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     path = os.path.normpath(arguments.path)
     is_index = path.endswith(".json")
-    adapters = None if is_index else find_adapters(path, strict=arguments.strict)
+    adapters = None if is_index else find_adapters(path, drop=arguments.drop)
     if adapters is None:
         return _inspect_tensors(path, arguments)
     reports = [adapter_report(name, adapters) for name in adapters.names]

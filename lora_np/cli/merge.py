@@ -12,8 +12,8 @@ from ..errors import ArgumentError, FormatError
 from ..factors.weights import AdapterWeights
 from ..io.merge import INDEX, SINGLE, MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
 from ..terminal.table import table
-from ._adapters import at_rank, load_from_options
-from ._options import ADAPTER, add_lenient, add_task, positive
+from ._adapters import at_rank, dropped, load_from_options
+from ._options import ADAPTER, add_drop, add_task, positive
 from ._output import add_output, new_output
 from ._text import counted, plain, printable
 from .verb import Verb, add_json, print_json
@@ -51,7 +51,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rank", type=positive, metavar="R", help="the active rank of DyLoRA layers (default: the deployment rank of each)"
     )
     add_task(parser)
-    add_lenient(parser)
+    add_drop(parser)
     add_json(parser)
 
 
@@ -76,7 +76,8 @@ def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
             merged = verify_checkpoint(base, adapter, place, subtract=subtract, fan_in_fan_out=transposed)
             _check_errors(merged, adapter, output)
     if arguments.json:
-        print_json({"base": arguments.base, "adapter": arguments.adapter, "output": output, "tensors": _values(merged)})
+        values = {"base": arguments.base, "adapter": arguments.adapter, "output": output, "dropped": dropped(adapter)}
+        print_json(values | {"tensors": _values(merged)})
     else:
         print(_text(merged, several=len(files) > 1))
         print(f"\n{output}: {counted(len(merged), 'tensor')} changed{', all verified' if arguments.verify else ''}")

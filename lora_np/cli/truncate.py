@@ -6,9 +6,9 @@ from typing import Any
 from ..factors.surgery import retained_energy, truncate
 from ..io.peft import save_peft
 from ..terminal.table import table
-from ._adapters import base_config, load_from_options, naming
+from ._adapters import base_config, dropped, load_from_options, naming
 from ._layers import in_dtypes_of, in_float64, spectra
-from ._options import ADAPTER, add_lenient, add_task, fraction, positive
+from ._options import ADAPTER, add_drop, add_task, fraction, positive
 from ._output import add_output, new_output
 from ._text import counted, printable, share
 from .verb import Verb, add_json, print_json
@@ -30,7 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the fraction of the squared Frobenius norm to keep, in (0, 1]; each layer gets the smallest sufficient rank",
     )
     add_task(parser)
-    add_lenient(parser)
+    add_drop(parser)
     add_json(parser)
 
 
@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
     ]
     before, after = weights.parameter_count, smaller.parameter_count
     if arguments.json:
-        values = {"adapter": arguments.adapter, "output": arguments.output, "layers": layers}
+        values = {"adapter": arguments.adapter, "output": arguments.output, "dropped": dropped(weights), "layers": layers}
         print_json(values | {"parameters_before": before, "parameters": after})
         return 0
     rows = [

@@ -1,10 +1,10 @@
-"""Adapters without their base: the low-rank layers of a file or model, keyed by the path of the adapted layer."""
+"""Adapters without their base: low-rank changes by the path of the adapted layer, and the tensors that replace others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from .._typing import Array
 from ..adapters.base import LoRAAdapterBase
@@ -13,38 +13,67 @@ from ..adapters.dylora import DyLoRAAdapter, at_rank
 from ..adapters.multilora import MultiLoRAAdapter
 from ..base import Layer
 from ..errors import ArgumentError, NotSupportedError
+from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
 from .settings import DyLoRASettings
+
+
+class Rows(NamedTuple):
+    """Rows of a table that replace those of the base."""
+
+    indices: Array
+    """The row numbers, shape (n,), all different."""
+    values: Array
+    """The rows, shape (n, columns)."""
 
 
 @final
 @dataclass(frozen=True)
 class AdapterWeights:
-    """Low-rank layers, keyed by the path of the adapted layer.
+    """What an adapter does to a base, tensor by tensor: replace it, replace some of its rows, add a low-rank change.
+
+    Tensors of the base have their names in a checkpoint, such as ``classifier.weight``, and PyTorch's layout: the weight of
+    a dense layer is (output_size, input_size). A change is added to what a replacement has put there.
 
     Parameters
     ----------
     layers : mapping of str to LoRALayer
+        The low-rank change ``s A B`` of the weight of the layer at each path, the tensor ``<path>.weight``.
     magnitudes : mapping of str to array, optional
         For layers adapted by DoRA: the magnitude m, shape (output_size,).
     nested : mapping of str to DyLoRASettings, optional
         For layers of a DyLoRAAdapter: its settings.
     config : mapping, optional
         The configuration of the file, unchanged.
+    whole : mapping of str to array, optional
+        Tensors that replace those of the base, such as a trained head, or that the base lacks, by name.
+    rows : mapping of str to Rows, optional
+        Rows that replace those of the base, such as the embeddings of new tokens, by the name of the tensor.
+    biases : mapping of str to array, optional
+        The change of the bias, ``b + s c``, by the path of a layer with a low-rank change: c, shape (output_size,).
+    embeddings : set of str, optional
+        The paths in `layers` of embeddings: their weight is a table (input_size, output_size), as the change ``s A B`` is.
+    dropped : sequence of str, optional
+        The names of the tensors that a reader has left out as asked.
 
     Raises
     ------
     ArgumentError
-        If `magnitudes` or `nested` has a path that is not in `layers`.
+        If `magnitudes`, `nested`, `biases` or `embeddings` has a path that is not in `layers`.
     """
 
     layers: Mapping[str, LoRALayer]
     magnitudes: Mapping[str, Array] = field(default_factory=dict)
     nested: Mapping[str, DyLoRASettings] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    whole: Mapping[str, Array] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    biases: Mapping[str, Array] = field(default_factory=dict)
+    embeddings: frozenset[str] = frozenset()
+    dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for kind in ("magnitudes", "nested"):
+        for kind in ("magnitudes", "nested", "biases", "embeddings"):
             unknown = [path for path in getattr(self, kind) if path not in self.layers]
             if unknown:
                 raise ArgumentError(f"paths of {kind} must be paths of layers, got {unknown[0]!r}")
@@ -84,13 +113,13 @@ class AdapterWeights:
     @property
     def parameter_count(self) -> int:
         """The number of parameters."""
-        return sum(layer.parameter_count for layer in self.layers.values()) + sum(
-            magnitude.size for magnitude in self.magnitudes.values()
-        )
+        arrays = [*self.magnitudes.values(), *self.whole.values(), *self.biases.values()]
+        arrays += [rows.values for rows in self.rows.values()]
+        return sum(layer.parameter_count for layer in self.layers.values()) + sum(array.size for array in arrays)
 
 
 def extract(model: Layer, *, task: str | None = None, rank: int | None = None) -> AdapterWeights:
-    """Copy the low-rank layers of a model's adapters.
+    """Copy everything that trains in a model with adapters: their low-rank layers, and the other arrays as whole tensors.
 
     Parameters
     ----------
@@ -102,6 +131,12 @@ def extract(model: Layer, *, task: str | None = None, rank: int | None = None) -
         The active rank at which each DyLoRAAdapter is extracted, as a plain adapter. By default it is extracted at its full
         rank, with its settings.
 
+    Returns
+    -------
+    AdapterWeights
+        A layer that trains besides the adapters, such as a new head, is in `whole` with all of its arrays; if only its bias
+        trains, with its bias. The base of an adapter is there with the arrays that train.
+
     Raises
     ------
     ArgumentError
@@ -109,13 +144,47 @@ def extract(model: Layer, *, task: str | None = None, rank: int | None = None) -
     NotSupportedError
         If the branch of an adapter is not a pair of trained factors.
     """
-    return _extracted(_adapters(model), task, rank)
+    return _extracted(_adapters(model), trained_tensors(model), task, rank)
 
 
 def extract_tasks(model: Layer, tasks: Iterable[str], *, rank: int | None = None) -> dict[str, AdapterWeights]:
     """The result of `extract` for each task, with a single walk through the model."""
-    adapters = _adapters(model)
-    return {task: _extracted(adapters, task, rank) for task in tasks}
+    adapters, whole = _adapters(model), trained_tensors(model)
+    return {task: _extracted(adapters, whole, task, rank) for task in tasks}
+
+
+def trained_tensors(layer: Layer, path: str = "") -> dict[str, Array]:
+    """Copies of the arrays that train outside the branches of adapters, by name and in PyTorch's layout; see `extract`."""
+    if isinstance(layer, LoRAAdapterBase):
+        if layer.is_base_layer_frozen:
+            return {}
+        base = layer.base_layer
+        return _copies(base, path, _trained(base)) if isinstance(base, AffineLayer) else trained_tensors(base, path)
+    trained = _trained(layer)
+    found = _copies(layer, path, trained if trained in ([], ["bias"]) else layer.parameter_names)
+    for name, child in layer.children().items():
+        if name not in layer.frozen:
+            found |= trained_tensors(child, _join(path, name))
+    return found
+
+
+def _trained(layer: Layer) -> list[str]:
+    return [name for name in layer.parameter_names if name not in layer.frozen]
+
+
+def _copies(layer: Layer, path: str, names: Iterable[str]) -> dict[str, Array]:
+    return {_join(path, name): in_torch_layout(layer, name, getattr(layer, name)).copy() for name in names}
+
+
+def in_torch_layout(layer: Layer, name: str, array: Array) -> Array:
+    """An array of a layer in PyTorch's layout, or back: the function is its own inverse."""
+    if isinstance(layer, AffineLayer) and name == "weight":
+        return layer.in_layout(array).T  # (out, in)
+    return array
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _adapters(model: Layer) -> dict[str, LoRAAdapterBase]:
@@ -125,7 +194,9 @@ def _adapters(model: Layer) -> dict[str, LoRAAdapterBase]:
     return adapters
 
 
-def _extracted(adapters: Mapping[str, LoRAAdapterBase], task: str | None, rank: int | None) -> AdapterWeights:
+def _extracted(
+    adapters: Mapping[str, LoRAAdapterBase], whole: Mapping[str, Array], task: str | None, rank: int | None
+) -> AdapterWeights:
     layers: dict[str, LoRALayer] = {}
     magnitudes: dict[str, Array] = {}
     nested: dict[str, DyLoRASettings] = {}
@@ -143,4 +214,4 @@ def _extracted(adapters: Mapping[str, LoRAAdapterBase], task: str | None, rank: 
         if isinstance(adapter, DoRAAdapter):
             magnitudes[path] = adapter.magnitude.copy()
         layers[path] = layer.clone()
-    return AdapterWeights(layers, magnitudes, nested)
+    return AdapterWeights(layers, magnitudes, nested, whole=whole)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -13,29 +14,68 @@ from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..layers.lora import LoRALayer
 from .safetensors import SafetensorsFile
 
+PREFIX = "base_model.model."
+"""The beginning of all names in a PEFT file."""
 
-def factors_by_path(
-    file: str | os.PathLike[str], pattern: re.Pattern[str], strict: bool
-) -> tuple[dict[str, dict[str, Array]], dict[str, str]]:
-    """Read the tensors of a file, by layer path and kind (the two groups of `pattern`), and its metadata.
 
-    Float64 tensors stay float64; all others become float32. If `strict`, raise for keys that do not match the pattern;
-    otherwise, ignore them.
+class AdapterFile:
+    """The tensors of an adapter file. A reader takes them; a tensor that is neither taken nor dropped is an error.
+
+    Float64 tensors stay float64, other floating-point tensors become float32, and all others keep their dtype.
+
+    Parameters
+    ----------
+    file : path
+    drop : iterable of str
+        Shell patterns (``*``, ``?``, ``[...]``) of the names of tensors to leave out, for the whole name or the part after
+        ``base_model.model.``.
+
+    Raises
+    ------
+    FormatError
+        If the file is damaged.
     """
-    label = os.fspath(file)
-    parts: dict[str, dict[str, Array]] = {}
-    with SafetensorsFile(file) as tensors:
-        for key, tensor in tensors.items():
-            match = pattern.fullmatch(key)
-            if match:
-                dtype = np.float64 if tensor.dtype == np.float64 else np.float32
-                parts.setdefault(match[1], {})[match[2]] = np.array(tensor, dtype)
-            elif strict:
-                raise FormatError(f"{label}: unexpected key {key!r}: not a LoRA factor; strict=False ignores such keys")
-        metadata = tensors.metadata
+
+    def __init__(self, file: str | os.PathLike[str], drop: Iterable[str] = ()) -> None:
+        self.label = os.fspath(file)
+        with SafetensorsFile(file) as stored:
+            patterns = (drop,) if isinstance(drop, str) else tuple(drop)
+            self.dropped = tuple(key for key in stored if _matches(key, patterns))
+            self._tensors = {key: _own(tensor) for key, tensor in stored.items() if key not in self.dropped}
+            self.metadata = stored.metadata
+
+    def take(self, pattern: re.Pattern[str]) -> dict[str, dict[str, Array]]:
+        """The tensors whose names match, by the two groups of the pattern: layer path and kind."""
+        parts: dict[str, dict[str, Array]] = {}
+        for key in list(self._tensors):
+            if match := pattern.fullmatch(key):
+                parts.setdefault(match[1], {})[match[2]] = self._tensors.pop(key)
+        return parts
+
+    def check_all_taken(self) -> None:
+        """Raise FormatError if a tensor is left."""
+        for key in self._tensors:
+            raise FormatError(f"{self.label}: unexpected key {key!r}: not a LoRA factor; drop={key!r} would leave it out")
+
+
+def factors_by_path(file: AdapterFile, pattern: re.Pattern[str]) -> dict[str, dict[str, Array]]:
+    """All tensors of a file, which must match `pattern`, as in `AdapterFile.take`."""
+    parts = file.take(pattern)
+    file.check_all_taken()
     if not parts:
-        raise FormatError(f"{label}: contains no LoRA factors")
-    return parts, metadata
+        raise FormatError(f"{file.label}: contains no LoRA factors")
+    return parts
+
+
+def _matches(key: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in (key, key.removeprefix(PREFIX)))
+
+
+def _own(tensor: Array) -> Array:
+    """A copy; only of factors and other trained tensors, which are small compared to a base."""
+    if tensor.dtype.kind != "f":
+        return np.array(tensor)
+    return np.array(tensor, np.float64 if tensor.dtype == np.float64 else np.float32)
 
 
 def layer_of(A: Array, B: Array, alpha: object, where: str, *, scaling: str = "max") -> LoRALayer:

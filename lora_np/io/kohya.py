@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 
 from ..errors import FormatError
 from ..factors.weights import AdapterWeights
-from ._factors import factors_by_path, layer_of, matrix
+from ._factors import AdapterFile, factors_by_path, layer_of, matrix
 
 KEY = re.compile(r"(.+)\.(lora_down\.weight|lora_up\.weight|alpha)")
 
 
-def load_kohya(file: str | os.PathLike[str], *, strict: bool = True) -> AdapterWeights:
+def load_kohya(file: str | os.PathLike[str], *, drop: Iterable[str] = ()) -> AdapterWeights:
     """Load the low-rank layers of a kohya file, keyed by the module names of the file (underscores instead of dots).
 
     Parameters
@@ -20,8 +21,9 @@ def load_kohya(file: str | os.PathLike[str], *, strict: bool = True) -> AdapterW
     file : path
         A file with ``<module>.lora_down.weight`` (r, d_in), ``<module>.lora_up.weight`` (d_out, r) and, optionally,
         ``<module>.alpha``, a scalar that defaults to the rank.
-    strict : bool, default True
-        If True, raise for keys of any other form; if False, ignore them.
+    drop : iterable of str, optional
+        Shell patterns of names of tensors to leave out, which `AdapterWeights.dropped` then lists. Any other tensor that is
+        not understood is an error.
 
     Raises
     ------
@@ -30,13 +32,12 @@ def load_kohya(file: str | os.PathLike[str], *, strict: bool = True) -> AdapterW
     NotSupportedError
         If a factor belongs to a convolution.
     """
-    parts, _ = factors_by_path(file, KEY, strict)
-    layers = {}
-    for path, factors in parts.items():
+    stored, layers = AdapterFile(file, drop), {}
+    for path, factors in factors_by_path(stored, KEY).items():
         where = f"{os.fspath(file)}: {path}"
         A, B = matrix(factors, "lora_down.weight", where).T, matrix(factors, "lora_up.weight", where).T
         if "alpha" in factors and factors["alpha"].size != 1:
             raise FormatError(f"{where}.alpha must be one number, got shape {factors['alpha'].shape}")
         alpha = factors["alpha"].item() if "alpha" in factors else A.shape[1]
         layers[path] = layer_of(A, B, alpha, where)
-    return AdapterWeights(layers)
+    return AdapterWeights(layers, dropped=stored.dropped)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 
 from ..errors import FormatError
 from ..factors.weights import AdapterWeights
-from ._factors import factors_by_path, layer_of, magnitude, matrix
+from ._factors import AdapterFile, factors_by_path, layer_of, magnitude, matrix
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapters.safetensors"
 KEY = re.compile(r"(.+)\.(lora_a|lora_b|m)")
 
 
-def load_mlx(folder: str | os.PathLike[str], *, strict: bool = True) -> AdapterWeights:
+def load_mlx(folder: str | os.PathLike[str], *, drop: Iterable[str] = ()) -> AdapterWeights:
     """Load the low-rank layers of an mlx-lm adapter.
 
     Parameters
@@ -23,8 +24,9 @@ def load_mlx(folder: str | os.PathLike[str], *, strict: bool = True) -> AdapterW
     folder : path
         A folder with adapter_config.json, whose ``lora_parameters.scale`` is the factor s itself, and adapters.safetensors,
         which contains ``<path>.lora_a`` (d_in, r) and ``<path>.lora_b`` (r, d_out), and for DoRA ``<path>.m`` (d_out,).
-    strict : bool, default True
-        If True, raise for keys of any other form; if False, ignore them.
+    drop : iterable of str, optional
+        Shell patterns of names of tensors to leave out, which `AdapterWeights.dropped` then lists. Any other tensor that is
+        not understood is an error.
 
     Raises
     ------
@@ -39,15 +41,14 @@ def load_mlx(folder: str | os.PathLike[str], *, strict: bool = True) -> AdapterW
     file = os.path.join(root, WEIGHTS)
     if not os.path.isfile(file):
         raise FormatError(f"{root}: {WEIGHTS} not found")
-    parts, _ = factors_by_path(file, KEY, strict)
-    layers, magnitudes = {}, {}
-    for path, factors in parts.items():
+    stored, layers, magnitudes = AdapterFile(file, drop), {}, {}
+    for path, factors in factors_by_path(stored, KEY).items():
         where = f"{file}: {path}"
         A, B = matrix(factors, "lora_a", where), matrix(factors, "lora_b", where)
         layers[path] = layer_of(A, B, scale * A.shape[1], where)
         if "m" in factors:
             magnitudes[path] = magnitude(factors, "m", layers[path], where)
-    return AdapterWeights(layers, magnitudes)
+    return AdapterWeights(layers, magnitudes, dropped=stored.dropped)
 
 
 def _scale(file: str) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .._archive import atomic_file
@@ -26,13 +26,12 @@ from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
 from ..models.adapting import Factory, apply_adapters
 from ..models.finding import find, has_multi_lora_adapters
-from ._factors import factors_by_path, layer_of, magnitude, matrix
+from ._factors import PREFIX, AdapterFile, factors_by_path, layer_of, magnitude, matrix
 from ._peft_config import alpha_of, config_of, is_target, rank_of, read_config
 from .safetensors import save_safetensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
 KEY = re.compile(rf"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|{MAGNITUDE})")
 
@@ -62,16 +61,16 @@ def peft_adapters(folder: Path) -> dict[str, str]:
     return found
 
 
-def load_peft(folder: Path, *, strict: bool = True) -> AdapterWeights:
+def load_peft(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     """The low-rank layers of one PEFT adapter.
 
     Parameters
     ----------
     folder : path
         The folder that contains adapter_config.json and adapter_model.safetensors.
-    strict : bool, default True
-        If True, raise for keys that are not LoRA factors or that the configuration does not target; if False, ignore them.
-        A missing factor and a wrong shape are always errors.
+    drop : iterable of str, optional
+        Shell patterns of names of tensors to leave out, which `AdapterWeights.dropped` then lists. Any other tensor that is
+        not understood, or that the configuration does not name, is an error.
 
     Returns
     -------
@@ -96,12 +95,13 @@ def load_peft(folder: Path, *, strict: bool = True) -> AdapterWeights:
         if os.path.isfile(os.path.join(root, "adapter_model.bin")):
             raise NotSupportedError(f"{root}: adapter_model.bin is a pickle, which can execute any code, so it is not read")
         raise FormatError(f"{root}: contains no {WEIGHTS}")
-    parts, metadata = factors_by_path(file, KEY, strict)
-    settings = _settings(metadata, file)
+    stored = AdapterFile(file, drop)
+    parts = factors_by_path(stored, KEY)
+    settings = _settings(stored.metadata, file)
     layers, magnitudes, nested = {}, {}, {}
     for path, factors in parts.items():
         where = f"{file}: {PREFIX}{path}"
-        if strict and not is_target(config, path):
+        if not is_target(config, path):
             raise FormatError(f"{where}: target_modules of {CONFIG} does not name it")
         layers[path] = _layer(factors, path, config, settings.get(path), where)
         if path in settings:
@@ -110,7 +110,7 @@ def load_peft(folder: Path, *, strict: bool = True) -> AdapterWeights:
             raise FormatError(f"{where}.{MAGNITUDE} must be there if and only if use_dora is true")
         if MAGNITUDE in factors:
             magnitudes[path] = magnitude(factors, MAGNITUDE, layers[path], where)
-    return AdapterWeights(layers, magnitudes, nested, config)
+    return AdapterWeights(layers, magnitudes, nested, config, dropped=stored.dropped)
 
 
 def _layer(
@@ -148,7 +148,7 @@ def _settings(metadata: Mapping[str, str], file: str) -> dict[str, DyLoRASetting
 # ---------------------------------------------------------------- applying
 
 
-def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, strict: bool = True) -> Layer:
+def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, drop: Iterable[str] = ()) -> Layer:
     """A model with the adapters of PEFT folders on its dense layers; the given model is left as it is.
 
     Parameters
@@ -159,7 +159,7 @@ def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, strict: bool 
         A folder with one adapter yields StandardLoRAAdapter, DoRAAdapter or DyLoRAAdapter layers. Named adapters in its
         subfolders become the tasks of MultiLoRAAdapter layers, of which the first by name is current; so do the adapters of
         a mapping from task names to folders. A task that has no factors for a layer adds nothing there.
-    strict : bool, default True
+    drop : iterable of str, optional
         As in `load_peft`.
 
     Raises
@@ -173,10 +173,10 @@ def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, strict: bool 
     """
     places = _task_folders(folder) if isinstance(folder, Mapping) else peft_adapters(folder)
     if "default" in places and not isinstance(folder, Mapping):
-        weights = load_peft(places["default"], strict=strict)
+        weights = load_peft(places["default"], drop=drop)
         factories = {path: _factory(weights, path) for path in weights.layers}
     else:
-        tasks = {name: load_peft(place, strict=strict) for name, place in places.items()}
+        tasks = {name: load_peft(place, drop=drop) for name, place in places.items()}
         for name, weights in tasks.items():
             if weights.magnitudes:
                 raise NotSupportedError(f"{places[name]}: {name!r} is DoRA, which cannot be a task of MultiLoRA")
@@ -285,6 +285,8 @@ def _write(folder: str, weights: AdapterWeights, extra: Mapping[str, Any]) -> No
         raise ArgumentError("adapters must contain at least one layer, got none")
     if weights.magnitudes and len(weights.magnitudes) < len(weights.layers):
         raise NotSupportedError("a PEFT adapter is DoRA on all of its layers or on none")
+    for name in [*weights.whole, *weights.rows, *weights.biases]:
+        raise NotSupportedError(f"{name} trains besides the low-rank layers, which save_peft cannot write")
     tensors: dict[str, Array] = {}
     for path, layer in weights.layers.items():
         if not path:

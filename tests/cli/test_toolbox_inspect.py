@@ -1,5 +1,6 @@
 """``inspect``: the numbers equal those of the dense update in every format; checkpoints; and the plot."""
 
+import json
 import sys
 import warnings
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from lora_np import LoRALayer, save_layer
+from lora_np.cli import main
 from lora_np.factors.surgery import effective_rank
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import save_peft
@@ -147,10 +149,15 @@ def test_names_cannot_control_the_terminal(tmp_path, run):
     assert "\x1b" not in out
 
 
-def test_lenient_ignores_unknown_keys(tmp_path, run_json, fail):
+def test_drop_leaves_out_unknown_keys(tmp_path, capsys, fail):
     path = write_kohya(tmp_path / "a.safetensors", emb=np.ones(2))
-    assert fail("inspect", path) == f"{path}: unexpected key 'emb': not a LoRA factor; --lenient ignores such keys"
-    assert len(run_json("inspect", path, "--lenient")["adapters"][0]["layers"]) == 2
+    assert fail("inspect", path) == f"{path}: unexpected key 'emb': not a LoRA factor; --drop 'emb' would leave it out"
+    assert main(["inspect", path, "--drop", "e*", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"lora-np: {path}: dropped emb\n"
+    report = json.loads(captured.out)["adapters"][0]
+    assert report["dropped"] == ["emb"]
+    assert len(report["layers"]) == 2
 
 
 # ---------------------------------------------------------------- checkpoints
