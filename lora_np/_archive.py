@@ -7,10 +7,12 @@ The modules json and zipfile are imported on first use, which makes ``import lor
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
-import itertools
+import math
 import os
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -22,28 +24,76 @@ if TYPE_CHECKING:
     import zipfile
 
 HEADER = "lora_np.json"
-_numbers = itertools.count(1)
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed timestamp, so that equal contents produce identical bytes
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Context manager: write a file that appears under its name only once it is complete.
+    """Context manager: write a file that appears under its name only once it is complete and on the disk.
+
+    Whatever interrupts it, a power failure too, the name refers to the old file or to the complete new one.
 
     Parameters
     ----------
     path : path
-        The name of the file. An existing file is replaced at the end, or left unchanged if the block raises.
+        The name of the file. An existing file is replaced at the end, or left unchanged if the block raises. The new file
+        has the permissions of the old one. A symbolic link is followed: its target is replaced.
+
+    Raises
+    ------
+    ArgumentError
+        If the path names something other than a file, such as a device.
+    OSError
+        If the file cannot be written.
     """
-    temporary = f"{os.fspath(path)}.{os.getpid()}-{next(_numbers)}.tmp"
+    target = os.path.realpath(os.fsdecode(path))
+    folder, mode = os.path.dirname(target), _permissions(target)
+    temporary = os.path.join(folder, f".{os.urandom(8).hex()}.tmp")  # nobody can guess it and plant a link
     try:
-        with open(temporary, "wb") as file:
+        with _new_file(temporary, 0o666 if mode is None else mode, target) as file:
             yield file
-        os.replace(temporary, path)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            os.chmod(temporary, mode)  # the umask may have removed some of its bits
+        os.replace(temporary, target)
+        _sync_folder(folder)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+def _permissions(target: str) -> int | None:
+    """The permissions of an existing file; None if there is none."""
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+    if not stat.S_ISREG(mode):
+        raise ArgumentError(f"path must name a file, got {target!r}, which is a device or a pipe; pass a stream instead")
+    return stat.S_IMODE(mode)
+
+
+def _new_file(temporary: str, mode: int, target: str) -> BinaryIO:
+    """Create a file that must not exist yet; an error names the target."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        return os.fdopen(os.open(temporary, flags, mode), "wb")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, target) from error
+
+
+def _sync_folder(folder: str) -> None:
+    """Write the names in a folder to the disk."""
+    with contextlib.suppress(PermissionError):  # Windows cannot open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write(file: str | os.PathLike[str] | BinaryIO, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -92,8 +142,11 @@ def _read(file: BinaryIO, label: str) -> tuple[dict[str, Any], dict[str, Array]]
     import zipfile
 
     try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         with zipfile.ZipFile(file) as archive:
-            header = json.loads(archive.read(HEADER))
+            _check_entries(archive.infolist(), size)
+            header = json.loads(archive.read(HEADER), object_pairs_hook=_without_duplicates)
             arrays = {name.removesuffix(".npy"): _array(archive, name) for name in archive.namelist() if name != HEADER}
     except Exception as error:  # on damaged files, zipfile, its decompressors and NumPy raise almost anything
         raise FormatError(f"{label} is not a lora_np file: {error}") from error
@@ -105,8 +158,36 @@ def _read(file: BinaryIO, label: str) -> tuple[dict[str, Any], dict[str, Array]]
     return header, arrays
 
 
+def _check_entries(entries: Sequence[zipfile.ZipInfo], size: int) -> None:
+    """Reject entries that would take more memory than the file has bytes: compressed ones, and those that overlap."""
+    names = [entry.filename for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError("two entries have the same name")
+    if compressed := [entry.filename for entry in entries if entry.compress_type]:
+        raise ValueError(f"the entry {compressed[0]!r} is compressed")
+    total = sum(entry.file_size for entry in entries)
+    if total > size:
+        raise ValueError(f"its entries have {total:,} bytes, but the file has {size:,}")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a name occurs twice in the header, among {[name for name, _ in pairs][:8]}")
+    return found
+
+
 def _array(archive: zipfile.ZipFile, name: str) -> Array:
-    return np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+    """An array whose header claims exactly the bytes that follow it."""
+    content = archive.read(name)
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(f"the array {name!r} of shape {shape} and {dtype} does not have its {len(content):,} bytes")
+    stream.seek(0)
+    return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _is_storable(name: str) -> bool:

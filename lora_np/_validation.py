@@ -10,7 +10,9 @@ import itertools
 import math
 import operator
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -77,10 +79,28 @@ def fraction(name: str, value: object) -> float:
     return number
 
 
+_elements_left: ContextVar[int | None] = ContextVar("elements_left", default=None)
+
+
+@contextmanager
+def allocation_limit(elements: int) -> Iterator[None]:
+    """Context manager: layers that are built in the block may have no more elements in all."""
+    token = _elements_left.set(elements)
+    try:
+        yield
+    finally:
+        _elements_left.reset(token)
+
+
 def array_shape(names: str, *shape: int) -> None:
-    """Reject shapes that exceed the largest possible array."""
-    if math.prod(shape) > sys.maxsize // 16:
+    """Reject shapes that exceed the largest possible array, or what is left of an `allocation_limit`."""
+    size, left = math.prod(shape), _elements_left.get()
+    if size > sys.maxsize // 16:
         raise ArgumentOutOfRangeError(f"{names}: an array of shape {shape} is too large")
+    if left is not None:
+        if size > left:
+            raise ArgumentOutOfRangeError(f"{names}: an array of shape {shape} has more elements than the file, {left:,}")
+        _elements_left.set(left - size)
 
 
 def rank_within(rank: object, input_size: int, output_size: int, name: str = "rank") -> int:

@@ -90,7 +90,7 @@ def header(layer: Serializable) -> dict[str, Any]:
 def encode(value: Any) -> Any:
     """A config value as JSON: objects with a `config` become their type's name and their own config."""
     if hasattr(value, "config"):
-        return {TYPE: type(value).__name__, CONFIG: encode(value.config())}
+        return {TYPE: name_of(type(value)), CONFIG: encode(value.config())}
     if isinstance(value, Mapping):
         return {name: encode(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
@@ -98,6 +98,12 @@ def encode(value: Any) -> Any:
     if isinstance(value, np.dtype):
         return value.name
     return value
+
+
+def name_of(kind: type) -> str:
+    """The name of a class in files; classes from outside this package have their module in front of it."""
+    inside = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return kind.__name__ if inside else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _check_structure(layer: Serializable, header: Mapping[str, Any]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any, BinaryIO
 
 from .. import _archive
+from .._validation import allocation_limit
 from ..base import Layer
-from ..base.serializable import CONFIG, TYPE, restore
-from ..errors import ArgumentError, FormatError
+from ..base.serializable import CONFIG, TYPE, name_of, restore
+from ..errors import FormatError
 from ..functions.activations import Activation
 from ..functions.regularization import Regularization
 
@@ -32,7 +34,8 @@ def load_layer(file: str | os.PathLike[str] | BinaryIO) -> Layer:
     Parameters
     ----------
     file : path or binary stream
-        A file written by `save_layer`. User-defined layer classes must be imported before the call.
+        A file written by `save_layer`. User-defined layer classes must be imported before the call: nothing is imported
+        because a file names it.
 
     Returns
     -------
@@ -42,12 +45,13 @@ def load_layer(file: str | os.PathLike[str] | BinaryIO) -> Layer:
     Raises
     ------
     FormatError
-        If the file is damaged or names an unknown class.
+        If the file is damaged, names an unknown class, or describes layers with more elements than its arrays have.
     """
     header, arrays = _archive.read(file)
     try:
-        layer = _decode(header.get("layer"), _known_classes())
-    except (ArgumentError, TypeError, KeyError, ValueError, AttributeError, RecursionError, StopIteration) as error:
+        with allocation_limit(sum(array.size for array in arrays.values())):
+            layer = _decode(header.get("layer"), _Classes())
+    except Exception as error:  # the constructors of layers, some of them the user's, get any values
         raise FormatError(f"the description of the layer in the file is damaged: {error}") from error
     if not isinstance(layer, Layer):
         raise FormatError("the file does not describe a layer")
@@ -55,17 +59,48 @@ def load_layer(file: str | os.PathLike[str] | BinaryIO) -> Layer:
     return layer
 
 
-def _known_classes() -> dict[str, Any]:
-    classes: dict[str, Any] = {"Activation": Activation, "Regularization": Regularization}
-    pending = [Layer]
-    while pending:
-        for subclass in pending.pop().__subclasses__():
-            classes.setdefault(subclass.__name__, subclass)
-            pending.append(subclass)
-    return classes
+class _Classes:
+    """The classes that files may name: those of this package by their names, then the user's."""
+
+    def __init__(self) -> None:
+        self.ours: dict[str, Any] = {"Activation": Activation, "Regularization": Regularization}
+        self.users: list[Any] = []
+        for kind in _subclasses(Layer):
+            if "." in name_of(kind):
+                self.users.append(kind)
+            else:
+                self.ours[kind.__name__] = kind
+
+    def named(self, name: Any) -> Any:
+        """The class of a name. A user's class is found by its module and name or, if it has moved, by its name alone."""
+        if name in self.ours:
+            return self.ours[name]
+        found = [kind for kind in self.users if name_of(kind) == name] or [
+            kind for kind in self.users if f".{name}".endswith((f".{kind.__qualname__}", f".{kind.__name__}"))
+        ]
+        if len(found) > 1:  # a notebook may have run the definition again
+            found = [kind for kind in found if _is_current(kind)] or found
+        if len(found) > 1:
+            raise FormatError(f"{len(found)} classes are named {name!r}: {', '.join(sorted(map(name_of, found)))}")
+        if not found:
+            raise FormatError(f"unknown class {name!r}; import the module that defines it first")
+        return found[0]
 
 
-def _decode(value: Any, classes: dict[str, Any]) -> Any:
+def _subclasses(kind: Any) -> set[Any]:
+    found = set(kind.__subclasses__())
+    return found.union(*map(_subclasses, found))
+
+
+def _is_current(kind: type) -> bool:
+    """Whether a class is the one that its module has under its name."""
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind
+
+
+def _decode(value: Any, classes: _Classes) -> Any:
     """The inverse of `lora_np.base.serializable.encode`."""
     if isinstance(value, list):
         return [_decode(item, classes) for item in value]
@@ -73,6 +108,4 @@ def _decode(value: Any, classes: dict[str, Any]) -> Any:
         return value
     if value.keys() != {TYPE, CONFIG}:
         return {name: _decode(item, classes) for name, item in value.items()}
-    if value[TYPE] not in classes:
-        raise FormatError(f"unknown class {value[TYPE]!r}; import the module that defines it first")
-    return classes[value[TYPE]].from_config(_decode(value[CONFIG], classes))
+    return classes.named(value[TYPE]).from_config(_decode(value[CONFIG], classes))

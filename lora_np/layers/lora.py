@@ -194,5 +194,7 @@ class LoRALayer(LowRankLayer):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """A new layer of this structure, with zero factors."""
         dtype, rank = float_dtype(config["dtype"]), positive_int("rank", config["rank"])
-        A, B = np.zeros((config["input_size"], rank), dtype), np.zeros((rank, config["output_size"]), dtype)
+        zero = np.zeros((), dtype)
+        A = np.broadcast_to(zero, (config["input_size"], rank))  # takes no memory before the shape is checked
+        B = np.broadcast_to(zero, (rank, config["output_size"]))
         return cls.from_factors(A, B, config["alpha"], scaling=config["scaling"])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from .._typing import Array, Gradients
-from .._validation import non_negative_float
+from .._validation import array_shape, non_negative_float
 from ..base import Layer
 from ..kernels import sum_rows
 from ..run import Run
@@ -28,6 +28,7 @@ class Normalization(Layer):
     def __init__(self, size: int, epsilon: float = 1e-5, *, dtype: Any = np.float64) -> None:
         super().__init__(size, size, dtype)
         self.epsilon = non_negative_float("epsilon", epsilon)
+        array_shape("size", self.input_size)
         self.weight: Array = np.ones(self.input_size, self.dtype)
 
     def _details(self) -> dict[str, str]:
