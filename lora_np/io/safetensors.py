@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from .._archive import atomic_file
 from .._typing import Array
 from ..errors import ArgumentError
+from ._mapping import mapped
 from ._safetensors_header import DTYPES as DTYPES
 from ._safetensors_header import TensorInfo as TensorInfo
 from ._safetensors_header import header_bytes, in_file_order, read_header
@@ -83,12 +83,7 @@ class SafetensorsFile(Mapping[str, Array]):
         start, stop, _ = slice(start, stop).indices(info.size)
         if stop <= start:
             return np.empty(0, dtype)
-        begin = self._offsets[name] + start * dtype.itemsize
-        # One mapping per call, so that the pages are released together with the array.
-        page = begin - begin % mmap.ALLOCATIONGRANULARITY
-        length = begin - page + (stop - start) * dtype.itemsize
-        pages = mmap.mmap(self._file.fileno(), length, offset=page, access=mmap.ACCESS_READ)
-        return np.frombuffer(pages, dtype, stop - start, begin - page)
+        return mapped(self._file, dtype, stop - start, self._offsets[name] + start * dtype.itemsize)
 
     def copy_to(self, file: BinaryIO, name: str, start: int, stop: int) -> None:
         """Append the elements from `start` to `stop` to another file, using `os.copy_file_range` where it is available."""
