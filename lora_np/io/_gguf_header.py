@@ -1,8 +1,8 @@
 """The header of a GGUF file: metadata, and which tensors the file holds, validated before any tensor is read.
 
-A file consists of the magic bytes, the version, the numbers of tensors and of metadata entries, these entries, a description
-of each tensor, and the data, in which each tensor begins at a multiple of the alignment. Numbers are little-endian
-(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+A file consists of the magic bytes, the version, the numbers of tensors and of metadata entries, these entries, a
+description of each tensor, and the data, in which each tensor begins at a multiple of the alignment. Numbers are
+little-endian (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ def test_a_rejected_file_is_closed(path, monkeypatch):
     opened = []
 
     def noting(*arguments):
-        opened.append(open(*arguments))
+        opened.append(open(*arguments))  # noqa: SIM115  closed by what is tested
         return opened[-1]
 
     monkeypatch.setattr("lora_np.io.gguf.open", noting, raising=False)
