@@ -47,6 +47,7 @@ ATTENTION = "tests/layers/test_attention.py"
 NORMS = "tests/layers/test_normalization.py"
 SEQUENCES = "tests/test_sequences.py"
 ENCODERS = "tests/models/test_bert.py"
+GGUF = "tests/io/test_gguf.py"
 MAIN = "tests/cli/test_main.py"
 COMPLETION = "tests/cli/test_completion.py"
 STEPS = (f"{DYLORA}::test_each_component_is_stepped_only_by_its_own_gradients",)
@@ -1784,6 +1785,70 @@ MUTANTS = [
         "np.sqrt(_mean(centred * centred) + self.epsilon)",
         "(np.sqrt(_mean(centred * centred)) + self.epsilon)",
         (NORMS,),
+    ),
+    # ---------------------------------------------------------------- GGUF
+    Mutant(
+        "GGUF: shapes in the order of the file",
+        "io/_gguf_header.py",
+        "range(dimensions))[::-1]",
+        "range(dimensions))",
+        (GGUF,),
+    ),
+    Mutant(
+        "GGUF: the upper halves of Q4_1 first",
+        "io/gguf.py",
+        "= q & 15, q >> 4",
+        "= q >> 4, q & 15",
+        (GGUF,),
+    ),
+    Mutant(
+        "GGUF: Q4_1 without its minimum",
+        "io/gguf.py",
+        "    x += _halves(stored[:, 2:4])\n",
+        "",
+        (GGUF,),
+    ),
+    Mutant(
+        "GGUF: Q8_0 read as unsigned",
+        "io/gguf.py",
+        "stored[:, 2:].view(np.int8)",
+        "stored[:, 2:]",
+        (GGUF,),
+    ),
+    Mutant(
+        "GGUF: data without alignment",
+        "io/_gguf_header.py",
+        "start = _padded(reader.position, alignment)",
+        "start = reader.position",
+        (GGUF,),
+    ),
+    Mutant(
+        "GGUF: reads beyond the file",
+        "io/_gguf_header.py",
+        "if count > self.size - begin:",
+        "if count > self.size:",
+        (GGUF,),
+    ),
+    Mutant(
+        "GGUF: a key may occur twice",
+        "io/_gguf_header.py",
+        "if key in metadata:",
+        "if not key:",
+        (GGUF,),
+    ),
+    Mutant(
+        "GGUF: half a block",
+        "io/_gguf_header.py",
+        "(shape[-1] if shape else 1) % storage.values",
+        "math.prod(shape) % storage.values",
+        (GGUF,),
+    ),
+    Mutant(
+        "GGUF: tensors may overlap",
+        "io/_gguf_header.py",
+        "if begin != _padded(end, alignment):",
+        "if begin > _padded(end, alignment):",
+        (GGUF,),
     ),
 ]
 

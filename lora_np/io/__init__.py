@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from .npz import load_layer, save_layer
 
 if TYPE_CHECKING:
+    from . import gguf as gguf
     from . import kohya as kohya
     from . import merge as merge
     from . import mlx as mlx
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from . import peft as peft
     from . import pretrained as pretrained
     from . import safetensors as safetensors
+    from .gguf import GGUFFile
     from .kohya import load_kohya
     from .merge import merge_checkpoint
     from .mlx import load_mlx
@@ -32,6 +34,7 @@ else:  # a type checker that saw __getattr__ would accept any attribute
 
 
 __all__ = [
+    "GGUFFile",
     "SafetensorsFile",
     "apply_peft",
     "load_kohya",
@@ -45,9 +48,10 @@ __all__ = [
     "save_safetensors",
 ]
 
-_SUBMODULES = ("kohya", "merge", "mlx", "npz", "onnx", "peft", "pretrained", "safetensors")
+_SUBMODULES = ("gguf", "kohya", "merge", "mlx", "npz", "onnx", "peft", "pretrained", "safetensors")
 
 _HOMES = {
+    "GGUFFile": "gguf",
     "SafetensorsFile": "safetensors",
     "apply_peft": "peft",
     "load_kohya": "kohya",
