@@ -48,6 +48,7 @@ NORMS = "tests/layers/test_normalization.py"
 SEQUENCES = "tests/test_sequences.py"
 ENCODERS = "tests/models/test_bert.py"
 GGUF = "tests/io/test_gguf.py"
+EXTRACT = "tests/io/test_extract.py"
 MAIN = "tests/cli/test_main.py"
 COMPLETION = "tests/cli/test_completion.py"
 STEPS = (f"{DYLORA}::test_each_component_is_stepped_only_by_its_own_gradients",)
@@ -178,6 +179,55 @@ MUTANTS = [
         'for character in r"\\[]":',
         'for character in "":',
         (COMPLETION,),
+    ),
+    Mutant(
+        "an extraction without power iterations",
+        "io/extract.py",
+        "for _ in range(ITERATIONS + 1)",
+        "for _ in range(1)",
+        (EXTRACT,),
+    ),
+    Mutant(
+        "the energy of an extraction relative to what was found",
+        "io/extract.py",
+        "total = change.squares if basis < full else",
+        "total =",
+        (EXTRACT,),
+    ),
+    Mutant(
+        "the rank of an extraction does not double",
+        "io/extract.py",
+        "if width == limit or enough.any():",
+        "if True:",
+        (EXTRACT,),
+    ),
+    Mutant(
+        "an extraction of weights as in Conv1D",
+        "io/extract.py",
+        "return self._by_columns(Z) if self._transposed else self._by_rows(Z)",
+        "return self._by_rows(Z) if self.shape[0] != self.shape[1] else self._by_columns(Z)",
+        (EXTRACT,),
+    ),
+    Mutant(
+        "embeddings are approximated",
+        "io/extract.py",
+        "if not EMBEDDING.fullmatch(path)",
+        "",
+        (EXTRACT,),
+    ),
+    Mutant(
+        "the windows of a transposed product overlap",
+        "io/extract.py",
+        "right[start : start + len(D)]",
+        "right[: len(D)]",
+        (EXTRACT,),
+    ),
+    Mutant(
+        "changes beyond the first window are not seen",
+        "io/extract.py",
+        "for start in range(0, new.info(key).size, WINDOW):",
+        "for start in range(0, min(1, new.info(key).size), WINDOW):",
+        (EXTRACT,),
     ),
     # ---------------------------------------------------------------- trap 3: the training helper
     Mutant(

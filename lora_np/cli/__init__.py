@@ -21,6 +21,7 @@ VERBS = (
     "truncate",
     "combine",
     "convert",
+    "extract",
     "diff",
     "vectors",
     "embed",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from .npz import load_layer, save_layer
 
 if TYPE_CHECKING:
+    from . import extract as extract
     from . import gguf as gguf
     from . import kohya as kohya
     from . import merge as merge
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from . import peft as peft
     from . import pretrained as pretrained
     from . import safetensors as safetensors
+    from .extract import extract_adapter
     from .gguf import GGUFFile
     from .kohya import load_kohya
     from .merge import merge_checkpoint
@@ -37,6 +39,7 @@ __all__ = [
     "GGUFFile",
     "SafetensorsFile",
     "apply_peft",
+    "extract_adapter",
     "load_kohya",
     "load_layer",
     "load_mlx",
@@ -48,12 +51,13 @@ __all__ = [
     "save_safetensors",
 ]
 
-_SUBMODULES = ("gguf", "kohya", "merge", "mlx", "npz", "onnx", "peft", "pretrained", "safetensors")
+_SUBMODULES = ("extract", "gguf", "kohya", "merge", "mlx", "npz", "onnx", "peft", "pretrained", "safetensors")
 
 _HOMES = {
     "GGUFFile": "gguf",
     "SafetensorsFile": "safetensors",
     "apply_peft": "peft",
+    "extract_adapter": "extract",
     "load_kohya": "kohya",
     "load_mlx": "mlx",
     "load_peft": "peft",

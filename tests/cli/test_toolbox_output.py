@@ -12,7 +12,7 @@ from lora_np.cli import _streams, main
 from lora_np.cli._text import counted, natural, plain, printable
 from tests.cli.toolbox import weights, write_kohya, write_peft
 
-VERBS = ["inspect", "merge", "unmerge", "truncate", "combine", "convert", "diff"]
+VERBS = ["inspect", "merge", "unmerge", "truncate", "combine", "convert", "extract", "diff"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
