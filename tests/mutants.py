@@ -34,6 +34,8 @@ MIXED = "tests/adapters/test_mixed.py"
 DORA = "tests/adapters/test_dora.py"
 VERA = "tests/adapters/test_vera.py"
 LOSSES = "tests/test_losses.py"
+ATOMIC = "tests/test_atomic_file.py"
+HOSTILE = "tests/io/test_hostile_npz.py"
 KERNELS = "tests/test_kernels.py"
 PACKING = "tests/layers/test_packing.py"
 RUN = "tests/test_run.py"
@@ -548,8 +550,69 @@ MUTANTS = [
     Mutant(
         "trap 9: a loss whose gradient is half of it",
         "functions/losses.py",
-        "return (difference * difference).sum() / n, difference * (2 / n)",
-        "return (difference * difference).sum() / n, difference * (1 / n)",
+        "return (difference * (difference / n)).sum(), difference * (2 / n)",
+        "return (difference * (difference / n)).sum(), difference * (1 / n)",
+        (LOSSES,),
+    ),
+    # ---------------------------------------------------------------- trust: files, extremes
+    Mutant(
+        "a file gets its name before its bytes are on the disk",
+        "_archive.py",
+        "            os.fsync(file.fileno())",
+        "            pass",
+        (ATOMIC,),
+    ),
+    Mutant("a link is replaced", "_archive.py", "os.path.realpath(os.fsdecode(path))", "os.fsdecode(path)", (ATOMIC,)),
+    Mutant(
+        "a private file becomes readable",
+        "_archive.py",
+        "0o666 if mode is None else mode",
+        "0o666",
+        (ATOMIC,),
+    ),
+    Mutant("a planted link is followed", "_archive.py", "os.O_CREAT | os.O_EXCL", "os.O_CREAT", (ATOMIC,)),
+    Mutant("entries may share their bytes", "_archive.py", "if total > size:", "if False:", (HOSTILE,)),
+    Mutant("compressed entries are inflated", "_archive.py", "if entry.compress_type]", "if False]", (HOSTILE,)),
+    Mutant(
+        "each layer may be as large as the file",
+        "_validation.py",
+        "_elements_left.set(left - size)",
+        "pass",
+        (HOSTILE,),
+    ),
+    Mutant(
+        "a user's class takes the place of ours",
+        "io/npz.py",
+        'if "." in name_of(kind):',
+        "if False:",
+        (HOSTILE,),
+    ),
+    Mutant(
+        "the first of two classes of a name is taken",
+        "io/npz.py",
+        "        if len(found) > 1:\n            raise FormatError",
+        "        if False:\n            raise FormatError",
+        (HOSTILE,),
+    ),
+    Mutant(
+        "the powers of gelu overflow",
+        "functions/activations.py",
+        "    c = _within(z, 20)\n    t =",
+        "    c = z\n    t =",
+        ("tests/test_activations.py",),
+    ),
+    Mutant(
+        "an impossible class that is absent makes the loss NaN",
+        "functions/losses.py",
+        "np.where(targets == 0, 0, log_probabilities)",
+        "log_probabilities",
+        (LOSSES,),
+    ),
+    Mutant(
+        "the sum of errors overflows before it is divided",
+        "functions/losses.py",
+        "return (values / _count(values)).sum()",
+        "return values.sum() / _count(values)",
         (LOSSES,),
     ),
     # ---------------------------------------------------------------- scaling and ranks

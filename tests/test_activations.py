@@ -215,6 +215,43 @@ def test_large_magnitudes_give_finite_values_and_no_warning(activation, dtype, s
     assert np.isfinite(dz).all()
 
 
+def edges(dtype):
+    """Numbers of every magnitude that a dtype has, of both signs."""
+    info = np.finfo(dtype)
+    powers = dtype(2) ** np.arange(info.minexp - info.nmant, info.maxexp, 7).astype(dtype)
+    z = np.concatenate([powers, [info.smallest_subnormal, info.tiny, info.max / 1.06]]).astype(dtype)
+    return np.concatenate([-z, [dtype(0)], z])
+
+
+@each_elementwise
+@each_dtype
+@pytest.mark.parametrize("how", ["formula", "value and slope"])
+def test_values_and_slopes_are_right_and_silent_over_the_whole_range(activation, dtype, how):
+    z = edges(dtype)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        if how == "formula":
+            y, slope = activation(z), activation.vjp(np.ones_like(z), z)
+        else:
+            y, slope = activation.value_and_slope(z)
+    error = 1e-6 if dtype == np.float32 else 1e-14
+    for value, found in zip(z.tolist(), y.tolist(), strict=True):
+        wanted = EXACT[activation.name](mpf(value))
+        assert abs(mpf(found) - wanted) <= error * max(1, abs(wanted)), value
+    for side in (-1e4, 1e4):
+        limit = activation.vjp(np.ones(1), np.array([side]))[0]
+        far = slope[z > side] if side > 0 else slope[z < side]
+        np.testing.assert_allclose(far, np.full_like(far, limit), error, 1e-7)
+
+
+@each_dtype
+def test_softmax_of_the_largest_numbers(dtype):
+    largest = np.finfo(dtype).max
+    z = np.array([[largest, -largest], [-largest, -largest], [largest, largest / 2]], dtype)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        np.testing.assert_array_equal(softmax(z), [[1, 0], [0.5, 0.5], [1, 0]])
+        np.testing.assert_array_equal(softmax.vjp(np.ones_like(z), z), np.zeros_like(z))
+
+
 @pytest.mark.parametrize(
     ("name", "left", "right"),
     [

@@ -240,6 +240,38 @@ def test_large_logits_give_finite_values(loss, value, gradient, dtype):
     np.testing.assert_array_equal(slope, gradient)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("loss", "scale"), [(MeanSquaredError(), 0.5), (MeanAbsoluteError(), 1.0), (Huber(), 1.0)], ids=["mse", "mae", "huber"]
+)
+def test_a_mean_in_range_is_right_although_the_sum_is_out_of_range(loss, scale, dtype):
+    largest = np.finfo(dtype).max
+    error = dtype(largest**scale * 0.4)  # the loss of one element is in range, and that of ten is not
+    predictions = np.full((5, 2), error)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        value, slope = loss.value_and_gradient(predictions, np.zeros_like(predictions))
+    assert value == pytest.approx(float(error) ** round(1 / scale), rel=1e-5)
+    assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("low", ["largest", "infinity"])
+def test_classes_that_are_impossible_and_absent_cost_nothing(low, dtype):
+    low = dtype(-np.inf) if low == "infinity" else -np.finfo(dtype).max
+    logits = np.array([[low, np.finfo(dtype).max if np.isfinite(low) else 0.0], [1.0, 1.0]], dtype)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        value, slope = SoftmaxCrossEntropy().value_and_gradient(logits, [1, 0])
+    assert value == pytest.approx(np.log(2) / 2)
+    np.testing.assert_allclose(slope, [[0, 0], [-0.25, 0.25]], atol=1e-7)
+
+
+@pytest.mark.parametrize("labels", [[1, 0], np.array([1, 0], np.int8)], ids=["list", "int8"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_gradient_for_labels_has_the_dtype_of_the_logits(dtype, labels):
+    _, slope = SoftmaxCrossEntropy().value_and_gradient(np.zeros((2, 3), dtype), labels)
+    assert slope.dtype == dtype
+
+
 # ---------------------------------------------------------------- arguments
 
 

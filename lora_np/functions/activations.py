@@ -269,7 +269,8 @@ def _softsign(z: Array) -> Array:
 
 
 def _softsign_vjp(dy: Array, z: Array) -> Array:
-    return dy / (1 + _magnitude(z)) ** 2
+    slope_root = 1 / (1 + _magnitude(z))  # the square of the divisor could overflow
+    return dy * slope_root * slope_root
 
 
 softsign = Activation("softsign", _softsign, _softsign_vjp, 3)
@@ -295,13 +296,20 @@ swish = Activation("swish", _swish, _swish_vjp, 5, swish_piece)
 """
 
 
+def _within(z: Array, limit: float) -> Array:
+    """Clip z to -limit..limit, so that its powers do not overflow where the function is 0 or z anyway."""
+    return np.where(z.real > limit, limit, np.where(z.real < -limit, -limit, z))
+
+
 def _gelu(z: Array) -> Array:
-    return 0.5 * z * (1 + np.tanh(GELU_C * (z + GELU_D * z * z * z)))
+    c = _within(z, 20)
+    return 0.5 * z * (1 + np.tanh(GELU_C * (c + GELU_D * c * c * c)))
 
 
 def _gelu_vjp(dy: Array, z: Array) -> Array:
-    t = np.tanh(GELU_C * (z + GELU_D * z * z * z))
-    return dy * (0.5 * (1 + t) + 0.5 * z * (1 - t * t) * GELU_C * (1 + 3 * GELU_D * z * z))
+    c = _within(z, 20)
+    t = np.tanh(GELU_C * (c + GELU_D * c * c * c))
+    return dy * (0.5 * (1 + t) + 0.5 * c * (1 - t * t) * GELU_C * (1 + 3 * GELU_D * c * c))
 
 
 gelu = Activation("gelu", _gelu, _gelu_vjp, 9, gelu_piece)
@@ -321,8 +329,9 @@ def _gelu_exact(z: Array) -> Array:
 
 def _gelu_exact_vjp(dy: Array, z: Array) -> Array:
     cumulative = 0.5 * (1 + erf(SQRT_HALF * z))
-    density = INVERSE_SQRT_2PI * np.exp(-0.5 * z * z)
-    return dy * (cumulative + z * density)
+    c = _within(z, 40)
+    density = INVERSE_SQRT_2PI * np.exp(-0.5 * c * c)
+    return dy * (cumulative + c * density)
 
 
 gelu_exact = Activation("gelu_exact", _gelu_exact, _gelu_exact_vjp, 40, gelu_exact_piece)
@@ -333,7 +342,8 @@ gelu_exact = Activation("gelu_exact", _gelu_exact, _gelu_exact_vjp, 40, gelu_exa
 
 
 def _softmax(z: Array) -> Array:
-    shifted = z - z.real.max(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):  # -∞, whose exponential is 0, is right
+        shifted = z - z.real.max(axis=-1, keepdims=True)
     powers = np.exp(shifted)
     return powers / powers.sum(axis=-1, keepdims=True)
 

@@ -87,6 +87,11 @@ def _count(array: Array) -> int:
     return max(array.size, 1)
 
 
+def _mean(values: Array) -> Any:
+    """The mean, or 0 over no elements. The sum of large values could overflow where their mean does not."""
+    return (values / _count(values)).sum()
+
+
 @final
 class MeanSquaredError(Loss):
     """Mean squared error, minimised by the conditional mean (Hastie, Tibshirani and Friedman 2009, sec. 2.4).
@@ -98,7 +103,7 @@ class MeanSquaredError(Loss):
         """The value and the gradient."""
         difference = predictions - targets
         n = _count(difference)
-        return (difference * difference).sum() / n, difference * (2 / n)
+        return (difference * (difference / n)).sum(), difference * (2 / n)
 
 
 @final
@@ -113,7 +118,7 @@ class MeanAbsoluteError(Loss):
         difference = predictions - targets
         n = _count(difference)
         magnitude = np.where(difference.real < 0, -difference, difference)
-        return magnitude.sum() / n, np.sign(difference.real) * (1 / n)
+        return _mean(magnitude), np.sign(difference.real) * (1 / n)
 
 
 @final
@@ -146,7 +151,7 @@ class Huber(Loss):
         # Large errors are never squared: that could overflow.
         small = np.where(near, difference, 0)
         value = np.where(near, 0.5 * small * small, self.delta * (magnitude - 0.5 * self.delta))
-        return value.sum() / n, np.clip(difference.real, -self.delta, self.delta) * (1 / n)
+        return _mean(value), np.clip(difference.real, -self.delta, self.delta) * (1 / n)
 
 
 @final
@@ -194,12 +199,14 @@ class SoftmaxCrossEntropy(Loss):
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """The value and the gradient."""
         rows = _count(predictions[..., 0])
-        shifted = predictions - predictions.real.max(axis=-1, keepdims=True)
+        with np.errstate(over="ignore"):  # -∞, whose exponential is 0, is right
+            shifted = predictions - predictions.real.max(axis=-1, keepdims=True)
         log_sum = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
         log_probabilities = shifted - log_sum
         total = targets.sum(axis=-1, keepdims=True)
         gradient = (np.exp(log_probabilities) * total - targets) * (1 / rows)
-        return -(targets * log_probabilities).sum() / rows, gradient
+        counted = np.where(targets == 0, 0, log_probabilities)  # 0 · -∞ is not a number
+        return -((targets / rows) * counted).sum(), gradient
 
 
 @final
@@ -220,7 +227,7 @@ class BinaryCrossEntropy(Loss):
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """The value and the gradient."""
         n = _count(predictions)
-        value = (softplus(predictions) - targets * predictions).sum() / n
+        value = _mean(softplus(predictions) - targets * predictions)
         return value, (sigmoid(predictions) - targets) * (1 / n)
 
 
