@@ -1156,9 +1156,9 @@ MUTANTS = [
     ),
     Mutant(
         "the trained parts of a base that is an adapter are lost",
-        "adapters/base.py",
-        '{f"base.{path}" if path else "base": listener',
-        '{f"base.{path}": listener',
+        "base/listening.py",
+        'found[f"{name}.{path}" if path else name] = listener',
+        'found[f"{name}.{path}"] = listener',
         (f"{DYLORA}::test_components_stand_still_inside_a_model_too",),
     ),
     # ---------------------------------------------------------------- the run of a pass
@@ -1217,8 +1217,8 @@ MUTANTS = [
     Mutant(
         "the adapters inside a base do not read the run",
         "adapters/base.py",
-        "found = self.base_layer._listeners()",
-        "found: dict[str, Any] = {}",
+        'return {"base": self.base_layer}',
+        "return {}",
         (MULTILORA,),
     ),
     Mutant(
@@ -1514,7 +1514,7 @@ MUTANTS = [
     Mutant(
         "an adapter keeps its base",
         "adapters/base.py",
-        "twin.base_layer = base",
+        'twin.base_layer = changed.get("base", self.base_layer)',
         "twin.base_layer = self.base_layer",
         (ADAPTING,),
     ),
@@ -1598,9 +1598,9 @@ MUTANTS = [
     ),
     Mutant(
         "a branch of another dtype is accepted",
-        "adapters/base.py",
-        "(branch.input_size, branch.output_size, branch.dtype) != (self.input_size, self.output_size, self.dtype)",
-        "(branch.input_size, branch.output_size) != (self.input_size, self.output_size)",
+        "base/parameters.py",
+        "if (layer.input_size, layer.output_size, layer.dtype) != (like.input_size, like.output_size, like.dtype):",
+        "if (layer.input_size, layer.output_size) != (like.input_size, like.output_size):",
         (BRANCHES,),
     ),
     Mutant(
@@ -1718,8 +1718,8 @@ MUTANTS = [
     Mutant(
         "a base of other sizes is accepted",
         "adapters/base.py",
-        "if (base.input_size, base.output_size, base.dtype) != (self.input_size, self.output_size, self.dtype):",
-        "if False:",
+        'require_same_sizes("base", twin.base_layer, self)',
+        "pass",
         (ADAPTING,),
     ),
     Mutant(
@@ -1962,6 +1962,33 @@ MUTANTS = [
         "if begin != _padded(end, alignment):",
         "if begin > _padded(end, alignment):",
         (GGUF,),
+    Mutant(
+        "the last columns of a product of few rows are left out",
+        "kernels/panels.py",
+        "    if whole < n:\n        y_rows[:, whole:]",
+        "    if False:\n        y_rows[:, whole:]",
+        ("tests/test_kernels.py",),
+    ),
+    Mutant(
+        "a text classifier adapts one block",
+        "sklearn/text_classifier.py",
+        "for block in blocks[-2:]",
+        "for block in blocks[-1:]",
+        ("tests/sklearn/test_text.py::test_the_last_two_blocks_are_adapted",),
+    ),
+    Mutant(
+        "the head of a text classifier starts from normalized embeddings",
+        "sklearn/text_classifier.py",
+        "normalize=False",
+        "normalize=True",
+        ("tests/sklearn/test_text.py::test_the_adapters_start_from_a_head_trained_on_the_frozen_encoder",),
+    ),
+    Mutant(
+        "the head of a text classifier does not train with the adapters",
+        "sklearn/text_classifier.py",
+        "train=[HEAD]",
+        "train=[]",
+        ("tests/sklearn/test_text.py::test_only_the_adapters_and_the_head_train",),
     ),
 ]
 
