@@ -1962,6 +1962,7 @@ MUTANTS = [
         "if begin != _padded(end, alignment):",
         "if begin > _padded(end, alignment):",
         (GGUF,),
+    ),
     Mutant(
         "the last columns of a product of few rows are left out",
         "kernels/panels.py",
