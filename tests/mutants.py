@@ -1824,9 +1824,9 @@ MUTANTS = [
     ),
     Mutant(
         "the gradient of rotary positions turns forward",
-        "layers/attention.py",
-        "self.cos[positions], -self.sin[positions]",
-        "self.cos[positions], self.sin[positions]",
+        "layers/rotary.py",
+        "_rotated(dy, cos, -sin)",
+        "_rotated(dy, cos, sin)",
         (ATTENTION,),
     ),
     Mutant(

@@ -1,69 +1,19 @@
-"""Attention over ragged batches, and rotary positions: pure pairs `apply` / `vjp` without parameters."""
+"""Attention over ragged batches: a pure pair `apply` / `vjp` without parameters."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
 
 from .._typing import Array
-from .._validation import finite_float, float_dtype, positive_int
-from ..errors import ArgumentError, ArgumentOutOfRangeError
+from .._validation import positive_int
+from ..errors import ArgumentError
 from ..sequences import Past, Spans
+from .rotary import Rotary
 
 HIDDEN = -1e30
 """The score of a hidden key: its weight is exactly zero. It is finite, so no difference of scores is NaN."""
-
-
-@final
-class Rotary:
-    """Rotary positions: ``y = R(θ) x`` turns each head by angles proportional to the position (Su et al. 2021).
-
-    Parameters
-    ----------
-    head_size : int
-        d, an even number. Component j < d/2 turns together with component j + d/2, as in Llama.
-    base : float
-        The angle of this pair at position p is ``θ = p base^(-2j/d)``.
-    positions : int
-        The number of positions, counted from 0.
-    dtype : {float64, float32}
-
-    Raises
-    ------
-    ArgumentError
-        If an argument has the wrong type.
-    ArgumentOutOfRangeError
-        If `head_size` is odd, or a number is not positive.
-    """
-
-    def __init__(self, head_size: int, base: float = 10000.0, positions: int = 2048, dtype: Any = np.float64) -> None:
-        d = positive_int("head_size", head_size)
-        if d % 2:
-            raise ArgumentOutOfRangeError(f"head_size must be even, got {d}")
-        if finite_float("base", base) <= 0:
-            raise ArgumentOutOfRangeError(f"base must be positive, got {base}")
-        frequencies = float(base) ** (-np.arange(0, d, 2) / d)  # (d/2,)
-        angles = np.arange(positive_int("positions", positions))[:, np.newaxis] * frequencies  # (positions, d/2)
-        self.cos: Array = np.cos(angles).astype(float_dtype(dtype))
-        self.sin: Array = np.sin(angles).astype(float_dtype(dtype))
-
-    def apply(self, x: Array, positions: Array) -> Array:
-        """``y = R(θ) x`` in each head: x (N, heads·d) and positions (N,) -> (N, heads·d)."""
-        return _rotated(x, self.cos[positions], self.sin[positions])
-
-    def vjp(self, dy: Array, positions: Array) -> Array:
-        """``dx = R(-θ) dy``."""
-        return _rotated(dy, self.cos[positions], -self.sin[positions])
-
-
-def _rotated(x: Array, cos: Array, sin: Array) -> Array:
-    """``y₁ = x₁ cos θ - x₂ sin θ``, ``y₂ = x₂ cos θ + x₁ sin θ`` for the halves of each head."""
-    N, half = cos.shape
-    halves = x.reshape(N, x.shape[-1] // (2 * half), 2, half)
-    x1, x2 = halves[:, :, 0], halves[:, :, 1]  # (N, heads, d/2)
-    cos, sin = cos[:, np.newaxis], sin[:, np.newaxis]  # (N, 1, d/2)
-    return np.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=2).reshape(x.shape)
 
 
 class AttentionCache(NamedTuple):

@@ -12,11 +12,12 @@ from .._validation import generator, positive_int
 from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.activations import Activation, swish
-from ..layers.attention import Attention, Rotary
+from ..layers.attention import Attention
 from ..layers.composite import Back, Call
 from ..layers.dense import FullyConnectedLayer
 from ..layers.embedding import Embedding
 from ..layers.normalization import RMSNorm
+from ..layers.rotary import Rotary
 from ..run import Run
 from .transformer import Block, Make, Transformer
 
@@ -39,8 +40,6 @@ class LlamaBlock(Block):
     heads, key_value_heads : int
         As in `Attention`.
     rotary_base : float, default 10000
-    positions : int, default 2048
-        The largest number of rows of a sequence.
     activation : Activation, default swish
         f.
 
@@ -58,16 +57,15 @@ class LlamaBlock(Block):
         heads: int,
         key_value_heads: int,
         rotary_base: float = 10000.0,
-        positions: int = 2048,
         activation: Activation = swish,
     ) -> None:
-        query, width = layers[Q], layers[Q].output_size
+        width = layers[Q].output_size
         if width % positive_int("heads", heads):
             raise ArgumentError(f"heads must divide the number of outputs of {Q}, {width}, got {heads}")
-        rotary = Rotary(width // heads, rotary_base, positions, query.dtype)
+        rotary = Rotary(width // heads, rotary_base)
         attention = Attention(heads, key_value_heads, causal=True, rotary=rotary)
-        super().__init__(layers, query.input_size, attention, activation)
-        self.rotary_base, self.positions = float(rotary_base), positions
+        super().__init__(layers, layers[Q].input_size, attention, activation)
+        self.rotary_base = rotary.base
 
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
         """``n = RMS₁(x)``, ``a = x + O attend(Q n, K n, V n)``, ``m = RMS₂(a)``, ``y = a + W (f(Z m) ∘ U m)``."""
@@ -90,9 +88,8 @@ class LlamaBlock(Block):
         return da + back(NORM1, dn)
 
     def config(self) -> dict[str, Any]:
-        """The layers, the numbers of heads, the rotary positions, the activation."""
-        rotary = {"rotary_base": self.rotary_base, "positions": self.positions}
-        return super().config() | {"key_value_heads": self.attention.key_value_heads} | rotary
+        """The layers, the numbers of heads, the base of the rotary positions, the activation."""
+        return super().config() | {"key_value_heads": self.attention.key_value_heads, "rotary_base": self.rotary_base}
 
 
 @final
@@ -101,13 +98,14 @@ class LlamaModel(Transformer):
 
     ``x₀ = word[ids]``, then each `LlamaBlock` in turn, then a norm. A state depends on the tokens up to its own. See
     `CausalLM` for the logits of the next token, `TokenModel` for ids, padding, tasks and ranks, and
-    `lora_np.load_pretrained` for checkpoints, whose names are those of the layers.
+    `lora_np.load_pretrained` for checkpoints, whose names are those of the layers. The largest number of tokens of a
+    sentence, `positions`, is the one that the model was trained with.
     """
 
     checkpoint_name = "model"
 
-    def __init__(self, layers: Mapping[str, Layer]) -> None:
-        super().__init__(layers, min(layer.positions for layer in layers.values() if isinstance(layer, LlamaBlock)))
+    def __init__(self, layers: Mapping[str, Layer], positions: int = 2048) -> None:
+        super().__init__(layers, positive_int("positions", positions))
 
     @staticmethod
     def indices(ids: Array, positions: Array) -> dict[str, Array]:
@@ -143,5 +141,9 @@ class LlamaModel(Transformer):
             block |= {NORM2: norm(f"{path}.{NORM2}", D, epsilon)}
             sizes = {GATE: (D, inner), UP: (D, inner), DOWN: (inner, D)}
             block |= {name: dense(f"{path}.{name}", *size) for name, size in sizes.items()}
-            layers[path] = LlamaBlock(block, heads, groups, base, config["max_position_embeddings"])
-        return cls(layers | {NORM: norm(NORM, D, epsilon)})
+            layers[path] = LlamaBlock(block, heads, groups, base)
+        return cls(layers | {NORM: norm(NORM, D, epsilon)}, config["max_position_embeddings"])
+
+    def config(self) -> dict[str, Any]:
+        """The layers, the number of positions."""
+        return super().config() | {"positions": self.positions}

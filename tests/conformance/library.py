@@ -17,7 +17,8 @@ from lora_np import (
     StandardLoRAAdapter,
     VeRAAdapter,
 )
-from lora_np.layers.attention import Attention, Rotary
+from lora_np.layers.attention import Attention
+from lora_np.layers.rotary import Rotary
 from lora_np.models.bert import BertBlock
 from lora_np.run import TRAINING
 from lora_np.sequences import Spans
