@@ -11,7 +11,7 @@ from typing import Any
 from .._typing import Array
 from ..base import Layer
 from ..errors import ArgumentError
-from ..io.pretrained import load_pretrained
+from ..io.pretrained import load_encoder
 from ..models.bert import BertModel
 from ..text import Tokenizer, predict_by_length
 from ._adapters import naming
@@ -49,7 +49,7 @@ def encoder_at(path: str) -> BertModel:
     """The pretrained encoder in a folder."""
     if not os.path.isdir(path):
         raise ArgumentError(f"{path}: must be a folder with config.json and model.safetensors")
-    return load_pretrained(path)
+    return load_encoder(path)
 
 
 def tokenizer_at(arguments: argparse.Namespace, positions: int) -> Tokenizer:

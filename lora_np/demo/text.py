@@ -12,7 +12,7 @@ from typing import Any
 from .._archive import atomic_file
 from ..base import Layer
 from ..io.npz import load_layer, save_layer
-from ..io.pretrained import load_pretrained
+from ..io.pretrained import load_encoder
 from ..models.bert import BertModel
 from ..models.heads import BODY, HEAD, SequenceClassifier
 from ..terminal.progress import bar
@@ -92,7 +92,7 @@ def run(
     TextResults
     """
     start = perf_counter()
-    encoder = load_pretrained(model)
+    encoder = load_encoder(model)
     tasks = load_tasks(data, Tokenizer(model, settings.max_tokens), settings)
     upper, prepared = prepare(encoder, tasks, settings)
     seconds = perf_counter() - start

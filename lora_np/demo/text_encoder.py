@@ -7,20 +7,18 @@ from typing import final
 
 import numpy as np
 
-from .._typing import Array, Cache
+from .._typing import Array
 from ..base import Layer
-from ..layers.composite import Back, Call
 from ..layers.embedding import Embedding
 from ..models.bert import BertBlock, BertModel
-from ..models.tokens import TokenModel
-from ..run import Run
+from ..models.transformer import Transformer
 from ..text import by_length
 
 TABLE = "hidden_states"
 
 
 @final
-class UpperBlocks(TokenModel):
+class UpperBlocks(Transformer):
     """The last blocks of a `BertModel` on a table of hidden states: the id of a token is its row in the table.
 
     Parameters
@@ -31,27 +29,12 @@ class UpperBlocks(TokenModel):
         The largest number of tokens of a sentence.
     """
 
-    def __init__(self, layers: Mapping[str, Layer], positions: int) -> None:
-        table = layers[TABLE]
-        super().__init__(layers, table.input_size, table.output_size, table.dtype)
-        self.positions = positions
+    checkpoint_name = "bert"
 
-    def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
-        """``y = table[x]``, then the blocks."""
-        ids, rows = self.packed(x, run)
-        spans = rows.spans
-        assert spans is not None
-        y = call(TABLE, ids, rows)  # (N, D)
-        for name in upper_of(self):
-            y = call(name, y, rows)
-        return (y, None) if run.spans is not None else (self.unpacked(y, spans, x.shape[1]), spans)
-
-    def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
-        """The blocks in reverse, then the table."""
-        dy = dy if cache is None else self.unpacked_vjp(dy, cache)
-        for name in reversed(upper_of(self)):
-            dy = back(name, dy)
-        return back(TABLE, dy)
+    @staticmethod
+    def indices(ids: Array, positions: Array) -> dict[str, Array]:
+        """The ids."""
+        return {TABLE: ids}
 
 
 def upper_of(model: Layer) -> dict[str, Layer]:

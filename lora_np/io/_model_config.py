@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .._validation import is_integer
 from ..errors import FormatError, NotSupportedError
 
 
@@ -112,16 +111,16 @@ def check_config(config: Any, where: str) -> dict[str, Any]:
             rule = repr(values[0]) if len(values) == 1 else f"one of {', '.join(map(repr, values))}"
             raise NotSupportedError(f"{where}: {name} must be {rule}, got {value!r}")
     for name in entries.sizes + entries.optional_sizes:
-        value = config.get(name)
-        if not (is_integer(value) and value > 0) and (name in entries.sizes or value is not None):
-            raise FormatError(f"{where}: {name} must be a positive integer, got {value!r}")
+        size: Any = config.get(name)
+        if not (_is_integer(size) and size > 0) and (name in entries.sizes or size is not None):
+            raise FormatError(f"{where}: {name} must be a positive integer, got {size!r}")
     name, default = entries.epsilon
     epsilon = config.get(name, default)
     if not (_is_number(epsilon) and 0 < epsilon < 1):
         raise FormatError(f"{where}: {name} must be between 0 and 1, got {epsilon!r}")
-    size, heads = entries.heads
-    if not config.get("head_dim") and config[size] % config[heads]:
-        raise FormatError(f"{where}: {size} must be a multiple of {heads}")
+    whole, heads = entries.heads
+    if not config.get("head_dim") and config[whole] % config[heads]:
+        raise FormatError(f"{where}: {whole} must be a multiple of {heads}")
     if entries is LLAMA:
         _check_attention(config, kind, where)
     return config
@@ -143,15 +142,19 @@ def _check_attention(config: Mapping[str, Any], kind: str, where: str) -> None:
         if scaling != "default" or value.get("partial_rotary_factor", 1) != 1:
             raise NotSupportedError(f"{where}: {name} must be that of plain rotary positions, got {value!r}")
         base = value.get("rope_theta", base)
-    if not (_is_number(base) and 0 < base < float("inf")):
+    if not (_is_number(base) and 0 < base < 1e300):
         raise FormatError(f"{where}: rope_theta must be a positive number, got {base!r}")
     window, positions = config.get("sliding_window", WINDOW.get(kind)), config["max_position_embeddings"]
-    if window is not None and not (is_integer(window) and window >= positions):
+    if window is not None and not (_is_integer(window) and window >= positions):
         rule = f"null, or at least max_position_embeddings = {positions}"
         raise NotSupportedError(f"{where}: sliding_window must be {rule}, got {window!r}")
     layers = config.get("layer_types")
     if layers is not None and not (isinstance(layers, list) and all(layer == "full_attention" for layer in layers)):
         raise NotSupportedError(f"{where}: layer_types must be 'full_attention' everywhere, got {layers!r}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

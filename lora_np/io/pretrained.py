@@ -14,33 +14,29 @@ from .._typing import Array
 from .._validation import float_dtype
 from ..base import Layer
 from ..errors import FormatError, NotSupportedError
-from ..layers.dense import FullyConnectedLayer
+from ..layers.dense import AffineLayer, DenseLayer, FullyConnectedLayer
 from ..layers.embedding import Embedding
-from ..layers.normalization import LayerNorm
+from ..layers.normalization import LayerNorm, RMSNorm
 from ..models.bert import BertModel
+from ..models.causal import HEAD, CausalLM
+from ..models.gpt2 import GPT2Model
+from ..models.llama import LlamaModel
 from ._json import read_json
+from ._model_config import check_config
 from .safetensors import SafetensorsFile
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
-SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
-REQUIRED_VALUES = {"hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": (False,)}
-"""Entries that change the function, with the values that lora_np supports; the first is the default."""
-
-UNUSED = re.compile(r"pooler\..*|cls\..*|classifier\..*|(embeddings\.)?position_ids")
-"""Tensors of a checkpoint that an encoder does not use."""
+UNUSED = {
+    BertModel: re.compile(r"pooler\..*|cls\..*|classifier\..*|(embeddings\.)?position_ids"),
+    GPT2Model: re.compile(r"h\.\d+\.attn\.(masked_)?bias"),
+    LlamaModel: re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
+}
+"""Tensors of a checkpoint that a model does not use: heads of an encoder, masks, and tables that are computed."""
 
 
-def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, strict: bool = True) -> BertModel:
-    """A pretrained encoder.
+def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, strict: bool = True) -> BertModel | CausalLM:
+    """A pretrained encoder or decoder.
 
     Parameters
     ----------
@@ -50,20 +46,23 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
         Float32 tensors are not copied into a float32 model: their arrays are memory-mapped and read-only, and the operating
         system reads a page of the file on first use. Tensors of other types are converted.
     strict : bool, default True
-        If True, raise for tensors that the model does not have. A pooler, the heads of pretraining (``cls``) and a
-        ``classifier`` are left out in either case: an encoder has none.
+        If True, raise for tensors that the model does not have. Left out in either case are the pooler and the heads of an
+        encoder (``cls``, ``classifier``), masks, and a second copy of tied embeddings.
 
     Returns
     -------
-    BertModel
-        In evaluation mode. Its arrays have the names of the checkpoint; the prefix ``bert.``, if there is one, is removed.
+    BertModel or CausalLM
+        In evaluation mode: an encoder for the type ``bert``, and a decoder with its head for ``gpt2``, ``llama``,
+        ``mistral`` and ``smollm``. The arrays have the names of the checkpoint, with the prefix ``model.`` or
+        ``transformer.`` of a decoder's body even if the checkpoint omits it, and without the prefix ``bert.``.
 
     Raises
     ------
     FormatError
         If a file is damaged or missing, or if a tensor is missing, occurs twice, or has the wrong shape.
     NotSupportedError
-        If the model is of another type, or if its configuration asks for another function.
+        If the model is of another type, or if its configuration asks for another function, such as scaled rotary positions,
+        a sliding window or a mixture of experts.
 
     Examples
     --------
@@ -73,42 +72,98 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
     (2, 4, 384)
     """
     folder = os.fspath(path)
-    config = _read_config(os.path.join(folder, CONFIG))
-    arrays = _tensors(folder)
-    stored = _Stored(folder, arrays, float_dtype(dtype))
-    model = BertModel.build(config, stored.dense, stored.norm, stored.embedding)
-    unused = [name for name in arrays if name not in stored.taken and not UNUSED.fullmatch(name)]
+    file = os.path.join(folder, CONFIG)
+    try:
+        config = check_config(read_json(file), file)
+    except FileNotFoundError:
+        raise FormatError(f"{file}: no such file; a pretrained model is a folder with {CONFIG} and {WEIGHTS}") from None
+    return model_of(config, _tensors(folder), folder, dtype=dtype, strict=strict)
+
+
+def load_encoder(path: str | os.PathLike[str]) -> BertModel:
+    """As `load_pretrained`, for a checkpoint that must be an encoder.
+
+    Raises
+    ------
+    NotSupportedError
+        Also if the checkpoint is a decoder.
+    """
+    model = load_pretrained(path)
+    if not isinstance(model, BertModel):
+        raise NotSupportedError(f"{os.fspath(path)}: must be an encoder, of the type bert, got {model!r}")
+    return model
+
+
+def model_of(
+    config: Mapping[str, Any], arrays: Mapping[str, Array], where: str, *, dtype: Any, strict: bool = True
+) -> BertModel | CausalLM:
+    """The model of a configuration and its tensors.
+
+    Parameters
+    ----------
+    config : mapping
+        The entries of a config.json, checked by `check_config`.
+    arrays : mapping of arrays by name
+        The tensors of a checkpoint, with or without the prefix of the body. Each is requested once.
+    where : str
+        For messages.
+    dtype, strict
+        As in `load_pretrained`.
+
+    Returns
+    -------
+    BertModel or CausalLM
+
+    Raises
+    ------
+    FormatError
+        If a tensor is missing, occurs twice, or has the wrong shape, or if there are others and `strict` is True.
+    """
+    types: dict[str, type[BertModel | GPT2Model | LlamaModel]] = {"bert": BertModel, "gpt2": GPT2Model}
+    kind = types.get(config["model_type"], LlamaModel)
+    stored = _Stored(where, _renamed(arrays, f"{kind.checkpoint_name}.", where), arrays, float_dtype(dtype))
+    model: BertModel | CausalLM
+    if kind is BertModel:
+        model = BertModel.build(config, stored.linear, stored.layer_norm, stored.embedding)
+    else:
+        model = _decoder(kind, config, stored)
+    unused = [name for name in stored.names if name not in stored.taken and not UNUSED[kind].fullmatch(name)]
     if strict and unused:
-        raise FormatError(f"{folder}: unexpected tensor {unused[0]!r}; strict=False ignores such tensors")
+        raise FormatError(f"{where}: unexpected tensor {unused[0]!r}; strict=False ignores such tensors")
     return model.eval()
 
 
-def _read_config(file: str) -> dict[str, Any]:
-    try:
-        config = read_json(file)
-    except FileNotFoundError:
-        raise FormatError(f"{file}: no such file; a pretrained model is a folder with {CONFIG} and {WEIGHTS}") from None
-    if not isinstance(config, dict):
-        raise FormatError(f"{file}: must contain an object")
-    if config.get("model_type") != "bert":
-        raise NotSupportedError(f"{file}: model_type must be 'bert', got {config.get('model_type')!r}")
-    for name, values in REQUIRED_VALUES.items():
-        if config.get(name, values[0]) not in values:
-            raise NotSupportedError(f"{file}: {name} must be {values[0]!r}, got {config[name]!r}")
-    for name in SIZES:
-        value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise FormatError(f"{file}: {name} must be a positive integer, got {value!r}")
-    epsilon = config.get("layer_norm_eps", 1e-12)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-        raise FormatError(f"{file}: layer_norm_eps must be between 0 and 1, got {epsilon!r}")
-    if config["hidden_size"] % config["num_attention_heads"]:
-        raise FormatError(f"{file}: hidden_size must be a multiple of num_attention_heads")
-    return config
+def _decoder(kind: type[Any], config: Mapping[str, Any], stored: _Stored) -> CausalLM:
+    body: GPT2Model | LlamaModel
+    if kind is GPT2Model:
+        body, tied = GPT2Model.build(config, stored.conv1d, stored.layer_norm, stored.embedding), True
+    else:
+        body, tied = LlamaModel.build(config, stored.matrix, stored.rms_norm, stored.embedding), False
+    if not config.get("tie_word_embeddings", tied):
+        return CausalLM(body, stored.matrix(HEAD, body.output_size, body.input_size))
+    model = CausalLM(body)
+    if f"{HEAD}.weight" in stored.names:
+        table = stored.take(f"{HEAD}.weight", body.input_size, body.output_size)
+        if not np.array_equal(table, getattr(model.head, "weight")):  # noqa: B009
+            raise FormatError(
+                f"{stored.where}: {HEAD}.weight must be equal to the embedding if tie_word_embeddings is true"
+            )
+    return model
+
+
+def _renamed(arrays: Mapping[str, Array], prefix: str, where: str) -> dict[str, str]:
+    """The name in the checkpoint of each tensor, by its name without the prefix of the body."""
+    names: dict[str, str] = {}
+    for key in arrays:
+        name = key.removeprefix(prefix)
+        if name in names:
+            raise FormatError(f"{where}: the tensor {name!r} occurs twice in the checkpoint")
+        names[name] = key
+    return names
 
 
 def _tensors(folder: str) -> dict[str, Array]:
-    """The tensors of all files of a checkpoint, memory-mapped, by name without the prefix ``bert.``."""
+    """The tensors of all files of a checkpoint, memory-mapped, by name."""
     index = os.path.join(folder, INDEX)
     names = [WEIGHTS]
     if os.path.isfile(index):
@@ -127,8 +182,7 @@ def _tensors(folder: str) -> dict[str, Array]:
         if not os.path.isfile(file):
             raise FormatError(f"{file}: no such file")
         with SafetensorsFile(file) as tensors:
-            for key, tensor in tensors.items():
-                name = key.removeprefix("bert.")
+            for name, tensor in tensors.items():
                 if name in arrays:
                     raise FormatError(f"{file}: the tensor {name!r} occurs twice in the checkpoint")
                 arrays[name] = np.asarray(tensor)
@@ -136,31 +190,52 @@ def _tensors(folder: str) -> dict[str, Array]:
 
 
 class _Stored:
-    """The layers of a model, of the tensors of a checkpoint; each tensor is checked and noted as it is taken."""
+    """Makes the layers of a model of the tensors of a checkpoint; each tensor is checked and noted as it is taken."""
 
-    def __init__(self, folder: str, arrays: Mapping[str, Array], dtype: np.dtype[Any]) -> None:
-        self.folder, self.arrays, self.dtype = folder, arrays, dtype
+    def __init__(self, where: str, names: Mapping[str, str], arrays: Mapping[str, Array], dtype: np.dtype[Any]) -> None:
+        self.where, self.names, self.arrays, self.dtype = where, names, arrays, dtype
         self.taken: set[str] = set()
 
-    def dense(self, path: str, inputs: int, outputs: int) -> Layer:
-        weight, bias = self._take(f"{path}.weight", outputs, inputs), self._take(f"{path}.bias", outputs)
-        return FullyConnectedLayer.from_arrays(weight, bias)
+    def linear(self, path: str, inputs: int, outputs: int) -> Layer:
+        """A dense layer with W as (out, in)."""
+        return self._dense(FullyConnectedLayer, path, (outputs, inputs), outputs)
 
-    def norm(self, path: str, size: int, epsilon: float) -> Layer:
+    def matrix(self, path: str, inputs: int, outputs: int) -> Layer:
+        """A dense layer with W as (out, in), without bias."""
+        return self._dense(FullyConnectedLayer, path, (outputs, inputs), None)
+
+    def conv1d(self, path: str, inputs: int, outputs: int) -> Layer:
+        """A dense layer with W as (in, out), as in GPT-2."""
+        return self._dense(DenseLayer, path, (inputs, outputs), outputs)
+
+    def layer_norm(self, path: str, size: int, epsilon: float) -> Layer:
+        """A LayerNorm."""
         layer = LayerNorm(size, epsilon, dtype=self.dtype)
-        layer.weight, layer.bias = self._take(f"{path}.weight", size), self._take(f"{path}.bias", size)
+        layer.weight, layer.bias = self.take(f"{path}.weight", size), self.take(f"{path}.bias", size)
+        return layer
+
+    def rms_norm(self, path: str, size: int, epsilon: float) -> Layer:
+        """An RMSNorm."""
+        layer = RMSNorm(size, epsilon, dtype=self.dtype)
+        layer.weight = self.take(f"{path}.weight", size)
         return layer
 
     def embedding(self, path: str, entries: int, size: int) -> Layer:
-        return Embedding.from_array(self._take(f"{path}.weight", entries, size))
+        """An Embedding."""
+        return Embedding.from_array(self.take(f"{path}.weight", entries, size))
 
-    def _take(self, name: str, *shape: int) -> Array:
-        if name not in self.arrays:
-            raise FormatError(f"{self.folder}: the tensor {name!r} is missing")
-        array = self.arrays[name]
+    def take(self, name: str, *shape: int) -> Array:
+        """A tensor, which must have this shape."""
+        if name not in self.names:
+            raise FormatError(f"{self.where}: the tensor {name!r} is missing")
+        array = self.arrays[self.names[name]]
         if array.shape != shape or array.dtype.kind != "f":
             raise FormatError(
-                f"{self.folder}: {name} must be floating-point of shape {shape}, got {array.dtype} of shape {array.shape}"
+                f"{self.where}: {name} must be floating-point of shape {shape}, got {array.dtype} of shape {array.shape}"
             )
         self.taken.add(name)
         return array.astype(self.dtype, copy=False)
+
+    def _dense(self, kind: type[AffineLayer], path: str, shape: tuple[int, int], bias: int | None) -> Layer:
+        weight = self.take(f"{path}.weight", *shape)
+        return kind.from_arrays(weight, None if bias is None else self.take(f"{path}.bias", bias))

@@ -132,7 +132,7 @@ class LlamaModel(Transformer):
             rule = f"num_attention_heads must divide hidden_size = {D} if head_dim is not given"
             raise ArgumentError(f"{rule}, got {heads}")
         groups, d = config.get("num_key_value_heads") or heads, config.get("head_dim") or D // heads
-        base = (config.get("rope_parameters") or config).get("rope_theta", 10000.0)
+        base = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta", 10000.0))
         layers = {WORD: embedding(WORD, config["vocab_size"], D)}
         for path in (f"layers.{i}" for i in range(config["num_hidden_layers"])):
             sizes = {Q: (D, heads * d), K: (D, groups * d), V: (D, groups * d), O: (heads * d, D)}

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from .._typing import Array
 from ..errors import ArgumentError
-from ..io.pretrained import load_pretrained
+from ..io.pretrained import load_encoder
 from ..models.bert import BertModel
 from ..models.tokens import TokenModel
 from ..text import Tokenizer
@@ -21,7 +21,7 @@ def encoder_and_tokenizer(model: Any, tokenizer: Any) -> tuple[BertModel, Tokeni
     """What the parameters `model` and `tokenizer` of an estimator denote."""
     if not isinstance(model, str | os.PathLike | BertModel):
         raise ArgumentError(f"model must be the folder of a pretrained model, or a BertModel, got {model!r}")
-    encoder = model if isinstance(model, BertModel) else load_pretrained(model)
+    encoder = model if isinstance(model, BertModel) else load_encoder(model)
     return encoder, tokenizer_of(model, tokenizer, encoder.positions)
 
 

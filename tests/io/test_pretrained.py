@@ -148,8 +148,12 @@ def test_a_checkpoint_in_several_files(folder):
 @pytest.mark.parametrize(
     ("entries", "error", "message"),
     [
-        ({"model_type": "roberta"}, NotSupportedError, "model_type must be 'bert', got 'roberta'"),
-        ({"model_type": ...}, NotSupportedError, "model_type must be 'bert', got None"),
+        (
+            {"model_type": "roberta"},
+            NotSupportedError,
+            "model_type must be one of bert, gpt2, llama, mistral, smollm, got 'roberta'",
+        ),
+        ({"model_type": ...}, NotSupportedError, "model_type must be one of bert, .*, got None"),
         ({"hidden_act": "relu"}, NotSupportedError, "hidden_act must be 'gelu', got 'relu'"),
         ({"position_embedding_type": "relative_key"}, NotSupportedError, "position_embedding_type must be 'absolute'"),
         ({"is_decoder": True}, NotSupportedError, "is_decoder must be False, got True"),

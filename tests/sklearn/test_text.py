@@ -315,7 +315,7 @@ def test_the_embedder_needs_no_fit(folder):
 
 def test_a_folder_is_loaded_once(folder, tmp_path, monkeypatch):
     loads = []
-    monkeypatch.setattr(texts_module, "load_pretrained", lambda path: loads.append(path) or load_pretrained(path))
+    monkeypatch.setattr(texts_module, "load_encoder", lambda path: loads.append(path) or load_pretrained(path))
     embedder = SentenceEmbedder(folder)
     assert loads == []
     embedder.fit(TEXTS).transform(TEXTS)
