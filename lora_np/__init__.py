@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from .models.gpt2 import GPT2Model
     from .models.heads import SentenceEncoder, SequenceClassifier, TokenClassifier
     from .models.llama import LlamaModel
+    from .models.next_token import NextTokenLoss
     from .models.parameter_table import trainable_parameters
     from .run import Draw, Run
     from .training.fit import fit
@@ -156,6 +157,7 @@ __all__ = [
     "MeanSquaredError",
     "Momentum",
     "MultiLoRAAdapter",
+    "NextTokenLoss",
     "NonFiniteError",
     "NotSupportedError",
     "Optimizer",
@@ -231,6 +233,7 @@ _HOMES = {
         "models.gpt2": "GPT2Model",
         "models.heads": "SentenceEncoder SequenceClassifier TokenClassifier",
         "models.llama": "LlamaModel",
+        "models.next_token": "NextTokenLoss",
         "models.parameter_table": "trainable_parameters",
         "run": "Draw Run",
         "training.fit": "fit",

@@ -49,6 +49,7 @@ ATTENTION = "tests/layers/test_attention.py"
 NORMS = "tests/layers/test_normalization.py"
 SEQUENCES = "tests/test_sequences.py"
 ENCODERS = "tests/models/test_bert.py"
+NEXT = "tests/models/test_next_token.py"
 GGUF = "tests/io/test_gguf.py"
 EXTRACT = "tests/io/test_extract.py"
 MAIN = "tests/cli/test_main.py"
@@ -1990,6 +1991,63 @@ MUTANTS = [
         "train=[HEAD]",
         "train=[]",
         ("tests/sklearn/test_text.py::test_only_the_adapters_and_the_head_train",),
+    ),
+    # ---------------------------------------------------------------- training on text
+    Mutant(
+        "next token: prompts are learned too",
+        "models/next_token.py",
+        "[-1] * (len(prompt) - 1) + answer",
+        "prompt[1:] + answer",
+        (NEXT,),
+    ),
+    Mutant(
+        "next token: targets one token late",
+        "models/next_token.py",
+        "inputs = [(prompt + answer)[:-1]",
+        "inputs = [(prompt + answer)[1:]",
+        (NEXT,),
+    ),
+    Mutant(
+        "next token: the mean over all rows",
+        "models/next_token.py",
+        "labels[piece], len(rows))",
+        "labels[piece], len(labels))",
+        (NEXT,),
+    ),
+    Mutant(
+        "next token: ignored rows have a loss",
+        "models/next_token.py",
+        "np.flatnonzero(labels >= 0)",
+        "np.flatnonzero(labels >= -1)",
+        (NEXT,),
+    ),
+    Mutant(
+        "next token: all logits at once",
+        "models/next_token.py",
+        "max(1, PIECE // self.head.output_size)",
+        "len(labels)",
+        (NEXT,),
+    ),
+    Mutant(
+        "next token: the mean of means of pieces",
+        "models/next_token.py",
+        "total += loss\n        return total / max(len(rows), 1)",
+        "total += loss / len(piece)\n        return total",
+        (NEXT,),
+    ),
+    Mutant(
+        "next token: the maximum stays in",
+        "models/next_token.py",
+        "        z -= z.real.max(axis=-1, keepdims=True)\n",
+        "",
+        (NEXT,),
+    ),
+    Mutant(
+        "next token: a head that trains loses its gradient",
+        "models/next_token.py",
+        'if any(name.startswith(f"{model.head_name}.")',
+        'if model is None and any(name.startswith(f"{model.head_name}.")',
+        (NEXT,),
     ),
 ]
 

@@ -50,6 +50,7 @@ NAMES = {
     "MeanSquaredError",
     "Momentum",
     "MultiLoRAAdapter",
+    "NextTokenLoss",
     "NonFiniteError",
     "NotSupportedError",
     "Optimizer",
