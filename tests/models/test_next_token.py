@@ -266,7 +266,7 @@ def test_the_answer_of_each_task_is_trained_in_one_batch():
 
     model = apply_lora(decoder("llama", seed=3), two)
     prompts, tasks = rng.integers(3, VOCABULARY, (60, 3)), ["polite", "rude"] * 30
-    answers = [[5, 6] if task == "polite" else [3, 4] for task in tasks]
-    fit(model.body, next_token_data(prompts, answers), NextTokenLoss(model), AdamW(1e-2), 60, 12, tasks=tasks, rng=2)
-    assert answer(model, (5, 9, 4), 2, tasks=["polite"]) == [5, 6]
-    assert answer(model, (5, 9, 4), 2, tasks=["rude"]) == [3, 4]
+    answers = [[5] if task == "polite" else [3] for task in tasks]
+    fit(model.body, next_token_data(prompts, answers), NextTokenLoss(model), AdamW(1e-2), 20, 12, tasks=tasks, rng=2)
+    assert answer(model, (5, 9, 4), 1, tasks=["polite"]) == [5]
+    assert answer(model, (5, 9, 4), 1, tasks=["rude"]) == [3]
