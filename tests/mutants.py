@@ -34,6 +34,7 @@ MIXED = "tests/adapters/test_mixed.py"
 DORA = "tests/adapters/test_dora.py"
 VERA = "tests/adapters/test_vera.py"
 LOSSES = "tests/test_losses.py"
+INTERRUPTS = "tests/test_interrupts.py"
 ATOMIC = "tests/test_atomic_file.py"
 HOSTILE = "tests/io/test_hostile_npz.py"
 KERNELS = "tests/test_kernels.py"
@@ -615,6 +616,27 @@ MUTANTS = [
         "return (values / _count(values)).sum()",
         "return values.sum() / _count(values)",
         (LOSSES,),
+    ),
+    Mutant(
+        "Ctrl-C is not held back",
+        "training/interrupts.py",
+        "signal.signal(signal.SIGINT, self._receive)",
+        "pass",
+        (INTERRUPTS,),
+    ),
+    Mutant(
+        "Ctrl-C is lost",
+        "training/interrupts.py",
+        "            arguments, self._waiting = self._waiting, None\n            self._handler(*arguments)",
+        "            self._waiting = None",
+        (INTERRUPTS,),
+    ),
+    Mutant(
+        "the handler of Ctrl-C is not restored",
+        "training/interrupts.py",
+        "            signal.signal(signal.SIGINT, self._handler)\n        if kind",
+        "            pass\n        if kind",
+        (INTERRUPTS,),
     ),
     # ---------------------------------------------------------------- scaling and ranks
     Mutant(

@@ -18,6 +18,7 @@ from ..base import Layer, training_mode
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
 from ..training.fit import History, Progress, check_parts, stopped
+from ..training.interrupts import Interrupts
 from ..training.nested_dropout import RankSchedule, ranked, shared_rank
 from ..training.optimizers import Optimizer
 from ..training.step import Descent
@@ -150,7 +151,8 @@ def fit_shards(
         training = _Training(descent, workers, batches, state, bool(shuffle), rank_schedule)
         if resume and checkpoint is not None and os.path.exists(checkpoint):
             training.resume(checkpoint)
-        return training.run(epochs, callbacks, checkpoint, every)
+        with Interrupts() as interrupts:
+            return training.run(epochs, callbacks, checkpoint, every, interrupts)
 
 
 @final
@@ -171,6 +173,7 @@ class _Training:
         callbacks: Sequence[Callable[[Progress], None]],
         checkpoint: str | os.PathLike[str] | None,
         every: int,
+        interrupts: Interrupts,
     ) -> History:
         """Take all remaining steps, with a checkpoint after each `every` steps and after the last one."""
         plan = self._plan()
@@ -180,6 +183,7 @@ class _Training:
                 callback(progress)
             if checkpoint is not None and (progress.step == progress.steps or progress.step % every == 0):
                 write(checkpoint, plan, self.state, self.descent)
+            interrupts.check()
         return self.state.history
 
     def resume(self, checkpoint: str | os.PathLike[str]) -> None:

@@ -15,6 +15,7 @@ from ..base import Layer, training_mode
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
 from ..run import Rank, Ranked, Run
+from .interrupts import Interrupts
 from .nested_dropout import RankSchedule, ranked, shared_rank
 from .optimizers import Optimizer
 from .step import Descent
@@ -110,6 +111,11 @@ def fit(
     NonFiniteError
         If the loss becomes infinite or NaN; the parameters are those of the last finite loss.
 
+    Notes
+    -----
+    Ctrl-C (KeyboardInterrupt) ends the training after the current step and its callbacks: parameters, optimizer and
+    generators are those of the same step. A second Ctrl-C ends it at once.
+
     Examples
     --------
     >>> import numpy as np
@@ -128,10 +134,9 @@ def fit(
     random = generator(rng)
     adapters, descent, history = ranked(model), Descent(model, loss, optimizer), History()
     steps = epochs * -(-rows // batch_size)
-    with training_mode(model, True):
+    with training_mode(model, True), Interrupts() as interrupts:
         for epoch in range(1, epochs + 1):
-            order = random.permutation(rows) if shuffle else np.arange(rows)
-            total = 0.0
+            order, total = random.permutation(rows) if shuffle else np.arange(rows), 0.0
             for start in range(0, rows, batch_size):
                 batch = order[start : start + batch_size]
                 rank = rank_schedule(adapters, random, len(batch))
@@ -144,6 +149,7 @@ def fit(
                 progress = Progress(model, epoch, epochs, len(history.step_losses), steps, value)
                 for callback in callbacks:
                     callback(progress)
+                interrupts.check()
             history.epoch_losses.append(total / rows)
     return history
 

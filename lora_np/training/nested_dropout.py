@@ -14,6 +14,7 @@ from ..base import Layer, listeners, training_mode
 from ..errors import ArgumentError, NonFiniteError
 from ..functions.losses import FunctionLoss, Loss
 from ..run import Draw, Rank, Ranked
+from .interrupts import Interrupts
 from .optimizers import SGD
 from .step import Descent
 
@@ -73,10 +74,13 @@ def nested_dropout(
         return adapter.forward(x, rank=_rank_of_rows(rng.random(), x) if draws_rows else None)
 
     means = []
-    with training_mode(adapter, True):
+    with training_mode(adapter, True), Interrupts() as interrupts:
         for epoch in range(1, epochs + 1):
+            losses = []
             try:
-                losses = [descent.step(partial(forward, x), target) for x, target in pairs]
+                for x, target in pairs:
+                    losses.append(descent.step(partial(forward, x), target))
+                    interrupts.check()
             except NonFiniteError as error:
                 raise NonFiniteError(f"epoch {epoch}: {error}; try a smaller learning_rate") from error
             means.append(float(np.mean(losses)))

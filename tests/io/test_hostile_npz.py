@@ -44,8 +44,8 @@ CLAIMS = {
     "factors": big_lora(),
     "an embedding": described("Embedding", input_size=10**9, output_size=8, dtype="float64"),
     "norms": described("LayerNorm", size=10**9, epsilon=0.1, dtype="float64"),
-    "many small layers": described(
-        "Sequential", layers={str(i): described("LayerNorm", size=10**6, epsilon=0.1, dtype="float64") for i in range(300)}
+    "many layers, each as large as the file": described(
+        "Sequential", layers={str(i): described("LayerNorm", size=1000, epsilon=0.1, dtype="float64") for i in range(300)}
     ),
     "an adapter": described("StandardLoRAAdapter", base_layer=big_dense(), branch=big_lora(rank=1), freeze_base_layer=True),
     "an adapter of a layer without arrays": described(
