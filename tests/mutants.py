@@ -949,15 +949,15 @@ MUTANTS = [
     Mutant(
         "gradients are used twice",
         "base/layer.py",
-        "p -= rate * dp\n            self._forget()",
-        "p -= rate * dp",
+        "p -= rate * gradients[name]\n            self._forget()",
+        "p -= rate * gradients[name]",
         (f"{CONTRACT}::test_a_step_uses_the_gradients_up",),
     ),
     Mutant(
         "a pass outlives the step",
         "base/layer.py",
-        "p += update\n        self._forget()",
-        "p += update\n        self.clear_gradients()",
+        "p += checked[name]\n        self._forget()",
+        "p += checked[name]\n        self.clear_gradients()",
         (BASE,),
     ),
     Mutant(
@@ -970,15 +970,15 @@ MUTANTS = [
     Mutant(
         "a step uphill",
         "base/layer.py",
-        "p -= rate * dp",
-        "p += rate * dp",
+        "p -= rate * gradients[name]",
+        "p += rate * gradients[name]",
         (f"{CONTRACT}::test_a_step_moves_exactly_what_has_a_gradient",),
     ),
     Mutant(
         "a refused update is half applied",
         "base/parameters.py",
-        "            pairs.append((parameter, value))\n",
-        "            parameter += value\n",
+        "            parameters[name] = parameter\n        return",
+        "            parameters[name] = parameter\n            parameter += value\n        return",
         (PACKING,),
     ),
     Mutant(
@@ -1132,14 +1132,8 @@ MUTANTS = [
     Mutant(
         "weight decay moves components without a gradient",
         "training/optimizers.py",
-        "dp *= -self.learning_rate\n        return update\n\n\ndef _new_update",
-        (
-            "dp *= -self.learning_rate\n"
-            "        return update - 1e-3 * self.weight_decay * parameter * self.learning_rate\n"
-            "\n"
-            "\n"
-            "def _new_update"
-        ),
+        "parameter[here]\n        return update",
+        "parameter[here]\n        return update - 1e-3 * self.weight_decay * parameter * self.learning_rate",
         STEPS,
     ),
     Mutant(
@@ -1166,9 +1160,44 @@ MUTANTS = [
     Mutant(
         "Adam's second moment keeps the bias of its start",
         "training/optimizers.py",
-        "np.divide(v, v_share, out=dp)",
-        "dp[...] = v",
+        "root = (1 - self.beta2**t) ** 0.5",
+        "root = 1.0",
         (OPTIMIZERS,),
+    ),
+    Mutant(
+        "Adam's epsilon without its bias correction",
+        "training/optimizers.py",
+        "self.epsilon * root",
+        "self.epsilon",
+        (OPTIMIZERS,),
+    ),
+    Mutant(
+        "one step count for components that were trained differently often",
+        "training/optimizers.py",
+        "steps if steps.size > 1 else steps.item()",
+        "int(steps.max())",
+        (OPTIMIZERS,),
+    ),
+    Mutant(
+        "a finite sum that overflows counts as infinite",
+        "training/step.py",
+        "math.isfinite(np.add.reduce(array, axis=None)) or bool(np.isfinite(array).all())",
+        "math.isfinite(np.add.reduce(array, axis=None))",
+        ("tests/test_descent.py",),
+    ),
+    Mutant(
+        "frozen mode trains every component at the top rank",
+        "adapters/rank_choice.py",
+        "if first == 0 and last == self.max_rank:",
+        "if last == self.max_rank:",
+        (DYLORA,),
+    ),
+    Mutant(
+        "a pass at an active rank trains every component",
+        "adapters/rank_choice.py",
+        "if first == 0 and last == self.max_rank:",
+        "if first == 0 and last == self.active_ranks[-1]:",
+        (DYLORA,),
     ),
     Mutant(
         "Nesterov momentum without the gradient",

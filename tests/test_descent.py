@@ -152,6 +152,13 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_state_of_the_optimizer
         assert step(found) == step(expected)
 
 
+def test_finite_gradients_whose_sum_overflows_are_taken():
+    grown = Descent(layer(), MeanSquaredError(), SGD(1.0))
+    gradient = np.full((2, 1), 1e308)
+    grown.descend(1.0, {"weight": gradient}, {})
+    np.testing.assert_array_equal(grown.layer.weight, -gradient)
+
+
 def test_a_state_that_is_not_finite_is_forgotten():
     descent = Descent(layer(), Fixed(1.0, 8e307), Momentum(1e-300))
     step(descent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import overload
 
@@ -36,6 +37,11 @@ class RankChoice(Listener):
         self.mode = one_of("mode", mode, ("full", "frozen"))
         self._rng = generator(rng)
         self._deployment_rank = self.active_ranks[-1]
+
+    @property
+    @abstractmethod
+    def max_rank(self) -> int:
+        """The number of components."""
 
     @property
     def active_ranks(self) -> tuple[int, ...]:
@@ -76,7 +82,10 @@ class RankChoice(Listener):
         """The components of the branch that a pass trains: columns of A, rows of B."""
         rank = self.rank_in(run)
         last = int(rank.max(initial=1)) if isinstance(rank, np.ndarray) else rank
-        part_a, part_b = LoRALayer.parts(self.trained_from(rank), last)
+        first = self.trained_from(rank)
+        if first == 0 and last == self.max_rank:
+            return {}  # all of them
+        part_a, part_b = LoRALayer.parts(first, last)
         return {"lora.matrix_a": part_a, "lora.matrix_b": part_b}
 
     def draw(self) -> Draw:

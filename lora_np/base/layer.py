@@ -149,15 +149,17 @@ class Layer(
             self.set_parameters(learning_rate)
         else:
             rate = np.array(finite_float("learning_rate", learning_rate), self.dtype)
-            for p, dp in self._trained(self._pending_pass()[0], skip_frozen=True):
-                p -= rate * dp
+            gradients, _ = self._pending_pass()
+            for name, p in self._trained(gradients, skip_frozen=True).items():
+                p -= rate * gradients[name]
             self._forget()
 
     @final
     def apply_updates(self, updates: Mapping[str, Array]) -> None:
         """Add updates to the named parameters in place, either all or none; consumes the pass and its gradients."""
-        for p, update in self._trained({name: real_array(name, update) for name, update in updates.items()}):
-            p += update
+        checked = {name: real_array(name, update) for name, update in updates.items()}
+        for name, p in self._trained(checked).items():
+            p += checked[name]
         self._forget()
 
     @property

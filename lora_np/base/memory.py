@@ -56,6 +56,11 @@ def pending(layer: Any) -> Pending:
     return Pending(gradients, {}, EVALUATION) if done is None else Pending(gradients, done.parts, done.run)
 
 
+def forget(layer: Any) -> None:
+    """Discard the pass and the gradients of a layer, which a step has consumed; layers inside it keep theirs."""
+    layer._forget()
+
+
 def unaliased(result: Array, argument: Array) -> Array:
     """The result, copied if it may share memory with an argument, to which the caller may write."""
     if result is not argument and result.base is None and argument.base is None:

@@ -131,9 +131,9 @@ class ParameterTree:
 
     # ---------------------------------------------------------------- writing
 
-    def _trained(self, values: Mapping[str, Array], *, skip_frozen: bool = False) -> list[tuple[Array, Array]]:
-        """Pair each value with its trainable parameter, which is writeable."""
-        pairs = []
+    def _trained(self, values: Mapping[str, Array], *, skip_frozen: bool = False) -> dict[str, Array]:
+        """The trainable parameter of each value, by name: of the same shape, and writeable."""
+        parameters = {}
         for name, value in values.items():
             owner = self._owner(name, False)
             if owner is None and skip_frozen:
@@ -145,8 +145,8 @@ class ParameterTree:
                     f"{self.layer_name}: {attribute} of {layer.layer_name} is packed or memory-mapped and cannot train; "
                     "call unpack() first"
                 )
-            pairs.append((parameter, value))
-        return pairs
+            parameters[name] = parameter
+        return parameters
 
     def _assign(self, values: Mapping[str, Array]) -> None:
         """Set arrays, frozen or not, in place, either all or none."""
@@ -172,6 +172,17 @@ def parameter_of(layer: ParameterTree, name: str, *, frozen: bool = False) -> Ar
     """The parameter of a given name, found without listing all parameters; None if there is none."""
     owner = layer._owner(name, frozen)
     return None if owner is None else getattr(*owner)
+
+
+def trained_by(layer: ParameterTree, gradients: Mapping[str, Array]) -> dict[str, Array]:
+    """The live parameters that a step on these gradients changes, by name; gradients of frozen arrays are skipped.
+
+    Raises
+    ------
+    InvalidOperationError
+        If a parameter is not writeable.
+    """
+    return layer._trained(gradients, skip_frozen=True)
 
 
 def require_same_sizes(name: str, layer: ParameterTree, like: ParameterTree) -> None:

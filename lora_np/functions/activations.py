@@ -141,11 +141,14 @@ identity = Activation("identity", _identity, _identity_vjp, 0)
 
 
 def _relu(z: Array) -> Array:
-    return np.where(z.real <= 0, 0, z)  # not z > 0, so that NaN stays NaN
+    if z.dtype.kind != "f":
+        return np.where(z.real <= 0, 0, z)  # not z > 0, so that NaN stays NaN
+    y = np.zeros_like(z)
+    return np.maximum(z, y, out=y)  # the same, and several times as fast
 
 
 def _relu_vjp(dy: Array, z: Array) -> Array:
-    return np.where(_positive(z), dy, 0)
+    return dy * _positive(z)
 
 
 relu = Activation("relu", _relu, _relu_vjp)

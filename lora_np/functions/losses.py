@@ -201,12 +201,13 @@ class SoftmaxCrossEntropy(Loss):
         rows = _count(predictions[..., 0])
         with np.errstate(over="ignore"):  # -∞, whose exponential is 0, is right
             shifted = predictions - predictions.real.max(axis=-1, keepdims=True)
-        log_sum = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-        log_probabilities = shifted - log_sum
-        total = targets.sum(axis=-1, keepdims=True)
-        gradient = (np.exp(log_probabilities) * total - targets) * (1 / rows)
+        powers = np.exp(shifted)
+        power_sum = powers.sum(axis=-1, keepdims=True)
+        log_probabilities = shifted - np.log(power_sum)
         counted = np.where(targets == 0, 0, log_probabilities)  # 0 · -∞ is not a number
-        return -((targets / rows) * counted).sum(), gradient
+        powers *= targets.sum(axis=-1, keepdims=True) / power_sum
+        powers -= targets
+        return -((targets / rows) * counted).sum(), powers * (1 / rows)
 
 
 @final

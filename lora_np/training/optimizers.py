@@ -15,7 +15,7 @@ import numpy as np
 
 from .._typing import Array, Part, Parts
 from .._validation import finite_float, fraction, non_negative_float, same_shape
-from ..base import Layer, parameter_of, pending
+from ..base import Layer, pending, trained_by
 from ..errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 
 
@@ -93,17 +93,14 @@ class Optimizer(ABC):
             If no gradient is pending.
         """
         step = pending(layer)
-        return self.updates_of(layer, step.gradients, step.parts)
+        return self.updates_of(trained_by(layer, step.gradients), step.gradients, step.parts)
 
     @final
-    def updates_of(self, layer: Layer, gradients: Mapping[str, Array], parts: Parts) -> dict[str, Array]:
-        """The updates for the given gradients, keyed by parameter name; see `update`."""
-        updates = {}
-        for name, dp in gradients.items():
-            parameter = parameter_of(layer, name)
-            if parameter is not None:  # a container may compute gradients of its frozen arrays
-                updates[name] = self.update(name, dp, parameter, parts.get(name))
-        return updates
+    def updates_of(
+        self, parameters: Mapping[str, Array], gradients: Mapping[str, Array], parts: Parts
+    ) -> dict[str, Array]:
+        """The updates of the given parameters, by name; see `update`."""
+        return {name: self.update(name, gradients[name], p, parts.get(name)) for name, p in parameters.items()}
 
     @abstractmethod
     def update(self, name: str, gradient: Array, parameter: Array, part: Part | None = None) -> Array:
@@ -245,8 +242,7 @@ class _Adam(Optimizer):
         update, here = _new_update(parameter, part)
         m, v, steps, g, dp = state.first[here], state.second[here], state.steps[here], gradient[here], update[here]
         steps += 1
-        # The moments start at zero; dividing by these shares removes that bias. Each component has a separate count.
-        m_share, v_share = ((1 - beta**steps).astype(dp.dtype) for beta in (self.beta1, self.beta2))
+        rate, epsilon = self._corrected(steps, dp.dtype)
         np.subtract(g, m, out=dp)
         dp *= 1 - self.beta1
         m += dp  # m = β₁ m + (1 - β₁) g
@@ -254,15 +250,24 @@ class _Adam(Optimizer):
         dp -= v
         dp *= 1 - self.beta2
         v += dp  # v = β₂ v + (1 - β₂) g²
-        np.divide(v, v_share, out=dp)
-        np.sqrt(dp, out=dp)
-        dp += self.epsilon
+        np.sqrt(v, out=dp)
+        dp += epsilon
         np.divide(m, dp, out=dp)
-        dp /= m_share  # m̂ / (√v̂ + ε)
+        dp *= rate  # -η m̂ / (√v̂ + ε)
         if self.weight_decay:
-            dp += self.weight_decay * parameter[here]
-        dp *= -self.learning_rate
+            dp -= self.learning_rate * self.weight_decay * parameter[here]
         return update
+
+    def _corrected(self, steps: Array, dtype: np.dtype[Any]) -> tuple[float | Array, float | Array]:
+        """-η and ε, including the bias corrections of both moments (Kingma and Ba 2015, end of section 2).
+
+        The moments start at zero. Dividing them by ``1 - βᵗ`` removes that bias, and with those factors taken out,
+        ``m̂ / (√v̂ + ε)`` is ``√(1 - β₂ᵗ) / (1 - β₁ᵗ) · m / (√v + ε √(1 - β₂ᵗ))``.
+        """
+        t: Any = steps if steps.size > 1 else steps.item()  # usually a single number for the whole array
+        root = (1 - self.beta2**t) ** 0.5
+        rate, epsilon = -self.learning_rate * root / (1 - self.beta1**t), self.epsilon * root
+        return (rate.astype(dtype), epsilon.astype(dtype)) if isinstance(t, np.ndarray) else (rate, epsilon)
 
 
 def _new_update(parameter: Array, part: Part | None) -> tuple[Array, Any]:

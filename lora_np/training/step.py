@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import numpy as np
 
 from .._typing import Array, Parts
-from ..base import Layer, parameter_of, pending
+from ..base import Layer, forget, pending, trained_by
 from ..errors import NonFiniteError
 from ..functions.losses import Loss
 from ..run import Run
@@ -50,9 +51,9 @@ class Descent:
             y = forward()
             value, dy = self.loss.value_and_gradient(y, targets)
             objective = value + float(layer.compute_auxiliary_loss())
-            if np.isfinite(objective):
+            if math.isfinite(objective):
                 layer.backward(dy, need_input_grad=False)
-        gradients, parts, self.run = pending(layer) if np.isfinite(objective) else ({}, {}, None)
+        gradients, parts, self.run = pending(layer) if math.isfinite(objective) else ({}, {}, None)
         self.descend(objective, gradients, parts)
         return objective
 
@@ -71,19 +72,22 @@ class Descent:
         NonFiniteError
             If the objective, a gradient or an update is not finite.
         """
-        if not np.isfinite(objective):
+        if not math.isfinite(objective):
             self._go_back()
             raise NonFiniteError(f"the loss is {objective}")
-        self._require_finite("gradient", gradients, objective)
+        parameters = trained_by(self.layer, gradients)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            updates = self.optimizer.updates_of(self.layer, gradients, parts)
-        self._require_finite("update", updates, objective)
-        self.before = {name: array.copy() for name in updates if (array := parameter_of(self.layer, name)) is not None}
-        self.layer.apply_updates(updates)
+            self._require_finite("gradient", gradients, objective)
+            updates = self.optimizer.updates_of(parameters, gradients, parts)
+            self._require_finite("update", updates, objective)
+        self.before = {name: p.copy() for name, p in parameters.items()}
+        for name, p in parameters.items():
+            p += updates[name]
+        forget(self.layer)
 
     def _require_finite(self, kind: str, arrays: Mapping[str, Array], objective: float) -> None:
         for name, array in arrays.items():
-            if not np.isfinite(array).all():
+            if not _is_finite(array):
                 self.layer.reset_state()
                 if kind == "update":
                     self.optimizer.reset()  # its moments are not finite either
@@ -93,3 +97,8 @@ class Descent:
         for name, array in self.before.items():
             self.layer.set_parameter(name, array)
         self.layer.reset_state()
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether all elements are finite. If their sum is, so are they; only a sum that overflows needs a second look."""
+    return math.isfinite(np.add.reduce(array, axis=None)) or bool(np.isfinite(array).all())
