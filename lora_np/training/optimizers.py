@@ -96,9 +96,7 @@ class Optimizer(ABC):
         return self.updates_of(trained_by(layer, step.gradients), step.gradients, step.parts)
 
     @final
-    def updates_of(
-        self, parameters: Mapping[str, Array], gradients: Mapping[str, Array], parts: Parts
-    ) -> dict[str, Array]:
+    def updates_of(self, parameters: Mapping[str, Array], gradients: Mapping[str, Array], parts: Parts) -> dict[str, Array]:
         """The updates of the given parameters, by name; see `update`."""
         return {name: self.update(name, gradients[name], p, parts.get(name)) for name, p in parameters.items()}
 
