@@ -8,6 +8,7 @@ from .listening import trained_parts as trained_parts
 from .memory import forget as forget
 from .memory import pending as pending
 from .parameters import become as become
+from .parameters import new_name as new_name
 from .parameters import parameter_of as parameter_of
 from .parameters import prefixed as prefixed
 from .parameters import require_same_sizes as require_same_sizes

@@ -9,7 +9,7 @@ from importlib import import_module
 from .._version import __version__
 from ..errors import ArgumentError, GradientError, InvalidOperationError, NonFiniteError, NotSupportedError
 from ._streams import any_text, discard_output
-from ._text import printable
+from ._text import as_options, printable
 from .verb import Verb
 
 VERBS = (
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard_output()
         return verb.error_code
     except REPORTED as error:
-        print(f"lora-np: error: {printable(str(error))}", file=sys.stderr)
+        print(f"lora-np: error: {printable(as_options(str(error)))}", file=sys.stderr)
         return verb.error_code
 
 

@@ -77,7 +77,7 @@ def naming(source: str) -> Iterator[None]:
     try:
         yield
     except (ArgumentError, InvalidOperationError, NotSupportedError) as error:
-        text = str(error).replace("drop=", "--drop ")
+        text = str(error)
         named = text.startswith((f"{source}:", f"{source} ", os.path.join(source, "")))
         raise type(error)(text if named else f"{source}: {text}") from error
 

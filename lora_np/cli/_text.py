@@ -10,6 +10,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def as_options(text: str) -> str:
+    """A message with the arguments of functions that it recommends as options of the command line."""
+    return text.replace("untie=True", "--untie").replace("; drop=", "; --drop ")
+
+
 def number(value: float) -> str:
     """A number with four significant digits."""
     return f"{value:.4g}"

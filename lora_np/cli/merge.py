@@ -9,7 +9,6 @@ from dataclasses import asdict
 from functools import partial
 
 from ..errors import ArgumentError, FormatError
-from ..factors.weights import AdapterWeights
 from ..io.merge import INDEX, SINGLE, MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
 from ..terminal.table import table
 from ._adapters import at_rank, dropped, load_from_options
@@ -48,6 +47,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="BASE stores weights as (in, out), like Conv1D in transformers (default: as in the PEFT configuration)",
     )
     parser.add_argument(
+        "--untie",
+        action="store_true",
+        help="write a separate output head if the adapter changes it and BASE uses its embedding as one",
+    )
+    parser.add_argument(
         "--rank", type=positive, metavar="R", help="the active rank of DyLoRA layers (default: the deployment rank of each)"
     )
     add_task(parser)
@@ -63,6 +67,7 @@ def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
     transposed = arguments.fan_in_fan_out
     if transposed is None:
         transposed = bool(adapter.config.get("fan_in_fan_out"))
+    options = {"subtract": subtract, "fan_in_fan_out": transposed, "untie": arguments.untie}
     files = checkpoint_files(base)
     is_folder = os.path.isdir(base) or base.endswith(".json")
     _check_output_is_not_base(files, output, is_folder)
@@ -71,10 +76,10 @@ def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
             os.mkdir(place)  # a folder with a single file is merged as a file, into a folder
             base, place = files[SINGLE], os.path.join(place, SINGLE)
         with _bar(sum(map(os.path.getsize, files.values()))) as progress:
-            merged = merge_checkpoint(base, adapter, place, subtract=subtract, fan_in_fan_out=transposed, progress=progress)
+            merged = merge_checkpoint(base, adapter, place, **options, progress=progress)
         if arguments.verify:
-            merged = verify_checkpoint(base, adapter, place, subtract=subtract, fan_in_fan_out=transposed)
-            _check_errors(merged, adapter, output)
+            merged = verify_checkpoint(base, adapter, place, **options)
+            _check_errors(merged, output)
     if arguments.json:
         values = {"base": arguments.base, "adapter": arguments.adapter, "output": output, "dropped": dropped(adapter)}
         print_json(values | {"tensors": _values(merged)})
@@ -91,9 +96,9 @@ def _check_output_is_not_base(files: dict[str, str], output: str, is_folder: boo
             raise ArgumentError(f"{output}: OUT must not be BASE")
 
 
-def _check_errors(merged: list[MergedTensor], adapter: AdapterWeights, output: str) -> None:
+def _check_errors(merged: list[MergedTensor], output: str) -> None:
     for tensor in merged:
-        allowed = allowed_error(tensor, adapter.layers[tensor.key.removesuffix(".weight")].rank)
+        allowed = allowed_error(tensor, tensor.rank)
         if tensor.error is None or not tensor.error <= allowed:
             raise FormatError(
                 f"{output}: {tensor.key} has a relative error of {tensor.error:.1e}, but rounding to {tensor.dtype} "
@@ -106,18 +111,26 @@ def _check_errors(merged: list[MergedTensor], adapter: AdapterWeights, output: s
 
 def _text(merged: list[MergedTensor], *, several: bool) -> str:
     verified = [tensor for tensor in merged if tensor.error is not None]
-    header = ["tensor", *(["file"] if several else []), "dtype", "rounding", *(["measured error"] if verified else [])]
+    header = [
+        "tensor",
+        *(["file"] if several else []),
+        "change",
+        "dtype",
+        "rounding",
+        *(["measured error"] if verified else []),
+    ]
     rows = [
         [
             printable(tensor.key),
             *([printable(tensor.file)] if several else []),
+            tensor.change,
             tensor.dtype,
             f"{tensor.precision:.1e}",
             *([f"{tensor.error:.1e}"] if tensor.error is not None else []),
         ]
         for tensor in merged
     ]
-    return table(header, rows, left=3 if several else 2)
+    return table(header, rows, left=4 if several else 3)
 
 
 def _values(merged: list[MergedTensor]) -> object:

@@ -26,6 +26,7 @@ from ..errors import ArgumentError, NotSupportedError
 from ..functions.initializers import normal
 from ..layers.lora import LoRALayer
 from .weights import AdapterWeights
+from .whole import with_others
 
 Subject = TypeVar("Subject", LoRALayer, LoRAAdapterBase, AdapterWeights)
 
@@ -161,7 +162,7 @@ def combine(
     ArgumentError
         If there are no subjects, their kinds or sizes differ, or the number of weights is wrong.
     NotSupportedError
-        If a layer is adapted by DoRA.
+        If a layer is adapted by DoRA, or if adapters replace the same tensor by different ones.
 
     Notes
     -----
@@ -188,7 +189,7 @@ def combine(
             combined[path], errors[path] = _sum(terms, rank)
         except ArgumentError as error:
             raise ArgumentError(f"{path}: {error}") from error
-    return Combined(AdapterWeights(combined), errors)
+    return Combined(with_others(combined, sets, factors), errors)
 
 
 def _mapped(subject: Subject, change: Callable[[LoRALayer], LoRALayer]) -> Subject:

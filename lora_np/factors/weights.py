@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Self, final
+
+import numpy as np
 
 from .._typing import Array
+from .._validation import integer
 from ..adapters.base import LoRAAdapterBase
 from ..adapters.dora import DoRAAdapter
 from ..adapters.dylora import DyLoRAAdapter, at_rank
@@ -25,6 +28,16 @@ class Rows(NamedTuple):
     """The row numbers, shape (n,), all different."""
     values: Array
     """The rows, shape (n, columns)."""
+
+    @classmethod
+    def of(cls, indices: Iterable[int], values: Array) -> Self:
+        """Rows with their numbers, checked: an ArgumentError if they are negative, not all different, or not as many."""
+        numbers = np.array([integer("each of indices", index) for index in indices], np.int64)
+        if numbers.min(initial=0) < 0 or len(np.unique(numbers)) < len(numbers):
+            raise ArgumentError(f"indices must be at least 0 and all different, got {numbers.tolist()}")
+        if values.ndim != 2 or len(values) != len(numbers):
+            raise ArgumentError(f"values must have a row for each of {len(numbers)} indices, got shape {values.shape}")
+        return cls(numbers, values)
 
 
 @final

@@ -44,18 +44,23 @@ class AdapterFile:
             self._tensors = {key: _own(tensor) for key, tensor in stored.items() if key not in self.dropped}
             self.metadata = stored.metadata
 
-    def take(self, pattern: re.Pattern[str]) -> dict[str, dict[str, Array]]:
+    def take(self, pattern: re.Pattern[str], *, unless: re.Pattern[str] | None = None) -> dict[str, dict[str, Array]]:
         """The tensors whose names match, by the two groups of the pattern: layer path and kind."""
         parts: dict[str, dict[str, Array]] = {}
         for key in list(self._tensors):
-            if match := pattern.fullmatch(key):
+            match = pattern.fullmatch(key)
+            if match and not (unless and unless.search(key)):
                 parts.setdefault(match[1], {})[match[2]] = self._tensors.pop(key)
         return parts
 
     def check_all_taken(self) -> None:
         """Raise FormatError if a tensor is left."""
         for key in self._tensors:
-            raise FormatError(f"{self.label}: unexpected key {key!r}: not a LoRA factor; drop={key!r} would leave it out")
+            raise self.unexpected(key)
+
+    def unexpected(self, key: str) -> FormatError:
+        """The error for a tensor without a meaning."""
+        return FormatError(f"{self.label}: unexpected key {key!r}: not a LoRA factor; drop={key!r} would leave it out")
 
 
 def factors_by_path(file: AdapterFile, pattern: re.Pattern[str]) -> dict[str, dict[str, Array]]:

@@ -13,27 +13,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .._archive import atomic_file
-from .._typing import Array
-from ..adapters.base import LoRAAdapterBase
-from ..adapters.dora import DoRAAdapter
 from ..adapters.multilora import MultiLoRAAdapter
-from ..adapters.standard import StandardLoRAAdapter
 from ..base import Layer
 from ..errors import ArgumentError, FormatError, NotSupportedError
-from ..factors.settings import DyLoRASettings
 from ..factors.weights import AdapterWeights, extract, extract_tasks
-from ..layers.dense import AffineLayer
-from ..layers.lora import LoRALayer
-from ..models.adapting import Factory, apply_adapters
 from ..models.finding import find, has_multi_lora_adapters
-from ._factors import PREFIX, AdapterFile, factors_by_path, layer_of, magnitude, matrix
-from ._peft_config import alpha_of, config_of, is_target, rank_of, read_config
+from ._applying import applied, applied_tasks, check_is_task
+from ._factors import AdapterFile
+from ._peft_config import config_of, digest, read_config
+from ._peft_tensors import check_writable, tensors_of, weights_of
 from .safetensors import save_safetensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-MAGNITUDE = "lora_magnitude_vector"
-KEY = re.compile(rf"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|{MAGNITUDE})")
+DIGEST = "config_digest"
+"""The metadata entry that ties the weights to their configuration."""
 
 Path = str | os.PathLike[str]
 
@@ -96,53 +90,12 @@ def load_peft(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
             raise NotSupportedError(f"{root}: adapter_model.bin is a pickle, which can execute any code, so it is not read")
         raise FormatError(f"{root}: contains no {WEIGHTS}")
     stored = AdapterFile(file, drop)
-    parts = factors_by_path(stored, KEY)
-    settings = _settings(stored.metadata, file)
-    layers, magnitudes, nested = {}, {}, {}
-    for path, factors in parts.items():
-        where = f"{file}: {PREFIX}{path}"
-        if not is_target(config, path):
-            raise FormatError(f"{where}: target_modules of {CONFIG} does not name it")
-        layers[path] = _layer(factors, path, config, settings.get(path), where)
-        if path in settings:
-            nested[path] = settings[path]
-        if bool(config.get("use_dora")) != (MAGNITUDE in factors):
-            raise FormatError(f"{where}.{MAGNITUDE} must be there if and only if use_dora is true")
-        if MAGNITUDE in factors:
-            magnitudes[path] = magnitude(factors, MAGNITUDE, layers[path], where)
-    return AdapterWeights(layers, magnitudes, nested, config, dropped=stored.dropped)
-
-
-def _layer(
-    factors: Mapping[str, Array], path: str, config: Mapping[str, Any], settings: DyLoRASettings | None, where: str
-) -> LoRALayer:
-    A, B = matrix(factors, "lora_A.weight", where).T, matrix(factors, "lora_B.weight", where).T
-    rank = rank_of(config, path)
-    if rank != A.shape[1]:
-        raise FormatError(f"{where}.lora_A.weight must have the rank {rank!r} of {CONFIG}, got shape {A.T.shape}")
-    if settings is None:
-        return layer_of(A, B, alpha_of(config, path), where, scaling="rslora" if config.get("use_rslora") else "max")
-    layer = layer_of(A, B, settings.alpha, where, scaling=settings.scaling)
-    try:
-        settings.check_branch(layer)
-    except ArgumentError as error:
-        raise FormatError(f"{where}: invalid DyLoRA settings: {error}") from error
-    return layer
-
-
-def _settings(metadata: Mapping[str, str], file: str) -> dict[str, DyLoRASettings]:
-    """The settings of whole DyLoRA adapters, which `save_peft` keeps in the metadata of the file."""
-    try:
-        nested = dict(json.loads(metadata.get("lora_np", "{}")).get("nested", {}).items())
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{file}: its lora_np metadata is damaged: {error}") from error
-    settings = {}
-    for path, values in nested.items():
-        try:
-            settings[path] = DyLoRASettings.from_json(values)
-        except ArgumentError as error:
-            raise FormatError(f"{file}: {PREFIX}{path}: invalid DyLoRA settings: {error}") from error
-    return settings
+    if stored.metadata.get(DIGEST, written := digest(config)) != written:
+        raise FormatError(
+            f"{root}: {CONFIG} is not the one that {WEIGHTS} was written with: writing them was interrupted, or an entry "
+            "such as r or lora_alpha has been edited"
+        )
+    return weights_of(stored, config, CONFIG)
 
 
 # ---------------------------------------------------------------- applying
@@ -158,7 +111,8 @@ def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, drop: Iterabl
     folder : path, or paths by task
         A folder with one adapter yields StandardLoRAAdapter, DoRAAdapter or DyLoRAAdapter layers. Named adapters in its
         subfolders become the tasks of MultiLoRAAdapter layers, of which the first by name is current; so do the adapters of
-        a mapping from task names to folders. A task that has no factors for a layer adds nothing there.
+        a mapping from task names to folders. A task that has no factors for a layer adds nothing there. Whole tensors of an
+        adapter, such as a trained head, replace those of the model and stay trainable; tasks must agree on them.
     drop : iterable of str, optional
         As in `load_peft`.
 
@@ -172,20 +126,19 @@ def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, drop: Iterabl
         As in `load_peft`, and if a task is DoRA.
     """
     places = _task_folders(folder) if isinstance(folder, Mapping) else peft_adapters(folder)
-    if "default" in places and not isinstance(folder, Mapping):
-        weights = load_peft(places["default"], drop=drop)
-        factories = {path: _factory(weights, path) for path in weights.layers}
-    else:
-        tasks = {name: load_peft(place, drop=drop) for name, place in places.items()}
-        for name, weights in tasks.items():
-            if weights.magnitudes:
-                raise NotSupportedError(f"{places[name]}: {name!r} is DoRA, which cannot be a task of MultiLoRA")
-        paths = dict.fromkeys(path for weights in tasks.values() for path in weights.layers)
-        factories = {path: _multi_factory(tasks, path) for path in paths}
+    one = "default" in places and not isinstance(folder, Mapping)
+    tasks = {name: load_peft(places[name], drop=drop) for name in (["default"] if one else places)}
+    for name, weights in tasks.items() if not one else ():
+        try:
+            check_is_task(weights)
+        except NotSupportedError as error:
+            raise NotSupportedError(f"{places[name]}: {name!r} {error}") from None
+    where = "folder" if isinstance(folder, Mapping) else os.fspath(folder)
     try:
-        return apply_adapters(model, factories)
+        return applied(model, tasks["default"]) if one else applied_tasks(model, tasks)
+    except NotSupportedError as error:
+        raise NotSupportedError(f"{where}: {error}") from error
     except ArgumentError as error:
-        where = "folder" if isinstance(folder, Mapping) else os.fspath(folder)
         raise FormatError(f"{where}: does not fit the model: {error}") from error
 
 
@@ -196,47 +149,6 @@ def _task_folders(folders: Mapping[str, Path]) -> dict[str, str]:
     if not folders:
         raise ArgumentError("folder must contain at least one task, got none")
     return {task: os.fspath(place) for task, place in folders.items()}
-
-
-def _factory(weights: AdapterWeights, path: str) -> Factory:
-    def build(linear: AffineLayer) -> LoRAAdapterBase:
-        branch = _fitted(weights.layers[path], linear, path)
-        if path in weights.nested:
-            return weights.nested[path].around(linear, branch)
-        if path in weights.magnitudes:
-            adapter = DoRAAdapter.around(linear, branch)
-            adapter.set_parameter("magnitude", weights.magnitudes[path])
-            return adapter
-        return StandardLoRAAdapter.around(linear, branch)
-
-    return build
-
-
-def _multi_factory(tasks: Mapping[str, AdapterWeights], path: str) -> Factory:
-    def build(linear: AffineLayer) -> MultiLoRAAdapter:
-        branches = {
-            name: _fitted(weights.layers[path], linear, path) if path in weights.layers else _nothing(linear)
-            for name, weights in tasks.items()
-        }
-        return MultiLoRAAdapter.around_tasks(linear, branches)
-
-    return build
-
-
-def _fitted(layer: LoRALayer, linear: AffineLayer, path: str) -> LoRALayer:
-    """The layer in the dtype of the base, whose sizes it must have."""
-    if (layer.input_size, layer.output_size) != (linear.input_size, linear.output_size):
-        raise ArgumentError(
-            f"{path}: the adapter is {layer.input_size} -> {layer.output_size}, "
-            f"the layer {linear.input_size} -> {linear.output_size}"
-        )
-    A, B = layer.matrix_a.astype(linear.dtype), layer.matrix_b.astype(linear.dtype)
-    return LoRALayer.from_factors(A, B, layer.alpha, scaling=layer.scaling_rule)
-
-
-def _nothing(linear: AffineLayer) -> LoRALayer:
-    """The branch of a task that has no factors for a layer."""
-    return LoRALayer(linear.input_size, linear.output_size, 1, dtype=linear.dtype)
 
 
 # ---------------------------------------------------------------- writing
@@ -281,29 +193,24 @@ def save_peft(
 
 
 def _write(folder: str, weights: AdapterWeights, extra: Mapping[str, Any]) -> None:
-    if not weights.layers:
-        raise ArgumentError("adapters must contain at least one layer, got none")
-    if weights.magnitudes and len(weights.magnitudes) < len(weights.layers):
-        raise NotSupportedError("a PEFT adapter is DoRA on all of its layers or on none")
-    for name in [*weights.whole, *weights.rows, *weights.biases]:
-        raise NotSupportedError(f"{name} trains besides the low-rank layers, which save_peft cannot write")
-    tensors: dict[str, Array] = {}
-    for path, layer in weights.layers.items():
-        if not path:
-            raise ArgumentError("PEFT needs a path for each layer: put the adapter into a Sequential with a name")
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = layer.matrix_a.T
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = layer.matrix_b.T
-        if path in weights.magnitudes:
-            tensors[f"{PREFIX}{path}.{MAGNITUDE}"] = weights.magnitudes[path]
-    config = json.dumps(config_of(weights) | dict(extra), indent=2, sort_keys=True, ensure_ascii=False).encode()
-    metadata = {"format": "pt"}
+    check_writable(weights)
+    config = config_of(weights) | dict(extra)
+    content = _encoded(config)
+    metadata = {"format": "pt", DIGEST: digest(config)}
     if weights.nested:
         nested = {path: settings.to_json() for path, settings in weights.nested.items()}
         metadata["lora_np"] = json.dumps({"nested": nested}, sort_keys=True)
     os.makedirs(folder, exist_ok=True)
-    save_safetensors(os.path.join(folder, WEIGHTS), tensors, metadata)
+    save_safetensors(os.path.join(folder, WEIGHTS), tensors_of(weights), metadata)
     with atomic_file(os.path.join(folder, CONFIG)) as file:
-        file.write(config + b"\n")
+        file.write(content + b"\n")
+
+
+def _encoded(config: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArgumentError(f"config must have values that JSON can hold: {error}") from error
 
 
 def _tasks(model: Layer) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
 import numpy as np
@@ -117,7 +118,13 @@ def apply_lora(
     return apply_adapters(model, factories, train=kept)
 
 
-def apply_adapters(model: Layer, factories: Mapping[str, Factory], *, train: Iterable[str] = ()) -> Layer:
+def apply_adapters(
+    model: Layer,
+    factories: Mapping[str, Factory],
+    *,
+    train: Iterable[str] = (),
+    replace: Mapping[str, Layer] = MappingProxyType({}),
+) -> Layer:
     """As `apply_lora`, with a separate factory for each layer.
 
     Parameters
@@ -127,6 +134,8 @@ def apply_adapters(model: Layer, factories: Mapping[str, Factory], *, train: Ite
         The path of a single dense layer is ``""``.
     train : sequence of str, optional
         Paths of other layers that stay trainable.
+    replace : mapping of layers by dotted path, optional
+        Layers that replace others of the model, and stay trainable.
 
     Returns
     -------
@@ -140,11 +149,12 @@ def apply_adapters(model: Layer, factories: Mapping[str, Factory], *, train: Ite
     """
     dense = list(dense_paths(model))
     unknown = [path for path in factories if path not in dense]
-    if unknown or not factories:
+    if unknown or not (factories or replace):
         raise ArgumentError(f"factories must be for dense layers of the model, which are {dense}; got {list(factories)}")
     layers = model.walk()  # the factories are called in this order, because they may share a generator
     adapted = {path: _adapted(path, layer, factories[path]) for path, layer in layers.items() if path in factories}
-    new = rebuilt(model, lambda path, layer: adapted.get(path, layer), train=_kept(model, train))
+    changed = adapted | dict(replace)
+    new = rebuilt(model, lambda path, layer: changed.get(path, layer), train=(*_kept(model, train), *replace))
     return new.as_one() if isinstance(new, _Split) else new
 
 

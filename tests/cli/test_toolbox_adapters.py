@@ -166,7 +166,7 @@ def test_dylora_settings_that_do_not_fit(tmp_path, settings, reason):
 def test_unknown_keys_are_rejected_or_ignored(tmp_path):
     path = write_kohya(tmp_path / "a.safetensors", emb=np.ones(2))
     with pytest.raises(
-        FormatError, match=rf"^{path}: unexpected key 'emb': not a LoRA factor; --drop 'emb' would leave it out$"
+        FormatError, match=rf"^{path}: unexpected key 'emb': not a LoRA factor; drop='emb' would leave it out$"
     ):
         load_adapter(path)
     assert load_adapter(path, drop=["emb"]).layers.keys() == {"first", "second"}

@@ -52,10 +52,10 @@ def test_a_file(tmp_path, run, base, adapter):
     out = run("merge", base, adapter, "-o", tmp_path / "merged.safetensors")
     assert_merged(load_safetensors(tmp_path / "merged.safetensors"))
     assert out == (
-        "tensor         dtype  rounding\n"
-        "-------------  -----  --------\n"
-        "first.weight   F32     6.0e-08\n"
-        "second.weight  F32     6.0e-08\n"
+        "tensor         change    dtype  rounding\n"
+        "-------------  --------  -----  --------\n"
+        "first.weight   low-rank  F32     6.0e-08\n"
+        "second.weight  low-rank  F32     6.0e-08\n"
         f"\n{tmp_path / 'merged.safetensors'}: 2 tensors changed\n"
     )
     assert sorted(os.listdir(tmp_path)) == ["adapter", "base.safetensors", "merged.safetensors"]
@@ -86,6 +86,8 @@ def test_json_without_verify(tmp_path, run_json, base, adapter):
         "file": "base.safetensors",
         "dtype": "F32",
         "error": None,
+        "change": "low-rank",
+        "rank": 3,
         "precision": 2.0**-24,
     }
 

@@ -503,7 +503,7 @@ REJECTED = {
     "no weight": (without_weight, r"missing tensor 'b\.c\.weight', which the adapter changes"),
     "a transposed weight": (with_weight(np.ones((7, 5))), r"a\.weight must have shape \(5, 7\) .* got \(7, 5\)"),
     "a weight that is not a matrix": (with_weight(np.ones((5, 7, 1))), r"a\.weight must have shape \(5, 7\)"),
-    "an integer weight": (with_weight(np.ones((5, 7), np.int8)), r"dtype of a\.weight must be one of F64, .* got I8"),
+    "an integer weight": (with_weight(np.ones((5, 7), np.int8)), r"a\.weight: dtype must be one of F64, .* got I8"),
     "an empty folder": (lambda folder: folder, r"neither model\.safetensors\.index\.json nor model\.safetensors found"),
     "no file": (lambda folder: folder / "none.safetensors", r"file .*none\.safetensors not found"),
     "no index": (lambda folder: folder / "none.index.json", ": not an index of safetensors files"),

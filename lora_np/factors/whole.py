@@ -1,0 +1,48 @@
+"""What several adapters have besides their low-rank layers, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .._typing import Array
+from ..errors import NotSupportedError
+from ..layers.lora import LoRALayer
+from .weights import AdapterWeights, Rows
+
+
+def with_others(
+    layers: Mapping[str, LoRALayer], sets: Sequence[AdapterWeights], weights: Sequence[float]
+) -> AdapterWeights:
+    """The weighted sum of adapters, of which the sums of the low-rank layers are given.
+
+    Biases add up: ``c = Σ w_i s_i c_i / s``. Whole tensors and rows replace those of the base, and cannot be added.
+
+    Raises
+    ------
+    NotSupportedError
+        If adapters replace the same tensor by different ones, or if a layer is an embedding for only some of them.
+    """
+    whole: dict[str, Array] = {}
+    rows: dict[str, Rows] = {}
+    biases: dict[str, Array] = {}
+    for one, weight in zip(sets, weights, strict=True):
+        for key, tensor in one.whole.items():
+            if not np.array_equal(whole.setdefault(key, tensor), tensor):
+                raise NotSupportedError(_different(key))
+        for key, some in one.rows.items():
+            if not all(map(np.array_equal, rows.setdefault(key, some), some)):
+                raise NotSupportedError(_different(key))
+        for path, bias in one.biases.items():
+            change = weight * one.layers[path].scaling / layers[path].scaling * bias
+            biases[path] = biases[path] + change if path in biases else change
+    embeddings = frozenset(path for one in sets for path in one.embeddings)
+    for path in embeddings:
+        if any(path in one.layers and path not in one.embeddings for one in sets):
+            raise NotSupportedError(f"{path!r} is an embedding for only some of the adapters")
+    return AdapterWeights(layers, whole=whole, rows=rows, biases=biases, embeddings=embeddings)
+
+
+def _different(key: str) -> str:
+    return f"{key} is replaced by different tensors, which cannot be added; drop={key!r} would leave it out"

@@ -1,0 +1,162 @@
+"""Putting AdapterWeights onto the layers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .._typing import Array
+from ..adapters.base import LoRAAdapterBase
+from ..adapters.dora import DoRAAdapter
+from ..adapters.multilora import MultiLoRAAdapter
+from ..adapters.standard import StandardLoRAAdapter
+from ..base import Layer
+from ..errors import ArgumentError, NotSupportedError
+from ..factors.weights import AdapterWeights, in_torch_layout
+from ..layers.dense import AffineLayer
+from ..layers.embedding import Embedding
+from ..layers.lora import LoRALayer
+from ..models.adapting import Factory, apply_adapters
+from ..models.replacing import with_arrays
+
+
+def applied(model: Layer, weights: AdapterWeights) -> Layer:
+    """A model with an adapter; see `apply_peft`. Raises ArgumentError if it does not fit."""
+    arrays = _arrays(model, weights)
+    factories = {
+        path: _on(arrays.pop(path, {}), _factory(weights, path))
+        for path in weights.layers
+        if path not in weights.embeddings
+    }
+    return _adapted(model, factories, arrays)
+
+
+def check_is_task(weights: AdapterWeights) -> None:
+    """Raise NotSupportedError for an adapter that a task of MultiLoRA cannot express."""
+    if weights.magnitudes:
+        raise NotSupportedError("is DoRA, which cannot be a task of MultiLoRA")
+    for key in [*weights.biases, *weights.embeddings, *weights.rows]:
+        raise NotSupportedError(f"changes {key} otherwise than by factors of a weight, which a task of MultiLoRA cannot")
+
+
+def applied_tasks(model: Layer, tasks: Mapping[str, AdapterWeights]) -> Layer:
+    """A model with an adapter for each task. Raises ArgumentError if one does not fit, or NotSupportedError."""
+    first, *others = tasks.values()
+    for weights in others:
+        for key in dict.fromkeys([*first.whole, *weights.whole]):
+            if not (key in first.whole and key in weights.whole and np.array_equal(first.whole[key], weights.whole[key])):
+                raise NotSupportedError(f"the tasks must agree on {key}, which replaces a tensor of the model")
+    arrays = _arrays(model, first)
+    paths = dict.fromkeys(path for weights in tasks.values() for path in weights.layers)
+    return _adapted(model, {path: _on(arrays.pop(path, {}), _multi_factory(tasks, path)) for path in paths}, arrays)
+
+
+def _adapted(model: Layer, factories: Mapping[str, Factory], arrays: Mapping[str, Mapping[str, Array]]) -> Layer:
+    layers = model.walk()
+    return apply_adapters(model, factories, replace={path: with_arrays(layers[path], new) for path, new in arrays.items()})
+
+
+# ---------------------------------------------------------------- what replaces arrays of the model
+
+
+def _arrays(model: Layer, weights: AdapterWeights) -> dict[str, dict[str, Array]]:
+    """The new arrays of layers, by path and name, in the layout of the layers."""
+    layers = model.walk()
+    arrays: dict[str, dict[str, Array]] = {}
+    for key, tensor in weights.whole.items():
+        path, name = _owner(layers, key)
+        transposed = name == "weight" and path in weights.layers and weights.config.get("fan_in_fan_out")
+        arrays.setdefault(path, {})[name] = in_torch_layout(layers[path], name, tensor.T if transposed else tensor)
+    for key, (indices, values) in weights.rows.items():
+        path, name = _owner(layers, key)
+        table = np.array(arrays.get(path, {}).get(name, getattr(layers[path], name)))
+        if indices.max(initial=0) >= len(table) or values.shape[1:] != table.shape[1:]:
+            raise ArgumentError(f"{key}: rows {indices.tolist()} of {values.shape[1]} do not fit {table.shape}")
+        table[indices] = values
+        arrays.setdefault(path, {})[name] = table
+    for path in weights.embeddings:
+        layer, change = layers.get(path), weights.layers[path]
+        if not isinstance(layer, Embedding):
+            raise ArgumentError(f"{path}: the adapter is of an embedding, and the model has none there")
+        table = arrays.get(path, {}).get("weight", layer.weight)
+        if table.shape != (sizes := (change.input_size, change.output_size)):
+            raise ArgumentError(f"{path}: the change has the shape {sizes}, the table {table.shape}")
+        arrays.setdefault(path, {})["weight"] = table + change.merge_weights()
+    return arrays
+
+
+def _owner(layers: Mapping[str, Layer], key: str) -> tuple[str, str]:
+    """The path of the layer that has a tensor, and the name of the array there."""
+    path, _, name = key.rpartition(".")
+    layer = layers.get(path)
+    if layer is None or not (name in layer.parameter_names or (name == "bias" and isinstance(layer, AffineLayer))):
+        raise ArgumentError(f"the model has no {key!r}, which the adapter replaces; drop={key!r} would leave it out")
+    return path, name
+
+
+def _on(arrays: Mapping[str, Array], factory: Factory) -> Factory:
+    """The factory, for a base layer with new arrays, which stay trainable."""
+
+    def build(linear: AffineLayer) -> LoRAAdapterBase:
+        if not arrays:
+            return factory(linear)
+        adapter = factory(with_arrays(linear, arrays))
+        adapter.frozen -= {"base"}
+        return adapter
+
+    return build
+
+
+# ---------------------------------------------------------------- adapters
+
+
+def _factory(weights: AdapterWeights, path: str) -> Factory:
+    def build(linear: AffineLayer) -> LoRAAdapterBase:
+        branch = _fitted(weights.layers[path], linear, path)
+        if path in weights.nested:
+            return weights.nested[path].around(linear, branch)
+        if path in weights.magnitudes:
+            adapter = DoRAAdapter.around(linear, branch)
+            adapter.set_parameter("magnitude", weights.magnitudes[path])
+            return adapter
+        return StandardLoRAAdapter.around(linear, branch)
+
+    if path not in weights.biases:
+        return build
+    return lambda linear: _on({"bias": _with_change(weights, path, linear)}, build)(linear)
+
+
+def _with_change(weights: AdapterWeights, path: str, linear: AffineLayer) -> Array:
+    """The bias ``b + s c``."""
+    change = weights.layers[path].scaling * weights.biases[path]
+    if change.shape != (linear.output_size,):
+        raise ArgumentError(f"{path}: lora_B.bias must have shape ({linear.output_size},), got {change.shape}")
+    return change if linear.bias is None else linear.bias + change
+
+
+def _multi_factory(tasks: Mapping[str, AdapterWeights], path: str) -> Factory:
+    def build(linear: AffineLayer) -> MultiLoRAAdapter:
+        branches = {
+            name: _fitted(weights.layers[path], linear, path) if path in weights.layers else _nothing(linear)
+            for name, weights in tasks.items()
+        }
+        return MultiLoRAAdapter.around_tasks(linear, branches)
+
+    return build
+
+
+def _fitted(layer: LoRALayer, linear: AffineLayer, path: str) -> LoRALayer:
+    """The layer in the dtype of the base, whose sizes it must have."""
+    if (layer.input_size, layer.output_size) != (linear.input_size, linear.output_size):
+        raise ArgumentError(
+            f"{path}: the adapter is {layer.input_size} -> {layer.output_size}, "
+            f"the layer {linear.input_size} -> {linear.output_size}"
+        )
+    A, B = layer.matrix_a.astype(linear.dtype), layer.matrix_b.astype(linear.dtype)
+    return LoRALayer.from_factors(A, B, layer.alpha, scaling=layer.scaling_rule)
+
+
+def _nothing(linear: AffineLayer) -> LoRALayer:
+    """The branch of a task that has no factors for a layer."""
+    return LoRALayer(linear.input_size, linear.output_size, 1, dtype=linear.dtype)
