@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 
 from ._typing import Array
-from ._validation import positive_int
+from ._validation import integer, positive_int
 from .base import Layer
 from .errors import ArgumentError, FormatError, NotSupportedError
+from .io._gguf_tokenizer import end_of, tokenizer_of
+from .io._json import read_json
+from .io.gguf import GGUFFile
 from .run import Tasks, checked_rank
 
 FILE = "tokenizer.json"
@@ -36,23 +39,71 @@ class Tokenizer:
         If the file is missing or damaged.
     NotSupportedError
         If the package `tokenizers` is not installed.
+
+    Attributes
+    ----------
+    end : int or None
+        The id of the token that ends a text, at which a generated text stops: ``eos_token_id`` of generation_config.json or
+        config.json beside tokenizer.json, or of a GGUF file.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_tokens: int = 512) -> None:
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise NotSupportedError('texts need the package tokenizers: pip install "lora_np[text]"') from error
+        tokenizers = _package()
         file = os.fspath(path)
         file = os.path.join(file, FILE) if os.path.isdir(file) else file
         if not os.path.isfile(file):
             raise FormatError(f"{file}: no such file")
         try:
-            self._tokenizer: Any = tokenizers.Tokenizer.from_file(file)
+            tokenizer = tokenizers.Tokenizer.from_file(file)
         except Exception as error:  # the package raises plain Exception
             raise FormatError(f"{file}: not a tokenizer: {error}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length=positive_int("max_tokens", max_tokens))
+        self._set(tokenizer, max_tokens, _end_beside(file))
+
+    def _set(self, tokenizer: Any, max_tokens: int | None, end: int | None) -> None:
+        self._tokenizer, self.end = tokenizer, end
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        if max_tokens is not None:
+            tokenizer.enable_truncation(max_length=positive_int("max_tokens", max_tokens))
+
+    @classmethod
+    def from_gguf(cls, path: str | os.PathLike[str], max_tokens: int | None = None) -> Self:
+        """The tokenizer in a GGUF file, built of its vocabulary and merges.
+
+        Parameters
+        ----------
+        path : path
+            A file with a byte-level BPE tokenizer that divides texts into words as GPT-2 or SmolLM do.
+        max_tokens : int, optional
+            Longer texts are truncated to this length; by default, they are not.
+
+        Raises
+        ------
+        ArgumentError
+            If `max_tokens` is not a positive integer.
+        FormatError
+            If the file is damaged, or contains no tokenizer.
+        NotSupportedError
+            If the tokenizer is of another kind, or if the package `tokenizers` is not installed.
+
+        Notes
+        -----
+        Nothing is added to a text, except the token of its beginning if the file says so. Special tokens in a text, such as
+        ``<|im_start|>``, become their ids, so that the markup of a chat is a part of the text. That of SmolLM2 and other
+        models with ChatML is::
+
+            <|im_start|>system
+            You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+            <|im_start|>user
+            What is the capital of France?<|im_end|>
+            <|im_start|>assistant
+        """
+        _package()
+        with GGUFFile(path) as file:
+            tokenizer, end = tokenizer_of(file), end_of(file)
+        made = cls.__new__(cls)
+        made._set(tokenizer, max_tokens, end)
+        return made
 
     def encode(self, texts: str | Iterable[str]) -> Array:
         """The token ids of texts.
@@ -85,6 +136,54 @@ class Tokenizer:
         for row, tokens in zip(ids, encoded, strict=True):
             row[: len(tokens)] = tokens
         return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, without special tokens and padding; bytes that are not UTF-8 become U+FFFD.
+
+        Raises
+        ------
+        ArgumentError
+            If an id is not an integer.
+        """
+        text: str = self._tokenizer.decode([number for token in ids if (number := integer("each of ids", token)) >= 0])
+        return text
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of token ids as they come, in pieces whose concatenation is that of `decode`.
+
+        A piece ends with a complete character, which may take several tokens.
+        """
+        known: list[int] = []
+        text = shown = ""
+        for token in ids:
+            known.append(token)
+            text = self.decode(known)
+            if text != shown and not text.endswith("\ufffd"):
+                yield text[len(shown) :]
+                shown = text
+        if text != shown:
+            yield text[len(shown) :]
+
+
+def _package() -> Any:
+    """The package `tokenizers`."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise NotSupportedError('texts need the package tokenizers: pip install "lora_np[text]"') from error
+    return tokenizers
+
+
+def _end_beside(file: str) -> int | None:
+    """The id of the token that ends a text, from the configuration beside a tokenizer.json."""
+    for name in ("generation_config.json", "config.json"):
+        place = os.path.join(os.path.dirname(file), name)
+        entries = read_json(place) if os.path.isfile(place) else None
+        end = entries.get("eos_token_id") if isinstance(entries, dict) else None
+        end = end[0] if isinstance(end, list) and end else end
+        if isinstance(end, int) and not isinstance(end, bool):
+            return end
+    return None
 
 
 def by_length(ids: Array, batch_size: int = 64) -> Iterator[tuple[Array, Array]]:

@@ -51,6 +51,8 @@ NORMS = "tests/layers/test_normalization.py"
 SEQUENCES = "tests/test_sequences.py"
 ENCODERS = "tests/models/test_bert.py"
 NEXT = "tests/models/test_next_token.py"
+GGUF_LLAMA = "tests/io/test_gguf_llama.py"
+GGUF_TEXT = "tests/test_text_gguf.py"
 GGUF = "tests/io/test_gguf.py"
 EXTRACT = "tests/io/test_extract.py"
 MAIN = "tests/cli/test_main.py"
@@ -1952,6 +1954,76 @@ MUTANTS = [
         (NORMS,),
     ),
     # ---------------------------------------------------------------- GGUF
+    Mutant(
+        "GGUF: rows of queries and keys as llama.cpp stores them",
+        "io/_gguf_llama.py",
+        "return array if heads is None else rows_of_halves(array, heads)",
+        "return array",
+        (GGUF_LLAMA,),
+    ),
+    Mutant(
+        "GGUF: keys by the number of query heads",
+        "io/_gguf_llama.py",
+        '"k_proj": config.get("num_key_value_heads") or heads',
+        '"k_proj": heads',
+        (GGUF_LLAMA,),
+    ),
+    Mutant(
+        "GGUF: gate and up change places",
+        "io/_gguf_llama.py",
+        '"ffn_gate": "mlp.gate_proj",\n    "ffn_up": "mlp.up_proj",',
+        '"ffn_gate": "mlp.up_proj",\n    "ffn_up": "mlp.gate_proj",',
+        (GGUF_LLAMA,),
+    ),
+    Mutant(
+        "GGUF: always tied",
+        "io/_gguf_llama.py",
+        '"output.weight" not in file',
+        "True",
+        (GGUF_LLAMA,),
+    ),
+    Mutant(
+        "GGUF: biases are ignored",
+        "io/_gguf_llama.py",
+        "|.*\\.bias|",
+        "|",
+        (GGUF_LLAMA,),
+    ),
+    Mutant(
+        "GGUF: scaled rotary positions are ignored",
+        "io/_gguf_llama.py",
+        '"llama.rope.scaling.type": ("none",),',
+        '"llama.rope.scaling.type": ("none", "yarn"),',
+        (GGUF_LLAMA,),
+    ),
+    Mutant(
+        "GGUF: digits are not apart",
+        "io/_gguf_tokenizer.py",
+        "individual_digits=True",
+        "individual_digits=False",
+        (GGUF_TEXT,),
+    ),
+    Mutant(
+        "GGUF: special tokens are text",
+        "io/_gguf_tokenizer.py",
+        "special=type_ == SPECIAL",
+        "special=False",
+        (GGUF_TEXT,),
+    ),
+    Mutant(
+        "texts: a piece ends inside a character",
+        "text.py",
+        'if text != shown and not text.endswith("\\ufffd"):',
+        "if text != shown:",
+        (GGUF_TEXT,),
+    ),
+    Mutant(
+        "texts: padding is decoded",
+        "text.py",
+        'integer("each of ids", token)) >= 0]',
+        'integer("each of ids", token)) >= -1]',
+        (GGUF_TEXT,),
+    ),
     Mutant(
         "GGUF: shapes in the order of the file",
         "io/_gguf_header.py",

@@ -1,4 +1,4 @@
-"""`load_pretrained`: transformer checkpoints in the folders of Hugging Face, mapped without a copy."""
+"""`load_pretrained`: transformer checkpoints in the folders of Hugging Face, mapped without a copy, and in GGUF files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from ..models.bert import BertModel
 from ..models.causal import HEAD, CausalLM
 from ..models.gpt2 import GPT2Model
 from ..models.llama import LlamaModel
+from ._gguf_llama import LlamaTensors, llama_config
 from ._json import read_json
 from ._model_config import check_config
+from .gguf import GGUFFile
 from .safetensors import SafetensorsFile
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -41,7 +43,8 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
     Parameters
     ----------
     path : path
-        A folder with config.json and model.safetensors, or with several files and model.safetensors.index.json.
+        A folder with config.json and model.safetensors, or with several files and model.safetensors.index.json; or a file
+        of llama.cpp, ``*.gguf``, with a Llama.
     dtype : {float32, float64}
         Float32 tensors are not copied into a float32 model: their arrays are memory-mapped and read-only, and the operating
         system reads a page of the file on first use. Tensors of other types are converted.
@@ -72,11 +75,17 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
     (2, 4, 384)
     """
     folder = os.fspath(path)
+    if folder.endswith(".gguf"):
+        with GGUFFile(folder) as gguf:
+            config = check_config(llama_config(gguf), folder)
+            return model_of(config, LlamaTensors(gguf, config), folder, dtype=dtype, strict=strict)
     file = os.path.join(folder, CONFIG)
     try:
         config = check_config(read_json(file), file)
     except FileNotFoundError:
-        raise FormatError(f"{file}: no such file; a pretrained model is a folder with {CONFIG} and {WEIGHTS}") from None
+        raise FormatError(
+            f"{file}: no such file; a pretrained model is a folder with {CONFIG} and {WEIGHTS}, or a .gguf file"
+        ) from None
     return model_of(config, _tensors(folder), folder, dtype=dtype, strict=strict)
 
 

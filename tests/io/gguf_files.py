@@ -61,3 +61,65 @@ def gguf_bytes(metadata, tensors, *, version=3, alignment=32):
 
 def padded(data, alignment):
     return data + bytes(-len(data) % alignment)
+
+
+BLOCK_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def llama_metadata(config):
+    """The metadata of a configuration of Hugging Face's form."""
+    return {
+        "general.architecture": "llama",
+        "llama.block_count": config["num_hidden_layers"],
+        "llama.context_length": config["max_position_embeddings"],
+        "llama.embedding_length": config["hidden_size"],
+        "llama.feed_forward_length": config["intermediate_size"],
+        "llama.attention.head_count": config["num_attention_heads"],
+        "llama.attention.head_count_kv": config["num_key_value_heads"],
+        "llama.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "llama.rope.freq_base": config["rope_theta"],
+        "llama.rope.dimension_count": config["hidden_size"] // config["num_attention_heads"],
+    }
+
+
+def llama_tensors(model, config, kind="F32"):
+    """The tensors of a CausalLM as llama.cpp stores them: matrices of one type, norms as F32."""
+    tensors = {}
+    for name, array in model.named_parameters(frozen=True).items():
+        name = name.removeprefix("model.").removesuffix(".weight")
+        first, _, rest = name.removeprefix("layers.").partition(".")
+        if name.startswith("layers."):
+            for part, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
+                if rest.endswith(part):  # rows j and j + d/2 of a head become neighbours
+                    halves = array.reshape(config[heads], 2, -1, array.shape[1])
+                    array = halves.swapaxes(1, 2).reshape(array.shape)
+            name = f"blk.{first}.{BLOCK_NAMES[rest]}"
+        else:
+            name = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[name]
+        tensors[f"{name}.weight"] = array, kind if array.ndim == 2 else "F32"
+    return tensors
+
+
+WORDS = ["<|end|>", "<|start|>", *"abcdefgh 0123456789?".replace(" ", "Ġ"), "ab", "Ġab", "abc"]
+
+
+def bpe_metadata(tokens=WORDS, merges=("a b", "Ġ ab", "ab c"), pre="smollm"):
+    """A small byte-level BPE tokenizer, of which the first two tokens are special."""
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": list(tokens),
+        "tokenizer.ggml.token_type": np.array([3, 3] + [1] * (len(tokens) - 2), np.int32),
+        "tokenizer.ggml.merges": list(merges),
+        "tokenizer.ggml.eos_token_id": 0,
+    }
