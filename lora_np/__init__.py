@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from .models.bert import BertModel
     from .models.causal import CausalLM
     from .models.finding import find, has_adapters, has_multi_lora_adapters, select_rank, select_task
+    from .models.generation import generate
     from .models.gpt2 import GPT2Model
     from .models.heads import SentenceEncoder, SequenceClassifier, TokenClassifier
     from .models.llama import LlamaModel
@@ -184,6 +185,7 @@ __all__ = [
     "fit",
     "gelu",
     "gelu_exact",
+    "generate",
     "geometric",
     "has_adapters",
     "has_multi_lora_adapters",
@@ -230,6 +232,7 @@ _HOMES = {
         "models.bert": "BertModel",
         "models.causal": "CausalLM",
         "models.finding": "find has_adapters has_multi_lora_adapters select_rank select_task",
+        "models.generation": "generate",
         "models.gpt2": "GPT2Model",
         "models.heads": "SentenceEncoder SequenceClassifier TokenClassifier",
         "models.llama": "LlamaModel",

@@ -77,6 +77,7 @@ NAMES = {
     "fit",
     "gelu",
     "gelu_exact",
+    "generate",
     "geometric",
     "has_adapters",
     "has_multi_lora_adapters",

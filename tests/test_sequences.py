@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from lora_np.sequences import Spans, mean_of_spans, mean_of_spans_vjp
+from lora_np.sequences import Past, Spans, mean_of_spans, mean_of_spans_vjp
 from lora_np.testing import numerical_gradient
 from tests.kinds import batch
 from tests.strategies import seeds
@@ -113,3 +113,37 @@ def test_a_batch_without_sequences():
     assert spans.shape == (0, 0)
     assert spans.grid(np.ones((0, 2))).shape == (0, 0, 2)
     assert mean_of_spans(np.ones((0, 2)), spans).shape == mean_of_spans_vjp(np.ones((0, 2)), spans).shape == (0, 2)
+
+
+# ---------------------------------------------------------------- rows after earlier ones
+
+
+def test_positions_go_on_after_the_offsets():
+    spans = Spans.of(np.array([2, 1]), offsets=np.array([3, 0]))
+    assert_array_equal(spans.positions, [3, 4, 0])
+    assert_array_equal(spans.slots, [0, 1, 2])
+    assert_array_equal(Spans.of(np.array([1, 1]), offsets=np.array([4, 2])).positions, [4, 2])
+
+
+def test_a_past_returns_the_rows_of_all_passes_in_order():
+    past, one, other = Past(4), object(), object()
+    first = np.arange(8.0).reshape(2, 1, 2, 2)  # two sequences, one head, two rows (the second of the second is padding)
+    K, V = past.extended(one, first, -first, Spans.of(np.array([2, 1])))
+    assert_array_equal(K, first)
+    assert_array_equal(V, -first)
+    new = np.array([[[[10.0, 11]]], [[[20, 21]]]])
+    spans = Spans.of(np.array([1, 1]), offsets=np.array([2, 1]))
+    K, V = past.extended(one, new, 2 * new, spans)
+    assert_array_equal(K[0, 0], [[0, 1], [2, 3], [10, 11]])
+    assert_array_equal(K[1, 0, :2], [[4, 5], [20, 21]])  # the new row is where the padding was
+    assert_array_equal(V[1, 0, :2], [[-4, -5], [40, 42]])
+    assert_array_equal(past.extended(other, new, new, Spans.of(np.array([1, 1])))[0], new)  # each attention has its own
+
+
+def test_a_past_keeps_the_given_sequences():
+    past, attention = Past(2), object()
+    rows = np.arange(3.0).reshape(3, 1, 1, 1)
+    past.extended(attention, rows, rows, Spans.of(np.array([1, 1, 1])))
+    past.keep(np.array([0, 2]))
+    K, _ = past.extended(attention, rows[:2] + 5, rows[:2], Spans.of(np.array([1, 1]), offsets=np.array([1, 1])))
+    assert_array_equal(K[:, 0, :, 0], [[0, 5], [2, 6]])

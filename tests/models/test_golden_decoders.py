@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_np import AdamW, SoftmaxCrossEntropy, fit, load_pretrained
+from lora_np import AdamW, SoftmaxCrossEntropy, fit, generate, load_pretrained
 from lora_np.io.safetensors import load_safetensors
 from tests.io.networks import assert_close
 
@@ -76,3 +76,9 @@ def test_names_and_arrays_are_those_of_the_checkpoint(name):
     assert set(arrays) == set(checkpoint)
     for path, array in checkpoint.items():
         assert arrays[path].tobytes() == array.tobytes()
+
+
+def test_greedy_tokens(name, golden):
+    tokens = np.stack([*generate(decoder(name), golden["ids"], golden["greedy"].shape[1])], axis=1)
+    np.testing.assert_array_equal(tokens, golden["greedy"])
+    assert len(np.unique(tokens)) >= 5
