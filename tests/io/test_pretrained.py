@@ -24,7 +24,7 @@ from lora_np import (
 )
 from lora_np.io.safetensors import load_safetensors, save_safetensors
 
-TINY = next(Path(__file__).parents[1].glob("models/data/**/config.json")).parent
+TINY = Path(__file__).parents[1] / "models" / "data" / "bert"
 IDS = [[3, 1, 4], [1, 5, -1]]
 WORD = "embeddings.word_embeddings.weight"
 
