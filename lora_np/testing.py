@@ -15,7 +15,7 @@ True
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -50,6 +50,7 @@ def check_gradients(
     method: Method = "auto",
     directions: bool = False,
     active_only: bool = False,
+    allow_vacuous: bool = False,
     rtol: float | None = None,
     rng: RNG = 0,
 ) -> dict[str, float]:
@@ -58,8 +59,7 @@ def check_gradients(
     Parameters
     ----------
     layer : Layer
-        The layer to check. It is copied, and checked in float64 whatever its dtype. Give its arrays non-zero values: if
-        B = 0, the gradient of A is zero, and checking it proves nothing.
+        The layer to check. It is copied, and checked in float64 whatever its dtype.
     input : array, shape (..., input_size)
     output_gradient : array, shape (..., output_size), optional
         dL/dy; random by default.
@@ -76,6 +76,10 @@ def check_gradients(
     active_only : bool, default False
         Whether to compare only the part of each array that the pass trains, for passes that deliberately omit part of the
         true gradient; elsewhere, the gradient must be exactly zero.
+    allow_vacuous : bool, default False
+        Whether to accept checks that prove nothing because both gradients are zero: that of A is zero if B = 0, as in a
+        new adapter, whatever `vjp` computes for it. Give the arrays non-zero values instead. Without rows, all gradients
+        are zero, and no check is vacuous.
     rtol : float, optional
         The largest accepted error, relative to the largest element of the array's gradient. By default, 1e-9 for the
         complex step and 1e-6 for central differences.
@@ -85,20 +89,25 @@ def check_gradients(
     Returns
     -------
     dict of float
-        The relative error of the gradient of each array, and of ``"input"``.
+        The relative error of the gradient of each array, and of ``"input"``; NaN for a vacuous check.
 
     Raises
     ------
     GradientError
-        If an error is too large, if the shape of a gradient differs from that of its array, or if a gradient belongs to no
-        trainable array; the message names the arrays.
+        If an error is too large, if a check is vacuous, if the shape of a gradient differs from that of its array, or if a
+        gradient belongs to no trainable array; the message names the arrays.
     """
     errors, used = _measure(layer, input, output_gradient, training, tasks, rank, method, directions, active_only, rng)
     limit = TOLERANCES[used] if rtol is None else non_negative_float("rtol", rtol)
-    # Not "error > limit": NaN must fail.
-    wrong = [f"{name} is off by {error:.2g}" for name, error in errors.items() if not error <= limit]
+    wrong = [f"{name} is off by {error:.2g}" for name, error in errors.items() if error > limit]
     if wrong:
         raise GradientError(f"{layer.layer_name}: wrong gradients ({used} step, rtol {limit:g}): {', '.join(wrong)}")
+    vacuous = [name for name, error in errors.items() if np.isnan(error)]
+    if vacuous and not allow_vacuous:
+        raise GradientError(
+            f"{layer.layer_name}: nothing was checked for {', '.join(vacuous)}, because the gradient is zero here; "
+            "give all arrays non-zero values, or pass allow_vacuous=True"
+        )
     return errors
 
 
@@ -123,7 +132,7 @@ def gradient_errors(
     -------
     dict of float
         For each array, and for ``"input"`` unless it is of integers: the largest absolute error, divided by the largest
-        element of the gradient.
+        element of the gradient; infinity if an element is not finite, NaN if both gradients are zero.
     """
     return _measure(layer, input, output_gradient, training, tasks, rank, method, directions, active_only, rng)[0]
 
@@ -150,11 +159,11 @@ def _measure(
     same_shape("output_gradient", dy, shape)
     seed = int(random.integers(2**32))
     run = twin.new_run(x, tasks=tasks, rank=rank, training=training)
-    analytic, parts = _analytic(twin, x, dy, run)
+    analytic, claimed, parts = _analytic(twin, x, dy, run)
 
     def errors(step: Literal["complex", "central"]) -> dict[str, float]:
         numeric = _Numeric(layer, x, dy, run, step)
-        return _errors(analytic, parts if active_only else {}, numeric, np.random.default_rng(seed), directions)
+        return _errors(analytic, claimed, parts if active_only else {}, numeric, np.random.default_rng(seed), directions)
 
     if method == "central":
         return errors("central"), "central"
@@ -164,15 +173,20 @@ def _measure(
         if method == "complex":
             raise ArgumentError(f"method must be 'central' for {layer.layer_name}: {error}") from error
         return errors("central"), "central"
-    if method == "auto" and not max(found.values()) <= TOLERANCES["complex"]:
+    if method == "auto" and _largest(found) > TOLERANCES["complex"]:
         other = errors("central")
-        if max(other.values()) <= TOLERANCES["central"]:
+        if _largest(other) <= TOLERANCES["central"]:
             return other, "central"
     return found, "complex"
 
 
-def _analytic(twin: Layer, x: Array, dy: Array, run: Run) -> tuple[Gradients, Parts]:
-    """The gradients that `vjp` returns, the input's first, with zeros for trainable arrays that have none."""
+def _largest(errors: dict[str, float]) -> float:
+    """The largest error, apart from vacuous checks."""
+    return max((error for error in errors.values() if not np.isnan(error)), default=0.0)
+
+
+def _analytic(twin: Layer, x: Array, dy: Array, run: Run) -> tuple[Gradients, set[str], Parts]:
+    """The gradients, the input's first, with zeros for trainable arrays without one; and the names that `vjp` returns."""
     _, cache = twin.apply(x, run)
     dx, gradients = twin.vjp(dy, cache)
     has_gradient = x.dtype.kind not in "iu"  # integers, such as token ids, have none
@@ -194,7 +208,7 @@ def _analytic(twin: Layer, x: Array, dy: Array, run: Run) -> tuple[Gradients, Pa
             raise GradientError(
                 f"{twin.layer_name}: the gradient of {name} has shape {gradient.shape}, but the array {arrays[name].shape}"
             )
-    return complete, trained_parts(listeners(twin), run)
+    return complete, {"input", *gradients} if dy.size else set(), trained_parts(listeners(twin), run)
 
 
 class _Numeric:
@@ -237,8 +251,11 @@ class _Numeric:
         return objective
 
 
-def _errors(analytic: Gradients, parts: Parts, numeric: _Numeric, random: Generator, directions: bool) -> dict[str, float]:
-    scale = max(float(np.abs(gradient).max(initial=0)) for gradient in analytic.values())
+def _errors(
+    analytic: Gradients, claimed: Container[str], parts: Parts, numeric: _Numeric, random: Generator, directions: bool
+) -> dict[str, float]:
+    """The error of each gradient; NaN if `vjp` claims a gradient that is zero, and so is the numerical one."""
+    scale = max((float(np.abs(gradient).max(initial=0)) for gradient in analytic.values()), default=0.0)
     errors = {}
     for name, gradient in analytic.items():
         part = parts.get(name, (...,))
@@ -257,7 +274,12 @@ def _errors(analytic: Gradients, parts: Parts, numeric: _Numeric, random: Genera
             size = float(np.abs(found).max(initial=0))
         size = max(size, float(np.abs(expected).max(initial=0)), SMALL * scale)
         difference = float(np.abs(found - expected).max(initial=0))
-        errors[name] = np.inf if outside.any() else (difference / size if size else 0.0)
+        error = difference / size if size else 0.0
+        if outside.any() or not np.isfinite(error):
+            error = np.inf
+        elif name in claimed and error <= TOLERANCES[numeric.step] and not found.any():
+            error = np.nan
+        errors[name] = error
     return errors
 
 

@@ -35,6 +35,7 @@ DORA = "tests/adapters/test_dora.py"
 VERA = "tests/adapters/test_vera.py"
 LOSSES = "tests/test_losses.py"
 INTERRUPTS = "tests/test_interrupts.py"
+TESTING = "tests/test_testing.py"
 ATOMIC = "tests/test_atomic_file.py"
 HOSTILE = "tests/io/test_hostile_npz.py"
 KERNELS = "tests/test_kernels.py"
@@ -639,6 +640,27 @@ MUTANTS = [
         "            signal.signal(signal.SIGINT, self._handler)\n        if kind",
         "            pass\n        if kind",
         (INTERRUPTS,),
+    ),
+    Mutant(
+        "a vacuous check of a gradient passes",
+        "testing.py",
+        "            error = np.nan",
+        "            error = 0.0",
+        (TESTING,),
+    ),
+    Mutant(
+        "a gradient that is not finite counts as vacuous",
+        "testing.py",
+        "if outside.any() or not np.isfinite(error):",
+        "if outside.any():",
+        (TESTING,),
+    ),
+    Mutant(
+        "a gradient of zero counts as vacuous although the true one is not zero",
+        "testing.py",
+        "error <= TOLERANCES[numeric.step] and not found.any()",
+        "not found.any()",
+        (TESTING,),
     ),
     # ---------------------------------------------------------------- scaling and ranks
     Mutant(

@@ -9,6 +9,8 @@ from lora_np import (
     ActivationLayer,
     ArgumentError,
     ArgumentNullError,
+    BertModel,
+    Composite,
     DenseLayer,
     DoRAAdapter,
     DyLoRAAdapter,
@@ -21,6 +23,8 @@ from lora_np import (
     Sequential,
     StandardLoRAAdapter,
     VeRAAdapter,
+    apply_lora,
+    find,
     gelu_exact,
     relu,
     softmax,
@@ -29,6 +33,7 @@ from lora_np import (
 from lora_np.base import prefixed
 from lora_np.run import Run
 from lora_np.testing import check_gradients, gradient_errors
+from tests.kinds import randomised
 
 X = np.random.default_rng(0).standard_normal((3, 4))
 
@@ -305,8 +310,82 @@ def test_nan_fails(layer, array, mode):
         return changed
 
     wrong, name = tampered(layer, array, change)
-    with pytest.raises(GradientError, match=f"{name} is off by nan"):
+    with pytest.raises(GradientError, match=f"{name} is off by inf"):
         check_gradients(wrong, X, **mode)
+
+
+# ---------------------------------------------------------------- vacuous checks
+
+
+class WrongA(Composite):
+    """An adapter in which the gradient of A is wrong by a factor of 3."""
+
+    def __init__(self, adapter):
+        super().__init__({"adapter": adapter}, adapter.input_size, adapter.output_size, adapter.dtype)
+
+    def flow(self, x, run, call):
+        return call("adapter", x), None
+
+    def flow_vjp(self, dy, cache, back):
+        return back("adapter", dy)
+
+    def vjp(self, dy, cache, **choices):
+        dx, gradients = super().vjp(dy, cache, **choices)
+        return dx, {name: 3 * dp if name.endswith("matrix_a") else dp for name, dp in gradients.items()}
+
+
+def with_a_wrong_gradient():
+    return WrongA(StandardLoRAAdapter(DenseLayer(4, 3, rng=0), 2, rng=1))
+
+
+@each_mode
+def test_a_check_in_which_the_gradient_is_zero_is_vacuous(mode):
+    new = with_a_wrong_gradient()  # its B is zero, so A has no gradient, right or wrong
+    with pytest.raises(
+        GradientError, match=r"nothing was checked for adapter\.lora\.matrix_a, because the gradient is zero"
+    ):
+        check_gradients(new, X, **mode)
+    errors = check_gradients(new, X, allow_vacuous=True, **mode)
+    assert [name for name, error in errors.items() if np.isnan(error)] == ["adapter.lora.matrix_a"]
+    assert np.isnan(gradient_errors(new, X, **mode)["adapter.lora.matrix_a"])
+
+
+@pytest.mark.parametrize("allow_vacuous", [True, False])
+def test_the_same_bug_is_found_once_the_check_is_not_vacuous(allow_vacuous):
+    with pytest.raises(GradientError, match=r"adapter\.lora\.matrix_a is off by 0\.67"):
+        check_gradients(randomised(with_a_wrong_gradient()), X, allow_vacuous=allow_vacuous)
+
+
+def test_zero_where_the_gradient_is_not_zero_is_wrong_and_not_vacuous():
+    layer = DenseLayer(4, 3, rng=0)
+    layer.vjp = lambda dy, cache, **_: (dy @ layer.weight.T, {"weight": np.zeros((4, 3)), "bias": dy.sum(0)})
+    assert gradient_errors(DenseLayer(4, 3, rng=0), X)["weight"] < 1e-12
+    with pytest.raises(GradientError, match="weight is off by 1"):
+        check_gradients(layer, X, allow_vacuous=True)
+
+
+def test_tasks_without_rows_and_inputs_without_rows_are_not_vacuous():
+    adapter = MultiLoRAAdapter(DenseLayer(4, 3, rng=0), "a", 2, rng=1)
+    adapter.add_task("b", 1)
+    randomised(adapter)
+    errors = check_gradients(adapter, X, tasks=["a"] * len(X))
+    assert errors["tasks.b.matrix_a"] == 0  # `vjp` returns no gradient for it, and there is none
+    assert set(check_gradients(adapter, np.empty((0, 4))).values()) == {0.0}
+
+
+def test_sequence_models_are_checked_with_a_task_and_a_rank_for_each_sentence():
+    sizes = {"vocab_size": 11, "max_position_embeddings": 5, "type_vocab_size": 1}
+    heights = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
+    encoder = BertModel.new(sizes | heights | {"hidden_act": "gelu"}, dtype=float, rng=0)
+    ids = np.array([[3, 5, 7, -1], [1, 2, -1, -1], [4, 4, 9, 10]])
+    ranked = randomised(apply_lora(encoder, DyLoRAAdapter, max_rank=2, active_ranks=[1, 2], rng=1))
+    assert max(check_gradients(ranked, ids, rank=[1, 2, 1], directions=True, allow_vacuous=True).values()) < 1e-9
+    tasked = randomised(apply_lora(encoder, MultiLoRAAdapter, default_task_name="a", default_rank=1, rng=1))
+    for adapter in find(tasked, MultiLoRAAdapter).values():
+        adapter.add_task("b", 2)
+    randomised(tasked)
+    errors = check_gradients(tasked, ids, tasks=["b", None, "a"], directions=True, allow_vacuous=True)
+    assert sum(".b." in name for name, error in errors.items() if 0 < error < 1e-9) > 4
 
 
 @each_array

@@ -183,6 +183,6 @@ def test_diagnostics_show_the_norm_gradient():
 
 def test_a_base_without_a_bias_that_trains():
     base = DenseLayer(3, 2, bias=False, rng=0)
-    adapter = DoRAAdapter(base, 1, freeze_base_layer=False, rng=1)
+    adapter = randomised(DoRAAdapter(base, 1, freeze_base_layer=False, rng=1))
     check_gradients(adapter, np.arange(6.0).reshape(2, 3) - 2)
     assert "base.bias" not in adapter.named_parameters()

@@ -79,7 +79,10 @@ def test_trap_8_gradients_with_every_activation(base_class, activation):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (4, 6)])
 def test_trap_1_gradients_on_non_square_shapes(base_class, shape):
-    check_gradients(randomised(base_class(*shape, softmax)), batch(3, shape[0]), method="complex", rtol=1e-10)
+    alone = shape[1] == 1  # the softmax of one number is 1, whatever the number
+    check_gradients(
+        randomised(base_class(*shape, softmax)), batch(3, shape[0]), method="complex", allow_vacuous=alone, rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize(

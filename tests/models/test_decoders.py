@@ -88,7 +88,8 @@ def test_every_gradient_by_complex_step(name):
 @each
 @pytest.mark.parametrize("ids", [[[4]], [[1, 2, 3], [3, 2, 1]]], ids=["one token", "full"])
 def test_every_gradient_of_batches_without_padding(name, ids):
-    check_gradients(decoder(name), np.array(ids), directions=True, rtol=1e-8)
+    alone = np.size(ids) == 1  # a token that attends to itself alone: its query and key have no gradient
+    check_gradients(decoder(name), np.array(ids), directions=True, allow_vacuous=alone, rtol=1e-8)
 
 
 @each
@@ -114,7 +115,7 @@ def test_a_table_that_trains_beside_adapters(name):
 @given(st.integers(1, 5))
 def test_a_block_alone_takes_the_rows_of_one_sequence(name, path, rows):
     block = decoder(name).walk()[path]
-    check_gradients(block, batch(rows, SIZE), rtol=1e-8)
+    check_gradients(block, batch(rows, SIZE), allow_vacuous=rows == 1, rtol=1e-8)
     with pytest.raises(ArgumentError, match=r"input must have shape \(rows, 8\), got \(2, 3, 8\)"):
         block.forward(batch(2, 3, SIZE))
 
