@@ -1189,6 +1189,20 @@ MUTANTS = [
         (OPTIMIZERS,),
     ),
     Mutant(
+        "the network of an estimator is always float64",
+        "sklearn/estimator.py",
+        "else (np.float64, np.float32)",
+        "else np.float64",
+        ("tests/sklearn/test_onetask.py::test_without_a_base_the_network_has_the_dtype_of_a_float_x",),
+    ),
+    Mutant(
+        "the hidden layers of an estimator are float64",
+        "sklearn/networks.py",
+        "activation, dtype=dtype, rng=rng)",
+        "activation, rng=rng)",
+        ("tests/sklearn/test_onetask.py::test_without_a_base_the_network_has_the_dtype_of_a_float_x",),
+    ),
+    Mutant(
         "Adam's epsilon without its bias correction",
         "training/optimizers.py",
         "self.epsilon * root",

@@ -72,7 +72,7 @@ class LoRAEstimator(TrainedEstimator, ABC):
         """The network to adapt: the base, if its outputs fit; otherwise, a new head or a new network is trained first."""
         inputs, outputs = samples.X.shape[1], samples.objective.outputs
         if self.base is None:
-            base = networks.hidden_layers(inputs, self.hidden_layer_sizes, self.activation, rng)
+            base = networks.hidden_layers(inputs, self.hidden_layer_sizes, self.activation, samples.X.dtype, rng)
         else:
             base = networks.own_copy(self.base, inputs)
             if self._keeps_head and base.output_size == outputs:
@@ -97,9 +97,10 @@ class LoRAEstimator(TrainedEstimator, ABC):
     # ---------------------------------------------------------------- data
 
     def _validated(self, X: Any, *y: Any, reset: bool, **checks: Any) -> Any:
-        """X, or X and y, checked by scikit-learn, in the dtype of the network."""
-        dtype = self.base.dtype if isinstance(self.base, Layer) else np.float64
-        return validate_data(self, X, *y, reset=reset, dtype=dtype if reset else self.model_.dtype, **checks)
+        """X, or X and y, checked by scikit-learn, in the dtype of the network; a new network takes that of a float X."""
+        network = self.base if reset else self.model_
+        dtype = network.dtype if isinstance(network, Layer) else (np.float64, np.float32)
+        return validate_data(self, X, *y, reset=reset, dtype=dtype, **checks)
 
     def _outputs(self, X: Any) -> Array:
         """The outputs of the network for X."""

@@ -18,7 +18,7 @@ BASE, HEAD = "base", "head"
 """The names of the two parts of a network with an added head."""
 
 
-def hidden_layers(input_size: int, sizes: Any, activation: Activation, rng: Generator) -> Sequential:
+def hidden_layers(input_size: int, sizes: Any, activation: Activation, dtype: Any, rng: Generator) -> Sequential:
     """Dense layers of the given sizes, each with the activation."""
     widths = np.atleast_1d(sizes).tolist()
     if not widths:
@@ -26,7 +26,7 @@ def hidden_layers(input_size: int, sizes: Any, activation: Activation, rng: Gene
     layers: dict[str, Layer] = {}
     for number, width in enumerate(widths, start=1):
         width = positive_int("each of hidden_layer_sizes", width)
-        layers[f"hidden{number}"] = DenseLayer(input_size, width, activation, rng=rng)
+        layers[f"hidden{number}"] = DenseLayer(input_size, width, activation, dtype=dtype, rng=rng)
         input_size = width
     return Sequential(layers)
 

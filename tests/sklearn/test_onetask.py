@@ -118,6 +118,15 @@ def test_a_single_layer_is_a_base_too():
     np.testing.assert_allclose(classifier.merge().predict_proba(X), classifier.predict_proba(X), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("given", "expected"), [(np.float32, np.float32), (np.float64, np.float64), (int, np.float64)])
+def test_without_a_base_the_network_has_the_dtype_of_a_float_x(given, expected):
+    X, y = blobs()
+    classifier = LoRAClassifier(**QUICK).fit(X.astype(given), y)
+    assert classifier.predict_proba(X).dtype == classifier.model_.dtype == expected
+    assert {array.dtype for array in classifier.model_.named_parameters(frozen=True).values()} == {np.dtype(expected)}
+    assert LoRARegressor(**QUICK).fit(X.astype(given), y).predict(X).dtype == expected
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_dtype_of_the_base_is_kept(dtype):
     X, y = blobs()
