@@ -55,6 +55,7 @@ NEXT = "tests/models/test_next_token.py"
 GGUF_LLAMA = "tests/io/test_gguf_llama.py"
 GGUF_TEXT = "tests/test_text_gguf.py"
 GGUF = "tests/io/test_gguf.py"
+COMBINING = "tests/test_combining.py"
 EXTRACT = "tests/io/test_extract.py"
 MAIN = "tests/cli/test_main.py"
 COMPLETION = "tests/cli/test_completion.py"
@@ -235,6 +236,76 @@ MUTANTS = [
         "for start in range(0, new.info(key).size, WINDOW):",
         "for start in range(0, min(1, new.info(key).size), WINDOW):",
         (EXTRACT,),
+    ),
+    Mutant(
+        "trimming keeps the smallest elements",
+        "factors/combining.py",
+        "np.argpartition(np.abs(tensor)",
+        "np.argpartition(-np.abs(tensor)",
+        (COMBINING,),
+    ),
+    Mutant(
+        "dare does not rescale",
+        "factors/combining.py",
+        " < settings.density) / settings.density",
+        " < settings.density)",
+        (COMBINING,),
+    ),
+    Mutant(
+        "the majority of values without their sum",
+        "factors/combining.py",
+        'votes = tensors if settings.majority_sign == "total" else',
+        "votes =",
+        (COMBINING,),
+    ),
+    Mutant(
+        "a tie of signs is negative",
+        "factors/combining.py",
+        "votes.sum(axis=0) >= 0",
+        "votes.sum(axis=0) > 0",
+        (COMBINING,),
+    ),
+    Mutant(
+        "the mean over all adapters instead of those that agree",
+        "factors/combining.py",
+        "np.maximum(agree.sum(axis=0), 1)",
+        "len(tensors)",
+        (COMBINING,),
+    ),
+    Mutant(
+        "negative weights lose their sign",
+        "factors/combining.py",
+        "np.where(scales < 0, -roots, roots)",
+        "roots",
+        (COMBINING,),
+    ),
+    Mutant(
+        "the first pattern of weights does not win",
+        "factors/combining.py",
+        "weights = matching[0]",
+        "weights = matching[-1]",
+        (COMBINING,),
+    ),
+    Mutant(
+        "a combination without the scaling of biases",
+        "factors/whole.py",
+        "weights[path][number] * one.layers[path].scaling / layers",
+        "weights[path][number] / layers",
+        (COMBINING,),
+    ),
+    Mutant(
+        "a whole tensor of several adapters is taken from the last",
+        "factors/whole.py",
+        "if not np.array_equal(whole.setdefault(key, tensor), tensor):",
+        "if whole.update({key: tensor}):",
+        (COMBINING,),
+    ),
+    Mutant(
+        "svd keeps the sum of the ranks",
+        "factors/combining.py",
+        '(largest if self.method == "svd" else limit)',
+        "limit",
+        (COMBINING,),
     ),
     # ---------------------------------------------------------------- trap 3: the training helper
     Mutant(

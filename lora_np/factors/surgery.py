@@ -1,4 +1,4 @@
-"""Rank surgery: truncate, grow, canonicalize and combine low-rank layers, without forming the dense matrix.
+"""Rank surgery: truncate, grow and canonicalize low-rank layers, without forming the dense matrix.
 
 The functions accept a `LoRALayer`, an adapter or `AdapterWeights`, and return a new object of the same kind.
 
@@ -12,9 +12,9 @@ the cost is O((d_in + d_out) r²), instead of O(d_in · d_out · min(d_in, d_out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,17 +26,8 @@ from ..errors import ArgumentError, NotSupportedError
 from ..functions.initializers import normal
 from ..layers.lora import LoRALayer
 from .weights import AdapterWeights
-from .whole import with_others
 
 Subject = TypeVar("Subject", LoRALayer, LoRAAdapterBase, AdapterWeights)
-
-
-class Combined(NamedTuple):
-    """The result of `combine`."""
-
-    result: LoRALayer | AdapterWeights
-    error: dict[str, float]
-    """The exact Frobenius norm of the truncated part, by path; the path of a single layer is ``""``."""
 
 
 def spectrum(layer: LoRALayer) -> Array:
@@ -134,64 +125,6 @@ def canonicalize(subject: Subject) -> Subject:
     return _mapped(subject, lambda layer: _cut(layer, layer.rank))
 
 
-def combine(
-    subjects: Sequence[LoRALayer] | Sequence[AdapterWeights],
-    weights: Sequence[float] | None = None,
-    *,
-    rank: int | None = None,
-) -> Combined:
-    """The weighted sum of the updates of several low-rank layers, or of several sets of layers.
-
-    Parameters
-    ----------
-    subjects : sequence of LoRALayer, or of AdapterWeights
-        At least one. Layers with the same path must have the same sizes; a set without a path contributes nothing there.
-    weights : sequence of float, optional
-        One per subject. Defaults to 1 for each.
-    rank : int, optional
-        The rank of the result. By default the sum is exact, and its rank is the sum of the ranks, or min(input_size,
-        output_size) if that is less.
-
-    Returns
-    -------
-    Combined
-        The result, and the exact error caused by the rank.
-
-    Raises
-    ------
-    ArgumentError
-        If there are no subjects, their kinds or sizes differ, or the number of weights is wrong.
-    NotSupportedError
-        If a layer is adapted by DoRA, or if adapters replace the same tensor by different ones.
-
-    Notes
-    -----
-    ``Σ w_i s_i A_i B_i = [w_1 s_1 A_1, w_2 s_2 A_2, …] [B_1; B_2; …]``: the sum is a concatenation of the factors.
-    """
-    if not subjects:
-        raise ArgumentError("subjects must hold at least one layer, got none")
-    factors = [1.0] * len(subjects) if weights is None else [finite_float("each of weights", w) for w in weights]
-    if len(factors) != len(subjects):
-        raise ArgumentError(f"weights must have one element for each of {len(subjects)} subjects, got {len(factors)}")
-    layers = [subject for subject in subjects if isinstance(subject, LoRALayer)]
-    if len(layers) == len(subjects):
-        layer, error = _sum(list(zip(layers, factors, strict=True)), rank)
-        return Combined(layer, {"": error})
-    sets = [subject for subject in subjects if isinstance(subject, AdapterWeights)]
-    if len(sets) != len(subjects):
-        raise ArgumentError("subjects must be all LoRALayer or all AdapterWeights")
-    combined, errors = {}, {}
-    for path in dict.fromkeys(path for one in sets for path in one.layers):
-        if any(path in one.magnitudes for one in sets):
-            raise NotSupportedError(f"{path!r} is adapted by DoRA, which does not add a matrix to the weight")
-        terms = [(one.layers[path], factor) for one, factor in zip(sets, factors, strict=True) if path in one.layers]
-        try:
-            combined[path], errors[path] = _sum(terms, rank)
-        except ArgumentError as error:
-            raise ArgumentError(f"{path}: {error}") from error
-    return Combined(with_others(combined, sets, factors), errors)
-
-
 def _mapped(subject: Subject, change: Callable[[LoRALayer], LoRALayer]) -> Subject:
     if isinstance(subject, LoRALayer):
         return change(subject)
@@ -200,25 +133,6 @@ def _mapped(subject: Subject, change: Callable[[LoRALayer], LoRALayer]) -> Subje
     if isinstance(subject, AdapterWeights):
         return replace(subject, layers={path: change(layer) for path, layer in subject.layers.items()}, nested={})
     raise ArgumentError(f"subject must be a LoRALayer, an adapter or AdapterWeights, got {subject!r}")
-
-
-def _sum(terms: Sequence[tuple[LoRALayer, float]], rank: int | None) -> tuple[LoRALayer, float]:
-    """The weighted sum of layers, and the error caused by the rank."""
-    first, _ = terms[0]
-    for layer, _ in terms:
-        if (layer.input_size, layer.output_size) != (first.input_size, first.output_size):
-            raise ArgumentError(
-                f"all layers must have the same sizes, got {first.input_size} -> {first.output_size} "
-                f"and {layer.input_size} -> {layer.output_size}"
-            )
-    A = np.hstack([factor * layer.scaling * layer.matrix_a for layer, factor in terms])
-    B = np.vstack([layer.matrix_b for layer, _ in terms])
-    total = LoRALayer.from_factors(A, B)
-    limit = min(total.rank, total.input_size, total.output_size)
-    target = limit if rank is None else min(positive_int("rank", rank), limit)
-    if target == total.rank:
-        return total, 0.0
-    return _cut(total, target), float(np.linalg.norm(spectrum(total)[target:]))
 
 
 def _decomposed(layer: LoRALayer) -> tuple[Array, Array, Array]:

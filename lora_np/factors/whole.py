@@ -13,9 +13,9 @@ from .weights import AdapterWeights, Rows
 
 
 def with_others(
-    layers: Mapping[str, LoRALayer], sets: Sequence[AdapterWeights], weights: Sequence[float]
+    layers: Mapping[str, LoRALayer], sets: Sequence[AdapterWeights], weights: Mapping[str, Sequence[float]]
 ) -> AdapterWeights:
-    """The weighted sum of adapters, of which the sums of the low-rank layers are given.
+    """The weighted sum of adapters, of which the sums of the low-rank layers, and the weights by path, are given.
 
     Biases add up: ``c = Σ w_i s_i c_i / s``. Whole tensors and rows replace those of the base, and cannot be added.
 
@@ -27,7 +27,7 @@ def with_others(
     whole: dict[str, Array] = {}
     rows: dict[str, Rows] = {}
     biases: dict[str, Array] = {}
-    for one, weight in zip(sets, weights, strict=True):
+    for number, one in enumerate(sets):
         for key, tensor in one.whole.items():
             if not np.array_equal(whole.setdefault(key, tensor), tensor):
                 raise NotSupportedError(_different(key))
@@ -35,7 +35,7 @@ def with_others(
             if not all(map(np.array_equal, rows.setdefault(key, some), some)):
                 raise NotSupportedError(_different(key))
         for path, bias in one.biases.items():
-            change = weight * one.layers[path].scaling / layers[path].scaling * bias
+            change = weights[path][number] * one.layers[path].scaling / layers[path].scaling * bias
             biases[path] = biases[path] + change if path in biases else change
     embeddings = frozenset(path for one in sets for path in one.embeddings)
     for path in embeddings:

@@ -8,6 +8,8 @@ import pytest
 
 from lora_np import LoRALayer, save_layer
 from lora_np.cli import combine, truncate
+from lora_np.factors.combining import METHODS, uses_density
+from lora_np.factors.combining import combine as combine_weights
 from lora_np.factors.surgery import spectrum
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import load_peft
@@ -105,7 +107,7 @@ def test_combine_exactly(tmp_path, run, run_json):
     np.testing.assert_allclose(total.delta("first"), expected, atol=1e-12)
     np.testing.assert_allclose(total.delta("second"), 0.5 * weights(1, 2).delta("second"), atol=1e-12)
     lines = [line.split() for line in out.splitlines()]
-    assert lines[0] == ["layer", "ranks", "rank", "|sum|", "|error|", "relative", "error"]
+    assert lines[0] == ["layer", "ranks", "rank", "|sum|", "|difference|", "relative"]
     assert lines[2][:5] == ["first", "2", "+", "1", "3"]
     assert lines[3][:5] == ["second", "2", "+", "0", "2"]
     assert lines[2][-2:] == ["0", "exact"]
@@ -158,6 +160,47 @@ def test_combine_with_invalid_arguments(misuse):
     message = misuse("combine", "a", "b", "-o", "sum", "--weights", "1")
     assert message == "lora-np combine: error: --weights must have one value per adapter (2), got 1"
     assert "argument --weights: must be a finite number, got 'a'" in misuse("combine", "-o", "sum", "--weights", "1", "a")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_combine_by_every_method(tmp_path, run_json, method):
+    paths = [write_peft(tmp_path / str(seed), weights(seed)) for seed in (1, 2)]
+    density = ["--density", 0.5] if uses_density(method) else []
+    report = run_json("combine", *paths, "-o", tmp_path / "out", "--method", method, "--seed", 5, *density)
+    found = combine_weights([weights(1), weights(2)], method=method, density=0.5 if density else None, rng=5)
+    exact = weights(1).delta("first") + weights(2).delta("first")
+    np.testing.assert_allclose(load_peft(tmp_path / "out").delta("first"), found.result.delta("first"), atol=1e-12)
+    assert report["layers"][0]["norm"] == pytest.approx(np.linalg.norm(exact))
+    assert report["layers"][0]["error"] == pytest.approx(np.linalg.norm(found.result.delta("first") - exact), abs=1e-12)
+    assert (report["method"], report["density"], report["seed"]) == (method, 0.5 if density else None, 5)
+
+
+def test_combine_with_weights_by_pattern(tmp_path, run):
+    paths = [write_peft(tmp_path / str(seed), weights(seed)) for seed in (1, 2)]
+    run("combine", *paths, "-o", tmp_path / "out", "--weights-for", "f*", 2, -1, "--weights-for", "first", 9, 9)
+    np.testing.assert_allclose(
+        load_peft(tmp_path / "out").delta("first"), 2 * weights(1).delta("first") - weights(2).delta("first"), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        load_peft(tmp_path / "out").delta("second"), weights(1).delta("second") + weights(2).delta("second"), atol=1e-12
+    )
+    run("combine", *paths, "-o", tmp_path / "other", "--weights-for", "x*", 9, 9, "--weights", "0", "1")
+    np.testing.assert_allclose(load_peft(tmp_path / "other").delta("first"), weights(2).delta("first"), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--method", "ties"], "--method ties requires --density"),
+        (["--density", "0.5"], "--method cat does not use --density"),
+        (["--method", "linear", "--rank", "2"], "--method linear keeps the rank: it does not use --rank"),
+        (["--method", "mean"], "argument --method: invalid choice: 'mean'"),
+        (["--weights-for", "*", "1"], "--weights-for must have a pattern and one value per adapter (2), got 1"),
+        (["--weights-for", "*", "1", "x"], "argument --weights-for: must be a finite number, got 'x'"),
+    ],
+)
+def test_combine_with_options_that_do_not_suit_the_method(misuse, options, reason):
+    assert reason in misuse("combine", "a", "b", "-o", "out", *options)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
