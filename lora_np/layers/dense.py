@@ -116,9 +116,8 @@ class AffineLayer(Layer):
         W, b = self.matrix, self.bias
         z = product(x, W)  # (..., in) @ (in, out) -> (..., out)
         z = z if b is None else add(z, b)
-        if self.activation is identity:
-            return z, DenseCache(x, None)  # its vjp does not use z
-        return self.activation.apart(z), DenseCache(x, z)
+        y = self.activation.apart(z)
+        return y, DenseCache(x, None if self.activation is identity else z)  # the vjp of the identity does not use z
 
     def vjp(
         self, dy: Array, cache: DenseCache, *, parameters: bool = True, inputs: bool = True
