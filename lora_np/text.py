@@ -28,8 +28,8 @@ class Tokenizer:
     ----------
     path : path
         A tokenizer.json, or a folder that contains one.
-    max_tokens : int, default 512
-        Longer texts are truncated to this length; BERT has 512 positions.
+    max_tokens : int or None, default 512
+        Longer texts are truncated to this length; BERT has 512 positions. None: they are not truncated.
 
     Raises
     ------
@@ -47,7 +47,7 @@ class Tokenizer:
         config.json beside tokenizer.json, or of a GGUF file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], max_tokens: int = 512) -> None:
+    def __init__(self, path: str | os.PathLike[str], max_tokens: int | None = 512) -> None:
         tokenizers = _package()
         file = os.fspath(path)
         file = os.path.join(file, FILE) if os.path.isdir(file) else file
@@ -136,6 +136,11 @@ class Tokenizer:
         for row, tokens in zip(ids, encoded, strict=True):
             row[: len(tokens)] = tokens
         return ids
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, such as ``"<|im_end|>"``; None if the vocabulary does not contain it."""
+        number: int | None = self._tokenizer.token_to_id(token)
+        return number
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens and padding; bytes that are not UTF-8 become U+FFFD.

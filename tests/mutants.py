@@ -54,6 +54,7 @@ ENCODERS = "tests/models/test_bert.py"
 NEXT = "tests/models/test_next_token.py"
 GGUF_LLAMA = "tests/io/test_gguf_llama.py"
 GGUF_TEXT = "tests/test_text_gguf.py"
+GENERATE = "tests/cli/test_generate.py"
 GGUF = "tests/io/test_gguf.py"
 COMBINING = "tests/test_combining.py"
 EXTRACT = "tests/io/test_extract.py"
@@ -2061,6 +2062,41 @@ MUTANTS = [
         (NORMS,),
     ),
     # ---------------------------------------------------------------- GGUF
+    Mutant(
+        "generate: the seed is ignored",
+        "cli/generate.py",
+        "rng=arguments.seed",
+        "rng=0",
+        (GENERATE,),
+    ),
+    Mutant(
+        "generate: the rank is ignored",
+        "cli/generate.py",
+        "rank=arguments.rank,",
+        "",
+        (GENERATE,),
+    ),
+    Mutant(
+        "generate: the end of a text is shown",
+        "cli/generate.py",
+        "        if token == tokenizer.end:\n            return\n",
+        "",
+        (GENERATE,),
+    ),
+    Mutant(
+        "generate: control characters reach the terminal",
+        "cli/generate.py",
+        "printable(char) for char in text",
+        "char for char in text",
+        (GENERATE,),
+    ),
+    Mutant(
+        "generate: the adapter is ignored",
+        "cli/_decoders.py",
+        "    return adapted, words",
+        "    return model, words",
+        (GENERATE,),
+    ),
     Mutant(
         "GGUF: rows of queries and keys as llama.cpp stores them",
         "io/_gguf_llama.py",

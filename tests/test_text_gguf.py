@@ -145,6 +145,11 @@ def test_a_character_that_never_ends_is_shown_at_the_end(by_bytes):
     assert by_bytes.decode(encoded) == "a\ufffd"
 
 
+def test_the_id_of_a_token(by_bytes):
+    assert by_bytes.id_of("<|end|>") == 0
+    assert by_bytes.id_of("<|im_end|>") is None
+
+
 def test_ids_are_integers(by_bytes):
     with pytest.raises(ArgumentError, match="each of ids must be an integer"):
         by_bytes.decode([1.5])

@@ -26,6 +26,7 @@ VERBS = (
     "vectors",
     "embed",
     "classify",
+    "generate",
     "completion",
 )
 
