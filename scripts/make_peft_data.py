@@ -35,6 +35,20 @@ TASKS = {
     "french": {"r": 2, "lora_alpha": 3, "target_modules": LAYERS},
     "german": {"r": 1, "lora_alpha": 4, "target_modules": ["head"]},
 }
+TEXT_CONFIGS = {
+    "head": {"target_modules": ["up"], "modules_to_save": ["head"]},
+    "head-bfloat16": {"target_modules": ["up"], "modules_to_save": ["head"]},
+    "norm": {"target_modules": LAYERS, "modules_to_save": ["norm"]},
+    "bias-lora-only": {"target_modules": ["up"], "bias": "lora_only"},
+    "bias-all": {"target_modules": ["up"], "bias": "all"},
+    "lora-bias": {"target_modules": LAYERS, "lora_bias": True},
+    "embedding": {"target_modules": ["table", "up"]},
+    "saved-embedding": {"target_modules": ["up"], "modules_to_save": ["table"]},
+    "tokens": {"target_modules": ["up"], "trainable_token_indices": {"table": [5, 2]}},
+    "parameters": {"target_modules": ["head"], "target_parameters": ["up.weight"]},
+    "excluded": {"target_modules": r"(body\.)?\w+", "exclude_modules": ["head", "tanh", "table", "norm", "body"]},
+}
+"""Adapters that train more than the factors of linear layers."""
 
 
 class Net(torch.nn.Module):
@@ -51,10 +65,29 @@ class Net(torch.nn.Module):
         return self.head(self.body(x))
 
 
+class TextNet(Net):
+    """The same network after an embedding of 9 tokens, and a normalization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(9, 6)
+        self.norm = torch.nn.LayerNorm(6)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.norm(self.table(ids)))
+
+
 def base() -> Net:
-    """The base network of every adapter."""
+    """The base network of the adapters of linear layers."""
     net = Net()
     net.load_state_dict(load_file(TARGET / "base.safetensors"))
+    return net
+
+
+def text_base() -> TextNet:
+    """The base network of the other adapters."""
+    net = TextNet()
+    net.load_state_dict(load_file(TARGET / "text_base.safetensors"))
     return net
 
 
@@ -94,6 +127,34 @@ def write_expected(folder: Path) -> None:
     save_file(tensors, folder / "expected.safetensors")
 
 
+def randomise_all(model: PeftModel, dtype: torch.dtype) -> None:
+    """Set random values of everything that trains, in a dtype."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape) / 2)
+                parameter.data = parameter.data.to(dtype)
+
+
+def write_text_adapters() -> None:
+    """Write adapters that train more than factors, with the output and the merged tensors that PEFT computes in float64."""
+    torch.manual_seed(20240301)
+    net = TextNet()
+    net.load_state_dict(net.state_dict() | {"norm.weight": torch.rand(6) + 0.5, "norm.bias": torch.randn(6) / 2})
+    save_file(net.state_dict(), TARGET / "text_base.safetensors")
+    ids = torch.tensor([[1, 5, 2], [8, 0, 5]])
+    for name, arguments in TEXT_CONFIGS.items():
+        folder = TARGET / "text" / name
+        model = get_peft_model(text_base(), LoraConfig(r=2, lora_alpha=3, **arguments))
+        randomise_all(model, torch.bfloat16 if name.endswith("bfloat16") else torch.float32)
+        save(model, folder)
+        expected = {"output": PeftModel.from_pretrained(text_base(), folder).double()(ids)}
+        merged = PeftModel.from_pretrained(text_base(), folder).double().merge_and_unload()
+        expected |= {f"merged.{key}": tensor for key, tensor in merged.state_dict().items()}
+        tensors = {key: tensor.detach().float().contiguous() for key, tensor in expected.items()}
+        save_file(tensors, folder / "expected.safetensors")
+
+
 def main() -> None:
     torch.manual_seed(20240229)
     for old in TARGET.iterdir():
@@ -115,6 +176,7 @@ def main() -> None:
     save(model, TARGET / "tasks")
     for name in TASKS:
         write_expected(TARGET / "tasks" / name)
+    write_text_adapters()
 
 
 if __name__ == "__main__":

@@ -9,12 +9,15 @@ from lora_np import (
     AffineLayer,
     DoRAAdapter,
     DyLoRAAdapter,
+    Embedding,
     FullyConnectedLayer,
+    LayerNorm,
     MultiLoRAAdapter,
     Sequential,
     StandardLoRAAdapter,
     tanh,
 )
+from lora_np.factors.weights import in_torch_layout
 from lora_np.io.safetensors import load_safetensors
 from lora_np.models.adapting import apply_adapters
 from tests.kinds import randomised
@@ -23,6 +26,12 @@ DATA = Path(__file__).parent / "data"
 BASE = DATA / "base.safetensors"
 CASES = ["lora", "rslora", "patterns", "dora", "bfloat16", "float16", "tasks/french", "tasks/german"]
 """All adapters written by PEFT."""
+
+TEXT_BASE = DATA / "text_base.safetensors"
+TEXT_CASES = sorted(folder.name for folder in (DATA / "text").iterdir())
+"""The adapters written by PEFT that train more than the factors of dense layers."""
+
+IDS = np.array([[1, 5, 2], [8, 0, 5]])
 
 GIVEN = load_safetensors(DATA / "pass.safetensors")
 X, DY = GIVEN["input"], GIVEN["output_gradient"]
@@ -42,6 +51,16 @@ def network(layer=FullyConnectedLayer, dtype=np.float64):
         if isinstance(inner, AffineLayer):
             inner.set_parameter("weight", inner.in_layout(stored[f"{path}.weight"].T))
             inner.set_parameter("bias", stored[f"{path}.bias"])
+    return net
+
+
+def text_network(layer=FullyConnectedLayer, dtype=np.float64):
+    """The base network of the text adapters, with the same weights as in PEFT."""
+    net = network(layer, dtype)
+    net = Sequential({"table": Embedding(9, 6, dtype=dtype), "norm": LayerNorm(6, dtype=dtype), **net.children()})
+    for name, array in load_safetensors(TEXT_BASE).items():
+        path, _, kind = name.rpartition(".")
+        net.walk()[path].set_parameter(kind, in_torch_layout(net.walk()[path], kind, array))
     return net
 
 

@@ -1,0 +1,402 @@
+"""Adapters that train more than factors: heads, biases, norms, embeddings, tokens. What PEFT wrote does here what it does
+there; what is written comes back; no tensor is lost."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_np import (
+    SGD,
+    ArgumentError,
+    DenseLayer,
+    FormatError,
+    FullyConnectedLayer,
+    LoRALayer,
+    MultiLoRAAdapter,
+    NotSupportedError,
+    Sequential,
+    SoftmaxCrossEntropy,
+    StandardLoRAAdapter,
+    apply_lora,
+    fit,
+    load_layer,
+    merge_in_place,
+    save_layer,
+    tanh,
+)
+from lora_np.factors.weights import AdapterWeights, Rows, extract, in_torch_layout
+from lora_np.io.merge import merge_checkpoint, verify_checkpoint
+from lora_np.io.peft import CONFIG, WEIGHTS, apply_peft, load_peft, save_peft
+from lora_np.io.safetensors import load_safetensors, save_safetensors
+from tests.io.networks import DATA, IDS, TEXT_BASE, TEXT_CASES, assert_close, network, text_network
+from tests.kinds import batch, bits, randomised
+
+TEXT = DATA / "text"
+LAYOUTS = [DenseLayer, FullyConnectedLayer]
+
+
+def expected(case):
+    return load_safetensors(TEXT / case / "expected.safetensors")
+
+
+def torch_parameters(model):
+    """All arrays of a model, in PyTorch's layout."""
+    return {
+        f"{path}.{name}": in_torch_layout(layer, name, getattr(layer, name))
+        for path, layer in model.walk().items()
+        for name in layer.parameter_names
+    }
+
+
+def assert_same_weights(actual, wanted):
+    """Equal to the bit, in everything that a file holds."""
+    assert set(actual.layers) == set(wanted.layers)
+    for path, layer in wanted.layers.items():
+        assert bits(actual.layers[path].named_parameters()) == bits(layer.named_parameters())
+        assert (actual.layers[path].scaling, actual.layers[path].alpha) == (layer.scaling, layer.alpha)
+    for kind in ("magnitudes", "whole", "biases"):
+        assert bits(getattr(actual, kind)) == bits(getattr(wanted, kind))
+    assert actual.rows.keys() == wanted.rows.keys()
+    for key, (indices, values) in wanted.rows.items():
+        assert actual.rows[key].indices.tolist() == indices.tolist()
+        assert np.array_equal(actual.rows[key].values, values)
+    assert actual.embeddings == wanted.embeddings
+    assert actual.nested == wanted.nested
+
+
+# ---------------------------------------------------------------- what PEFT wrote
+
+
+@pytest.mark.parametrize("case", TEXT_CASES)
+class TestWrittenByPeft:
+    @pytest.mark.parametrize("layer", LAYOUTS)
+    def test_output(self, case, layer):
+        assert_close(apply_peft(text_network(layer), TEXT / case).predict(IDS), expected(case)["output"])
+
+    def test_every_tensor_is_used(self, case):
+        weights = load_peft(TEXT / case)
+        stored = load_safetensors(TEXT / case / WEIGHTS)
+        assert weights.parameter_count == sum(array.size for array in stored.values())
+        assert weights.dropped == ()
+
+    def test_merged_models(self, case):
+        model = apply_peft(text_network(), TEXT / case)
+        merge_in_place(model)
+        arrays = torch_parameters(model)
+        for name, array in expected(case).items():
+            if name.startswith("merged."):
+                assert_close(arrays[name.removeprefix("merged.")], array)
+
+    def test_merged_checkpoints(self, case, tmp_path):
+        weights, output = load_peft(TEXT / case), tmp_path / "merged.safetensors"
+        changed = {tensor.key for tensor in merge_checkpoint(TEXT_BASE, weights, output)}
+        theirs = {n.removeprefix("merged."): a for n, a in expected(case).items() if n.startswith("merged.")}
+        base, merged = load_safetensors(TEXT_BASE), load_safetensors(output)
+        assert merged.keys() == theirs.keys()
+        for name, array in theirs.items():
+            assert_close(merged[name], array)
+            assert (name in changed) == (not np.array_equal(merged[name], base[name]))
+        for tensor in verify_checkpoint(TEXT_BASE, weights, output):
+            assert tensor.error < 4 * tensor.precision
+
+    def test_what_is_read_is_written_again(self, case, tmp_path):
+        weights = load_peft(TEXT / case)
+        save_peft(tmp_path / "again", weights)
+        assert_same_weights(load_peft(tmp_path / "again"), weights)
+        stored = load_safetensors(tmp_path / "again" / WEIGHTS)
+        for key, array in load_safetensors(TEXT / case / WEIGHTS).items():
+            assert np.array_equal(stored[key], array)
+
+    @pytest.mark.parametrize("layer", LAYOUTS)
+    def test_models_come_back_to_the_bit(self, case, layer, tmp_path):
+        model = apply_peft(text_network(layer), TEXT / case)
+        save_peft(tmp_path / "again", model)
+        twin = apply_peft(text_network(layer), tmp_path / "again")
+        assert bits(twin.named_parameters()) == bits(model.named_parameters())
+        assert np.array_equal(twin.predict(IDS), model.predict(IDS))
+
+    def test_the_model_stays_as_it_is(self, case):
+        model = text_network()
+        before = bits(model.named_parameters(frozen=True))
+        adapted = apply_peft(model, TEXT / case)
+        for array in adapted.named_parameters().values():
+            array += 1
+        assert bits(model.named_parameters(frozen=True)) == before
+
+
+TRAINED = {
+    "head": {"head.weight", "head.bias"},
+    "norm": {"norm.weight", "norm.bias"},
+    "bias-lora-only": {"body.up.base.bias"},
+    "bias-all": {"norm.bias", "body.up.base.bias", "head.bias"},
+    "lora-bias": {"body.up.base.bias", "head.base.bias"},
+    "embedding": {"table.weight"},
+    "saved-embedding": {"table.weight"},
+    "tokens": {"table.weight"},
+    "parameters": set(),
+}
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_what_the_adapter_replaces_trains_and_nothing_else(case):
+    model = apply_peft(text_network(), TEXT / case)
+    assert {name for name in model.named_parameters() if ".lora." not in name} == TRAINED[case]
+
+
+def test_short_dtypes_come_as_float32():
+    assert {array.dtype for array in load_peft(TEXT / "head-bfloat16").whole.values()} == {np.dtype(np.float32)}
+
+
+def test_a_base_without_a_bias_gets_one(tmp_path):
+    layer, bias = randomised(LoRALayer(4, 3, 2)), batch(3)
+    save_peft(tmp_path, AdapterWeights({"head": layer}, biases={"head": bias}))
+    model = Sequential({"head": DenseLayer(4, 3, bias=False, rng=0)})
+    x = batch(5, 4)
+    assert_close(apply_peft(model, tmp_path).predict(x) - model.predict(x), layer.predict(x) + layer.scaling * bias, 1e-12)
+
+
+# ---------------------------------------------------------------- training, saving, applying
+
+
+def trained(layer=DenseLayer, **options):
+    """A model with a trained head, before and after training; deep enough to have an activation that is split."""
+    model = Sequential({"norm": text_network().walk()["norm"], "up": layer(6, 8, tanh, rng=0), "head": layer(8, 3, rng=1)})
+    adapted = apply_lora(model, StandardLoRAAdapter, rank=2, targets=["up"], rng=2, **options)
+    x, classes = batch(20, 6), np.arange(20) % 3
+    fit(adapted, (x, classes), SoftmaxCrossEntropy(), SGD(0.1), 2, 8, rng=3)
+    return model, adapted, x
+
+
+@pytest.mark.parametrize("train", [["head"], ["norm"], ["norm", "head"]])
+@pytest.mark.parametrize("layer", LAYOUTS)
+def test_a_trained_layer_is_saved_and_comes_back_to_the_bit(tmp_path, layer, train):
+    model, adapted, x = trained(layer, train=train)
+    save_peft(tmp_path, adapted)
+    assert json.loads((tmp_path / CONFIG).read_text())["modules_to_save"] == sorted(train)
+    twin = apply_peft(model, tmp_path)
+    assert np.array_equal(twin.predict(x), adapted.predict(x))
+    assert bits(twin.named_parameters()) == bits(adapted.named_parameters())
+    assert not np.array_equal(adapted.predict(x), model.predict(x))
+
+
+@pytest.mark.parametrize("layer", LAYOUTS)
+@pytest.mark.parametrize("frozen", [frozenset(), frozenset({"weight"})])
+def test_a_trained_base_is_saved_and_comes_back_to_the_bit(tmp_path, layer, frozen):
+    model = Sequential({"up": layer(6, 8, rng=0), "head": layer(8, 3, rng=1)})
+    adapted = apply_lora(model, StandardLoRAAdapter, rank=2, freeze_base_layer=False, rng=2)
+    for adapter in adapted.children().values():
+        adapter.base_layer = adapter.base_layer.clone()
+        adapter.base_layer.frozen = frozen
+    adapted.set_parameters(batch(adapted.parameter_count))
+    save_peft(tmp_path, adapted)
+    assert json.loads((tmp_path / CONFIG).read_text())["bias"] == "lora_only"
+    twin = apply_peft(model, tmp_path)
+    x = batch(5, 6)
+    assert np.array_equal(twin.predict(x), adapted.predict(x))
+    assert set(twin.named_parameters()) == set(adapted.named_parameters())
+
+
+def test_a_model_that_was_applied_trains_on(tmp_path):
+    model, adapted, x = trained(train=["head"])
+    save_peft(tmp_path, adapted)
+    twin = apply_peft(model, tmp_path)
+    for one in (adapted, twin):
+        fit(one, (x, np.arange(20) % 3), SoftmaxCrossEntropy(), SGD(0.1), 1, 8, rng=4)
+    assert np.array_equal(twin.predict(x), adapted.predict(x))
+
+
+def test_a_layer_is_written_whole_even_if_a_part_of_it_is_frozen(tmp_path):
+    _, adapted, _ = trained(train=["head"])
+    adapted.children()["head"].frozen = frozenset({"bias"})
+    assert set(extract(adapted).whole) == {"head.weight", "head.bias"}
+    adapted.children()["head"].frozen = frozenset({"weight"})
+    assert set(extract(adapted).whole) == {"head.bias"}
+
+
+def test_whole_tensors_are_copies():
+    _, adapted, _ = trained(train=["head"])
+    before = bits(adapted.named_parameters())
+    for tensor in extract(adapted).whole.values():
+        tensor[...] = 0
+    assert bits(adapted.named_parameters()) == before
+
+
+def tasks(tmp_path, change=0.0):
+    """Two tasks around one trained head, of which one may differ."""
+    model = Sequential({"up": DenseLayer(6, 8, rng=0), "head": DenseLayer(8, 3, rng=1)})
+    adapted = apply_lora(model, lambda base: MultiLoRAAdapter(base, "a", 2, rng=2), targets=["up"], train=["head"])
+    adapted.children()["up"].add_task("b", 1)
+    randomised(adapted)
+    save_peft(tmp_path / "saved", adapted)
+    file = tmp_path / "saved" / "b" / WEIGHTS
+    tensors = load_safetensors(file)
+    tensors["base_model.model.head.bias"] = tensors["base_model.model.head.bias"] + change
+    save_safetensors(file, tensors)
+    return model, adapted
+
+
+def test_tasks_share_a_trained_head(tmp_path):
+    model, adapted = tasks(tmp_path)
+    twin, x = apply_peft(model, tmp_path / "saved"), batch(4, 6)
+    for task in ("a", "b"):
+        assert np.array_equal(twin.predict(x, tasks=[task] * 4), adapted.predict(x, tasks=[task] * 4))
+
+
+def test_tasks_with_different_heads_are_refused(tmp_path):
+    model, _ = tasks(tmp_path, change=1.0)
+    with pytest.raises(NotSupportedError, match=r"saved: the tasks must agree on head\.bias"):
+        apply_peft(model, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("case", ["lora-bias", "embedding", "tokens"])
+def test_a_task_has_only_factors_of_weights(case):
+    with pytest.raises(NotSupportedError, match=rf"{case}: 'only' changes \S+ otherwise than by factors"):
+        apply_peft(text_network(), {"only": TEXT / case})
+
+
+# ---------------------------------------------------------------- any adapter
+
+arrays = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+@st.composite
+def adapters(draw):
+    """AdapterWeights of random shapes, with any of the things that a PEFT file can hold."""
+    rng, sizes = draw(arrays), st.integers(1, 4)
+    paths = draw(st.lists(st.sampled_from(["a", "a.b", "layers.1.q", "layers.11.q", "x+y"]), min_size=1, unique=True))
+    rslora = draw(st.booleans())
+    layers = {
+        path: LoRALayer.from_factors(
+            *(rng.normal(size=shape) for shape in ((m, r), (r, n))),
+            draw(st.integers(0, 9)),
+            scaling="rslora" if rslora else "max",
+        )
+        for path in paths
+        for m, r, n in [(draw(sizes), draw(sizes), draw(sizes))]
+    }
+    kind = draw(st.sampled_from(["plain", "dora", "bias", "embedding"]))
+    outputs = {path: rng.normal(size=layer.output_size) for path, layer in layers.items()}
+    heads = draw(st.lists(st.sampled_from(["head.out", "norm", "score"]), unique=True))
+    whole = {f"{path}.{name}": rng.normal(size=draw(sizes)) for path in heads for name in ("weight", "bias")}
+    whole |= {f"{path}.bias": rng.normal(size=draw(sizes)) for path in paths if draw(st.booleans())}
+    whole |= {f"{path}.bias": rng.normal(size=2) for path in draw(st.lists(st.just("free"), max_size=1))}
+    whole |= {f"{paths[0]}.weight": rng.normal(size=(2, 3))} if draw(st.booleans()) else {}
+    rows = {"table.weight": Rows.of([3, 0, 7], rng.normal(size=(3, 2)))} if draw(st.booleans()) else {}
+    return AdapterWeights(
+        layers,
+        outputs if kind == "dora" else {},
+        whole=whole,
+        rows=rows,
+        biases=outputs if kind == "bias" else {},
+        embeddings=frozenset(paths if kind == "embedding" else ()),
+    )
+
+
+@given(weights=adapters())
+def test_write_then_read_is_the_identity(tmp_path_factory, weights):
+    folder = tmp_path_factory.mktemp("adapter")
+    save_peft(folder, weights)
+    assert_same_weights(load_peft(folder), weights)
+
+
+# ---------------------------------------------------------------- what does not fit
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A copy of an adapter with a trained head, to be damaged."""
+    shutil.copytree(TEXT / "head", tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def edited(folder, changes):
+    stored = load_safetensors(folder / WEIGHTS) | {f"base_model.model.{name}": array for name, array in changes.items()}
+    save_safetensors(folder / WEIGHTS, {name: array for name, array in stored.items() if array is not None})
+
+
+def test_a_tensor_that_the_model_lacks_is_named(head):
+    edited(head, {"pooler.weight": np.ones((2, 2))})
+    message = "adapter: does not fit the model: the model has no 'pooler.weight', which the adapter replaces"
+    with pytest.raises(FormatError, match=message):
+        apply_peft(text_network(), head)
+    assert_close(apply_peft(text_network(), head, drop="pooler.*").predict(IDS), expected("head")["output"])
+
+
+@pytest.mark.parametrize(("name", "shape"), [("head.weight", (5, 4)), ("head.bias", (5,)), ("norm.weight", (1, 6))])
+def test_a_tensor_of_another_shape_is_named(head, name, shape):
+    edited(head, {name: np.ones(shape)})
+    with pytest.raises(FormatError, match=rf"does not fit the model: .*{name.split('.')[1]} must have shape"):
+        apply_peft(text_network(), head)
+
+
+def test_an_embedding_that_is_none_in_the_model():
+    with pytest.raises(FormatError, match="table"):
+        apply_peft(network(), TEXT / "embedding")
+
+
+@pytest.mark.parametrize("index", [9, 100])
+def test_a_token_beyond_the_table(tmp_path, index):
+    rows = {"table.weight": Rows.of([0, index], np.ones((2, 6)))}
+    save_peft(tmp_path, AdapterWeights({"body.up": LoRALayer(6, 5, 1)}, rows=rows))
+    with pytest.raises(FormatError, match=rf"table\.weight: rows \[0, {index}\] of 6 do not fit \(9, 6\)"):
+        apply_peft(text_network(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("indices", "values", "message"),
+    [
+        ([1, 1], np.ones((2, 3)), r"all different, got \[1, 1\]"),
+        ([-1], np.ones((1, 3)), r"at least 0 and all different, got \[-1\]"),
+        ([True], np.ones((1, 3)), "must be an integer, got True"),
+        ([0, 1], np.ones((1, 3)), r"a row for each of 2 indices, got shape \(1, 3\)"),
+        ([0], np.ones(3), r"a row for each of 1 indices, got shape \(3,\)"),
+    ],
+)
+def test_rows_are_checked(indices, values, message):
+    with pytest.raises(ArgumentError, match=message):
+        Rows.of(indices, values)
+
+
+CANNOT_BE_WRITTEN = {
+    "a head with the name of a factor": ({"whole": {"a.lora_A.weight": np.ones(2)}}, r"a\.lora_A\.weight: PEFT takes"),
+    "rows of an adapted weight": ({"rows": {"head.weight": Rows.of([0], np.ones((1, 4)))}}, r"head\.weight: PEFT replaces"),
+    "rows of a bias": ({"rows": {"a.bias": Rows.of([0], np.ones((1, 4)))}}, r"a\.bias: PEFT replaces"),
+    "an embedding with a bias": ({"embeddings": frozenset({"head"}), "biases": {"head": np.ones(3)}}, "head: an embedding"),
+}
+
+
+@pytest.mark.parametrize("reason", CANNOT_BE_WRITTEN)
+def test_what_peft_cannot_hold_is_named(tmp_path, reason):
+    parts, message = CANNOT_BE_WRITTEN[reason]
+    with pytest.raises(NotSupportedError, match=message):
+        save_peft(tmp_path / "saved", AdapterWeights({"head": LoRALayer(4, 3, 1)}, **parts))
+    assert not (tmp_path / "saved").exists()
+
+
+# ---------------------------------------------------------------- two files that belong together
+
+
+@pytest.mark.parametrize("first", [CONFIG, WEIGHTS])
+def test_a_folder_of_one_old_and_one_new_file_is_refused(tmp_path, first):
+    for name, alpha in (("old", 2.0), ("new", 4.0)):
+        save_peft(tmp_path / name, AdapterWeights({"head": LoRALayer(4, 3, 1, alpha, rng=0)}))
+    shutil.copy(tmp_path / "new" / first, tmp_path / "old" / first)
+    with pytest.raises(FormatError, match=r"old: adapter_config\.json is not the one that .* was written with"):
+        load_peft(tmp_path / "old")
+
+
+def test_the_base_may_be_renamed(tmp_path):
+    save_peft(tmp_path, AdapterWeights({"head": LoRALayer(4, 3, 1, rng=0)}))
+    config = json.loads((tmp_path / CONFIG).read_text()) | {"base_model_name_or_path": "other", "target_modules": ["head"]}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    assert load_peft(tmp_path).config["base_model_name_or_path"] == "other"
+
+
+def test_an_adapted_model_with_a_head_is_saved_whole(tmp_path):
+    _, adapted, x = trained(train=["head"])
+    save_layer(adapted, tmp_path / "model.npz")
+    assert np.array_equal(load_layer(tmp_path / "model.npz").predict(x), adapted.predict(x))
