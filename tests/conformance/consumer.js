@@ -82,6 +82,8 @@ const functions = {
   rotary: (p, settings) => Transformer.rotary(p.x, { ...p, ...settings }),
   attention: Transformer.attention,
   bert_block: Transformer.bertBlock,
+  gpt2_block: Transformer.gpt2Block,
+  llama_block: Transformer.llamaBlock,
 };
 
 function ofFunction({ kind, settings, arrays }) {

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from lora_np import (
 from lora_np.layers.attention import Attention
 from lora_np.layers.rotary import Rotary
 from lora_np.models.bert import BertBlock
+from lora_np.models.gpt2 import GPT2Block
+from lora_np.models.llama import LlamaBlock
 from lora_np.run import TRAINING
 from lora_np.sequences import Spans
 
@@ -137,19 +140,40 @@ def attention(settings, arrays):
     return y, dict(zip("qkv", layer.vjp(arrays["G"], cache), strict=True))
 
 
-def bert_block(settings, arrays):
+def layers_of(arrays, dense, norm):
+    """The layers of a block, by name, each made of its arrays."""
     children = {}
     for name in dict.fromkeys(name.rpartition(".")[0] for name in arrays if "." in name):
-        weight, bias = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
+        weight, bias = arrays[f"{name}.weight"], arrays.get(f"{name}.bias")
         if weight.ndim == 2:
-            children[name] = FullyConnectedLayer.from_arrays(weight, bias)
+            children[name] = dense.from_arrays(weight, bias)
         else:
-            children[name] = LayerNorm(len(weight), settings["epsilon"])
-            children[name].weight, children[name].bias = weight, bias
-    block = BertBlock(children, settings["heads"])
+            children[name] = norm(len(weight))
+            for parameter in children[name].parameter_names:
+                setattr(children[name], parameter, arrays[f"{name}.{parameter}"])
+    return children
+
+
+def pass_through(block, settings, arrays):
     y, cache = block.apply(arrays["x"], TRAINING.over(Spans.of(np.array(settings["lengths"]))))
     dx, gradients = block.vjp(arrays["G"], cache)
     return y, {"x": dx} | gradients
+
+
+def bert_block(settings, arrays):
+    layers = layers_of(arrays, FullyConnectedLayer, partial(LayerNorm, epsilon=settings["epsilon"]))
+    return pass_through(BertBlock(layers, settings["heads"]), settings, arrays)
+
+
+def gpt2_block(settings, arrays):
+    layers = layers_of(arrays, DenseLayer, partial(LayerNorm, epsilon=settings["epsilon"]))
+    return pass_through(GPT2Block(layers, settings["heads"]), settings, arrays)
+
+
+def llama_block(settings, arrays):
+    layers = layers_of(arrays, FullyConnectedLayer, partial(RMSNorm, epsilon=settings["epsilon"]))
+    block = LlamaBlock(layers, settings["heads"], settings["key_value_heads"], settings["rotary_base"])
+    return pass_through(block, settings, arrays)
 
 
 # The kinds that are functions of their arrays alone: the output, and the gradients by name.
@@ -160,6 +184,8 @@ FUNCTIONS = {
     "rotary": rotary,
     "attention": attention,
     "bert_block": bert_block,
+    "gpt2_block": gpt2_block,
+    "llama_block": llama_block,
 }
 
 

@@ -270,13 +270,47 @@ def bert_blocks():
     yield bert_block("bert-block-one-row", [1], 3, 4, 1, 0.125)
 
 
+def gpt2_block(name, lengths, size, inner, heads, epsilon):
+    numbers, rows = Numbers(name), sum(lengths)
+    arrays = {"x": numbers(rows, size), "G": numbers(rows, size)}
+    sizes = {"ln_1": (size,), "attn.c_attn": (size, 3 * size), "attn.c_proj": (size, size)}
+    sizes |= {"ln_2": (size,), "mlp.c_fc": (size, inner), "mlp.c_proj": (inner, size)}
+    for layer, shape in sizes.items():
+        arrays |= {f"{layer}.weight": numbers(*shape), f"{layer}.bias": numbers(shape[-1])}
+    settings = {"lengths": lengths, "heads": heads, "epsilon": epsilon}
+    return {"name": name, "kind": "gpt2_block", "settings": settings, "arrays": arrays}
+
+
+def gpt2_blocks():
+    yield gpt2_block("gpt2-block", [3], 4, 5, 2, 1e-5)
+    yield gpt2_block("gpt2-block-ragged", [1, 3, 2], 2, 3, 1, 0.125)
+
+
+def llama_block(name, lengths, size, inner, heads, groups, head, base, epsilon):
+    numbers, rows = Numbers(name), sum(lengths)
+    arrays = {"x": numbers(rows, size), "G": numbers(rows, size)}
+    sizes = {"input_layernorm": (size,), "self_attn.q_proj": (heads * head, size)}
+    sizes |= dict.fromkeys(("self_attn.k_proj", "self_attn.v_proj"), (groups * head, size))
+    sizes |= {"self_attn.o_proj": (size, heads * head), "post_attention_layernorm": (size,)}
+    sizes |= {"mlp.gate_proj": (inner, size), "mlp.up_proj": (inner, size), "mlp.down_proj": (size, inner)}
+    arrays |= {f"{layer}.weight": numbers(*shape) for layer, shape in sizes.items()}
+    settings = {"lengths": lengths, "heads": heads, "key_value_heads": groups, "rotary_base": base, "epsilon": epsilon}
+    return {"name": name, "kind": "llama_block", "settings": settings, "arrays": arrays}
+
+
+def llama_blocks():
+    yield llama_block("llama-block", [3], 4, 5, 2, 2, 2, 10000, 1e-5)
+    yield llama_block("llama-block-grouped", [1, 3], 4, 3, 4, 2, 2, 100, 1e-5)
+    yield llama_block("llama-block-large-heads", [2, 1], 3, 4, 2, 1, 4, 10, 0.125)
+
+
 # ---------------------------------------------------------------- the file
 
 
 def cases():
     """Every case with its expected arrays."""
     adapters = (lora_adapters, dylora_adapters, multilora_adapters, dora_adapters, vera_adapters)
-    transformers = (norms, rotations, attentions, bert_blocks)
+    transformers = (norms, rotations, attentions, bert_blocks, gpt2_blocks, llama_blocks)
     given = [case for kind in (dense_layers, *adapters, activations, *transformers, losses) for case in kind()]
     assert len({case["name"] for case in given}) == len(given)
     return [case | {"expected": oracle.expected(case)} for case in given]

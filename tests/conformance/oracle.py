@@ -259,6 +259,38 @@ def _bert_block(p, settings):
     return norm("output.LayerNorm", _sum(a, dense("output.dense", h)))
 
 
+def _gpt2_block(p, settings):
+    def dense(name, rows):
+        return [_sum(_applied(x, p[f"{name}.weight"]), p[f"{name}.bias"]) for x in rows]
+
+    def norm(name, rows):
+        return _layer_norm({"x": rows, "g": p[f"{name}.weight"], "b": p[f"{name}.bias"]}, settings)
+
+    parts = [_heads(row, 3) for row in dense("attn.c_attn", norm("ln_1", p["x"]))]
+    qkv = {name: [row[i] for row in parts] for i, name in enumerate("qkv")}
+    plain = {"key_value_heads": settings["heads"], "causal": True, "rotary_base": None}
+    a = _sum(p["x"], dense("attn.c_proj", _attention(qkv, settings | plain)))
+    h = [ACTIVATIONS["gelu"](z) for z in dense("mlp.c_fc", norm("ln_2", a))]
+    return _sum(a, dense("mlp.c_proj", h))
+
+
+def _llama_block(p, settings):
+    def dense(name, rows):
+        return [_applied(x, _transposed(p[f"{name}.weight"])) for x in rows]
+
+    def norm(name, rows):
+        return _rms_norm({"x": rows, "g": p[f"{name}.weight"]}, settings)
+
+    n = norm("input_layernorm", p["x"])
+    qkv = {name: dense(f"self_attn.{name}_proj", n) for name in "qkv"}
+    a = _sum(p["x"], dense("self_attn.o_proj", _attention(qkv, settings | {"causal": True})))
+    m = norm("post_attention_layernorm", a)
+    gates, ups = dense("mlp.gate_proj", m), dense("mlp.up_proj", m)
+    gated = [ACTIVATIONS["swish"](gate) for gate in gates]
+    h = [[g * u for g, u in zip(row, other, strict=True)] for row, other in zip(gated, ups, strict=True)]
+    return _sum(a, dense("mlp.down_proj", h))
+
+
 FUNCTIONS = {
     "activation": _activation,
     "layer_norm": _layer_norm,
@@ -266,6 +298,8 @@ FUNCTIONS = {
     "rotary": _rotary,
     "attention": _attention,
     "bert_block": _bert_block,
+    "gpt2_block": _gpt2_block,
+    "llama_block": _llama_block,
 }
 
 # ---------------------------------------------------------------- gradients by central differences

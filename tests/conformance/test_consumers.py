@@ -13,7 +13,8 @@ from tests.conformance import bridge
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PARTS = [case for case in load_vectors() if case["kind"] in ("layer_norm", "rms_norm", "rotary", "attention", "bert_block")]
+KINDS = ("layer_norm", "rms_norm", "rotary", "attention", "bert_block", "gpt2_block", "llama_block")
+PARTS = [case for case in load_vectors() if case["kind"] in KINDS]
 PYTHON = shlex.quote(sys.executable)
 
 
@@ -56,7 +57,7 @@ WRONG_IN_JAVASCRIPT = {
     "the mean along n": ("u[i] * (value - n[i][j] * along)", "u[i] * value"),
     "the mean of the gradient": ("x: centred(found.x)", "x: found.x"),
     "the rotation back": ("turned(G, heads, positions, base, -1)", "turned(G, heads, positions, base, 1)"),
-    "interleaved pairs": ("first = j < half", "first = j % 2 === 0"),
+    "interleaved pairs": ("y[n][first ? i + half : i - half]", "y[n][i ^ 1]"),
     "keys that stay rotated": ('turn(shared("k"), groups, -1)', 'shared("k")'),
     "other sequences": ("sentence[m] === sentence[n] && ", ""),
     "the mask": ("m <= n", "m < n + 2"),
@@ -66,6 +67,11 @@ WRONG_IN_JAVASCRIPT = {
     "the sum over a group": (".reduce(add);\n    const shared", "[0];\n    const shared"),
     "GELU": ("gelu_exact", "gelu"),
     "the residual": ("add(dr2, ", "("),
+    "the residual of GPT-2": ('add(da, back("ln_1", ', '(back("ln_1", '),
+    "the order of query, key and value": ("beside([q, k, v])", "beside([k, q, v])"),
+    "the residual of Llama": ('add(G, back("post_attention_layernorm", ', '(back("post_attention_layernorm", '),
+    "the slope of the gate": ("backward.swish(times(dh, u)).z", "times(dh, u)"),
+    "the gate": ("back(U, times(dh, g))", "back(U, dh)"),
 }
 
 

@@ -144,6 +144,9 @@ DAMAGE = {
     "an empty sequence": lambda d: first(d, "attention")["settings"].update(lengths=[0, 6]),
     "no causality": lambda d: first(d, "attention")["settings"].pop("causal"),
     "no gradient of the values": lambda d: first(d, "attention")["expected"].pop("grad.v"),
+    "no rotation in a block": lambda d: first(d, "llama_block")["settings"].pop("rotary_base"),
+    "an array of a GPT-2 block missing": lambda d: first(d, "gpt2_block")["arrays"].pop("ln_1.bias"),
+    "an array of a Llama block missing": lambda d: first(d, "llama_block")["arrays"].pop("mlp.up_proj.weight"),
     "an array of a block missing": lambda d: first(d, "bert_block")["arrays"].pop("output.dense.bias"),
     "a gradient of a block missing": lambda d: first(d, "bert_block")["expected"].pop("grad.output.dense.bias"),
 }
@@ -175,6 +178,9 @@ def test_the_oracle_finds_a_known_derivative():
 def test_the_oracle_finds_exact_zeros():
     for case in cases("bert_block"):
         assert set(case["expected"]["grad.attention.self.key.bias"]) == {0}
+    for case in cases("gpt2_block"):
+        size = len(case["arrays"]["x"][0])
+        assert set(case["expected"]["grad.attn.c_attn.bias"][size : 2 * size]) == {0}
     causal = next(case for case in cases("attention") if case["name"] == "attention-causal")
     assert causal["expected"]["grad.q"][0] == [0, 0, 0]
 
@@ -221,5 +227,6 @@ def test_the_page_names_every_kind_function_and_array():
     page = (make.FILE.parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
     functions = {case["settings"]["function"] for case in cases("activation") + cases("loss")} | set(library.FUNCTIONS)
     settings = {name for case in CASES for name in case["settings"] if name != "function"}
-    layers = {name.rpartition(".")[0] for case in cases("bert_block") for name in case["arrays"] if "." in name}
+    blocks = cases("bert_block") + cases("gpt2_block") + cases("llama_block")
+    layers = {name.rpartition(".")[0] for case in blocks for name in case["arrays"] if "." in name}
     assert {name for name in functions | settings | layers if f"`{name}`" not in page} == set()

@@ -131,4 +131,72 @@ function bertBlock(p, { lengths, heads, epsilon }) {
   }];
 }
 
-module.exports = { layerNorm, rmsNorm, rotary, attention, bertBlock };
+// ---------------------------------------------------------------- blocks of decoders
+
+/** The parts of a block, whose backward passes are kept by name; gradients of weights and biases are collected. */
+function partsOf(p, outFirst, norm, epsilon) {
+  const backward = {}, found = {};
+  const layout = (W) => (outFirst ? transpose(W) : W);
+  const through = (name, [y, back]) => { backward[name] = back; return y; };
+  const array = (name, kind) => p[`${name}.${kind}`];
+  const bias = (name, size) => array(name, "bias") ?? new Array(size).fill(0);
+  const back = (name, dy) => {
+    const { x, W, g, b } = backward[name](dy);
+    found[`${name}.weight`] = W ? layout(W) : g;
+    if (array(name, "bias")) found[`${name}.bias`] = b;
+    return x;
+  };
+  return {
+    through, back, backward, found,
+    linear: (name, x) => {
+      const W = layout(array(name, "weight"));
+      return through(name, dense(x, { W, b: bias(name, W[0].length) }));
+    },
+    normed: (name, x) => through(name, norm(x, { g: array(name, "weight"), b: array(name, "bias"), epsilon })),
+  };
+}
+
+/** a = x + O attend(split(A norm(x))), y = a + D gelu(U norm(a)); weights are (in, out). */
+function gpt2Block(p, { lengths, heads, epsilon }) {
+  const { through, back, backward, found, linear, normed } = partsOf(p, false, layerNorm, epsilon);
+  const size = p.x[0].length, third = (x, i) => columns(x, i * size, (i + 1) * size);
+  const qkv = linear("attn.c_attn", normed("ln_1", p.x));
+  const settings = { lengths, heads, key_value_heads: heads, causal: true, rotary_base: null };
+  const c = through("attention", attention({ q: third(qkv, 0), k: third(qkv, 1), v: third(qkv, 2) }, settings));
+  const a = add(p.x, linear("attn.c_proj", c));
+  const h = through("gelu", activation("gelu", linear("mlp.c_fc", normed("ln_2", a))));
+  const y = add(a, linear("mlp.c_proj", h));
+
+  return [y, (G) => {
+    const dz = backward.gelu(back("mlp.c_proj", G)).z;
+    const da = add(G, back("ln_2", back("mlp.c_fc", dz)));
+    const { q, k, v } = backward.attention(back("attn.c_proj", da));
+    const x = add(da, back("ln_1", back("attn.c_attn", beside([q, k, v]))));
+    return { ...found, x };
+  }];
+}
+
+/** n = norm(x), a = x + O attend(Q n, K n, V n), m = norm(a), y = a + D (swish(Z m) * U m); there are no biases. */
+function llamaBlock(p, { lengths, heads, key_value_heads, rotary_base, epsilon }) {
+  const { through, back, backward, found, linear, normed } = partsOf(p, true, rmsNorm, epsilon);
+  const [Q, K, V, O] = ["q", "k", "v", "o"].map((letter) => `self_attn.${letter}_proj`);
+  const [Z, U, D] = ["gate", "up", "down"].map((name) => `mlp.${name}_proj`);
+  const n = normed("input_layernorm", p.x);
+  const settings = { lengths, heads, key_value_heads, causal: true, rotary_base };
+  const c = through("attention", attention({ q: linear(Q, n), k: linear(K, n), v: linear(V, n) }, settings));
+  const a = add(p.x, linear(O, c));
+  const m = normed("post_attention_layernorm", a);
+  const g = through("swish", activation("swish", linear(Z, m))), u = linear(U, m);
+  const y = add(a, linear(D, times(g, u)));
+
+  return [y, (G) => {
+    const dh = back(D, G);
+    const dm = add(back(U, times(dh, g)), back(Z, backward.swish(times(dh, u)).z));
+    const da = add(G, back("post_attention_layernorm", dm));
+    const { q, k, v } = backward.attention(back(O, da));
+    const x = add(da, back("input_layernorm", [back(Q, q), back(K, k), back(V, v)].reduce(add)));
+    return { ...found, x };
+  }];
+}
+
+module.exports = { layerNorm, rmsNorm, rotary, attention, bertBlock, gpt2Block, llamaBlock };
