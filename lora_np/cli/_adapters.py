@@ -13,7 +13,10 @@ from ..adapters.multilora import MultiLoRAAdapter
 from ..base import Layer
 from ..errors import ArgumentError, FormatError, InvalidOperationError, NotSupportedError
 from ..factors.weights import AdapterWeights, extract
-from ..io import kohya, mlx, npz, peft
+from ..io import diffusers, kohya, mlx, npz, peft
+from ..io._peft_kinds import with_base_sizes
+from ..io._recognition import other_kind, readable_kind
+from ..io.base_names import with_tensor_names
 from ..io.safetensors import SafetensorsFile
 from ._text import natural, printable
 
@@ -25,8 +28,12 @@ UNNAMED = ""
 
 EXPECTED = (
     f"expected a folder with {peft.CONFIG} and {peft.WEIGHTS} (PEFT; also in subfolders) or {mlx.WEIGHTS} (mlx-lm), "
-    "a safetensors file with keys <module>.lora_down.weight (kohya), or a lora_np npz file"
+    "a safetensors file with keys <module>.lora_down.weight (kohya) or <module>.lora_A.weight (diffusers), "
+    "or a lora_np npz file"
 )
+
+ASSUMED = "no alpha is stored, so it is taken to be the rank; --alpha gives another"
+VERA = "VeRA stores no input sizes; without a base they are those of the shared projection"
 
 BASE_ENTRIES = ("base_model_name_or_path", "revision", "task_type", "fan_in_fan_out")
 """The entries of a PEFT configuration that describe the base model; they remain valid when the adapter changes."""
@@ -45,6 +52,10 @@ class Adapters:
     """The safetensors file of each adapter; empty if the adapters are in a model."""
     model: Layer | None = None
     """The model that contains the adapters, if any."""
+    by_base: Callable[[AdapterWeights, str], AdapterWeights] | None = None
+    """Gives the layers the names or the sizes that they have in a base, for files that do not tell them."""
+    note: str | None = None
+    """What the user should know about the reading of the file."""
 
     def choose(self, task: str | None) -> str:
         """The name of the adapter for the option ``--task``."""
@@ -64,6 +75,8 @@ class Adapters:
         """Load an adapter; the layers of a file are sorted by path. Dropped tensors are named on standard error."""
         with naming(self.path):
             weights = self.load(name)
+        if self.note:
+            print(f"lora-np: {printable(self.path)}: {self.note}", file=sys.stderr)
         for key in weights.dropped:
             print(f"lora-np: {printable(self.path)}: dropped {printable(key)}", file=sys.stderr)
         if self.model is not None:
@@ -82,8 +95,20 @@ def naming(source: str) -> Iterator[None]:
         raise type(error)(text if named else f"{source}: {text}") from error
 
 
-def find_adapters(path: str, *, drop: Sequence[str] = ()) -> Adapters | None:
+def find_adapters(
+    path: str, *, drop: Sequence[str] = (), alpha: float | None = None, base_is_residual: bool = False
+) -> Adapters | None:
     """The adapters in a file or folder, or None if there are none.
+
+    Parameters
+    ----------
+    path : str
+    drop : sequence of str, optional
+        Shell patterns of names of tensors to leave out.
+    alpha : float, optional
+        For files that may lack it: `load_diffusers`.
+    base_is_residual : bool, default False
+        As in `load_peft`.
 
     Raises
     ------
@@ -100,20 +125,28 @@ def find_adapters(path: str, *, drop: Sequence[str] = ()) -> Adapters | None:
         path = folder or os.curdir  # the weights alone do not determine the scaling
     with naming(path):
         if os.path.isdir(path):
-            return _mlx(path, drop) if os.path.isfile(os.path.join(path, mlx.WEIGHTS)) else _peft(path, drop)
-        return _npz(path) if zipfile.is_zipfile(path) else _kohya(path, drop)
+            is_mlx = os.path.isfile(os.path.join(path, mlx.WEIGHTS))
+            return _mlx(path, drop) if is_mlx else _peft(path, drop, base_is_residual)
+        return _npz(path) if zipfile.is_zipfile(path) else _file(path, drop, alpha)
 
 
-def require_adapters(path: str, *, drop: Sequence[str] = ()) -> Adapters:
-    """The adapters in a file or folder.
+def require_adapters(
+    path: str, *, drop: Sequence[str] = (), alpha: float | None = None, base_is_residual: bool = False
+) -> Adapters:
+    """The adapters in a file or folder; the parameters are those of `find_adapters`.
 
     Raises
     ------
     FormatError
         If there are none, or as in `find_adapters`.
+    NotSupportedError
+        If the file has an adapter of another kind than pairs of factors.
     """
-    found = find_adapters(path, drop=drop)
+    found = find_adapters(path, drop=drop, alpha=alpha, base_is_residual=base_is_residual)
     if found is None:
+        kind = None if os.path.isdir(path) else _other_kind(path)
+        if kind:
+            raise NotSupportedError(f"{path}: its kind is {kind}, which is not a pair of factors for each matrix")
         raise FormatError(f"{path}: no adapter found; {EXPECTED}")
     return found
 
@@ -124,7 +157,7 @@ def load_adapter(path: str, *, task: str | None = None, drop: Sequence[str] = ()
     Parameters
     ----------
     path : str
-        A PEFT folder, an mlx-lm folder, a kohya file, or a lora_np npz file with a model that has adapters.
+        A PEFT folder, an mlx-lm folder, a file of kohya or diffusers, or a lora_np npz file with a model that has adapters.
     task : str, optional
         A task of MultiLoRA or a named adapter of PEFT. Required if there are several adapters and none is PEFT's "default".
     drop : sequence of str, optional
@@ -143,9 +176,15 @@ def load_adapter(path: str, *, task: str | None = None, drop: Sequence[str] = ()
     return found.read(found.choose(task))
 
 
-def load_from_options(path: str, options: argparse.Namespace) -> AdapterWeights:
-    """Load one adapter with the options ``--task`` and ``--drop``."""
-    return load_adapter(path, task=options.task, drop=options.drop)
+def load_from_options(path: str, options: argparse.Namespace, *, base: str | None = None) -> AdapterWeights:
+    """Load one adapter with the options ``--task``, ``--drop``, ``--alpha`` and ``--base-is-residual``.
+
+    If a base is given, the layers get the names and sizes of its tensors, where the file does not tell them.
+    """
+    more = {name: getattr(options, name) for name in ("alpha", "base_is_residual") if hasattr(options, name)}
+    found = require_adapters(path, drop=options.drop, **more)
+    weights = found.read(found.choose(options.task))
+    return found.by_base(weights, base) if base is not None and found.by_base is not None else weights
 
 
 def at_rank(weights: AdapterWeights, rank: int | None, source: str) -> AdapterWeights:
@@ -172,7 +211,7 @@ def dropped(*sources: AdapterWeights) -> list[str]:
 # ---------------------------------------------------------------- one function for each format
 
 
-def _peft(folder: str, drop: Sequence[str]) -> Adapters | None:
+def _peft(folder: str, drop: Sequence[str], base_is_residual: bool) -> Adapters | None:
     try:
         folders = peft.peft_adapters(folder)
     except FormatError:
@@ -181,7 +220,14 @@ def _peft(folder: str, drop: Sequence[str]) -> Adapters | None:
         folders = {UNNAMED: folder}
     kind = "PEFT adapter" if UNNAMED in folders else "PEFT adapters"
     files = {name: os.path.join(place, peft.WEIGHTS) for name, place in folders.items()}
-    return Adapters(folder, kind, tuple(folders), lambda name: peft.load_peft(folders[name], drop=drop), files)
+
+    def load(name: str) -> AdapterWeights:
+        return peft.load_peft(folders[name], drop=drop, base_is_residual=base_is_residual)
+
+    vera = any(peft.peft_type(place) == "VERA" for place in folders.values())
+    return Adapters(
+        folder, kind, tuple(folders), load, files, by_base=with_base_sizes if vera else None, note=VERA if vera else None
+    )
 
 
 def _mlx(folder: str, drop: Sequence[str]) -> Adapters:
@@ -189,17 +235,34 @@ def _mlx(folder: str, drop: Sequence[str]) -> Adapters:
     return Adapters(folder, "mlx-lm adapter", (UNNAMED,), lambda _: mlx.load_mlx(folder, drop=drop), files)
 
 
-def _kohya(file: str, drop: Sequence[str]) -> Adapters | None:
+def _file(file: str, drop: Sequence[str], alpha: float | None) -> Adapters | None:
+    """The adapter in a safetensors file: kohya's, diffusers', or that of a PEFT folder without its configuration."""
     try:
         with SafetensorsFile(file) as tensors:
-            found = any(key.endswith(".lora_down.weight") for key in tensors)
+            kind = readable_kind(tensors)
     except FormatError as error:
         if file.endswith(".safetensors"):
             raise
-        raise FormatError(f"{file}: unsupported format; {EXPECTED}; pickle files are never loaded") from error
-    if not found:
+        raise FormatError(f"{file}: unsupported format; {EXPECTED}; {peft.PICKLE}") from error
+    if kind is None:
         return None
-    return Adapters(file, "kohya adapter", (UNNAMED,), lambda _: kohya.load_kohya(file, drop=drop), {UNNAMED: file})
+    files = {UNNAMED: file}
+    if kind == "kohya":
+        found = Adapters(file, "kohya adapter", (UNNAMED,), lambda _: kohya.load_kohya(file, drop=drop), files)
+        return replace(found, by_base=with_tensor_names)
+
+    def load(_: str) -> AdapterWeights:
+        return diffusers.load_diffusers(file, alpha=alpha, drop=drop)
+
+    note = ASSUMED if alpha is None and diffusers.lacks_alpha(file) else None
+    if kind == "PEFT":
+        return Adapters(file, f"PEFT weights without {peft.CONFIG}", (UNNAMED,), load, files, note=note)
+    return Adapters(file, "diffusers adapter", (UNNAMED,), load, files, note=note, by_base=with_tensor_names)
+
+
+def _other_kind(file: str) -> str | None:
+    with SafetensorsFile(file) as tensors:
+        return other_kind(tensors)
 
 
 def _npz(file: str) -> Adapters:

@@ -3,7 +3,7 @@
 import argparse
 import math
 
-ADAPTER = "a PEFT folder, an mlx-lm folder, a kohya file, or a lora_np npz file"
+ADAPTER = "a PEFT folder, an mlx-lm folder, a kohya or diffusers file, or a lora_np npz file"
 
 
 def add_task(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,17 @@ def add_drop(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PATTERN",
         help="leave out the tensors of an adapter file whose names match a shell pattern such as '*.bias'; can be repeated",
+    )
+
+
+def add_alpha(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--alpha``."""
+    parser.add_argument(
+        "--alpha",
+        type=tolerance,
+        metavar="A",
+        help="the alpha of the layers for which a diffusers file or a PEFT file without its folder stores none (default: "
+        "their rank)",
     )
 
 

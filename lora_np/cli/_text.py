@@ -4,6 +4,14 @@ import math
 import re
 from typing import Any
 
+OPTIONS = {
+    "untie=True": "--untie",
+    "; drop=": "; --drop ",
+    "; alpha= ": "; --alpha ",
+    "base_is_residual=True": "--base-is-residual",
+}
+"""Arguments of functions that messages recommend, and the options of the command line that set them."""
+
 
 def printable(text: str) -> str:
     """Escape nonprintable characters: names in a file may contain terminal control sequences."""
@@ -12,7 +20,9 @@ def printable(text: str) -> str:
 
 def as_options(text: str) -> str:
     """A message with the arguments of functions that it recommends as options of the command line."""
-    return text.replace("untie=True", "--untie").replace("; drop=", "; --drop ")
+    for name, option in OPTIONS.items():
+        text = text.replace(name, option)
+    return text
 
 
 def number(value: float) -> str:

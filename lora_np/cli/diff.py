@@ -11,7 +11,7 @@ from ..layers.lora import LoRALayer
 from ..terminal.table import table
 from ._adapters import at_rank, dropped, load_from_options
 from ._layers import cast, frobenius, singular_values
-from ._options import ADAPTER, add_drop, add_task, positive, tolerance
+from ._options import ADAPTER, add_alpha, add_drop, add_task, positive, tolerance
 from ._text import counted, number, plain, printable
 from .verb import Verb, add_json, print_json
 
@@ -144,6 +144,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare DyLoRA layers as plain LoRA at this active rank (default: at every active rank)",
     )
     add_task(parser)
+    parser.set_defaults(base_is_residual=True)
+    add_alpha(parser)
     add_drop(parser)
     add_json(parser)
 

@@ -17,7 +17,7 @@ from ..layers.lora import LoRALayer
 from ..terminal.table import table
 from ._adapters import EXPECTED, Adapters, dropped, find_adapters
 from ._layers import HEADER, frobenius, singular_values, summary, summary_cells
-from ._options import ADAPTER, add_drop
+from ._options import ADAPTER, add_alpha, add_drop
 from ._output import new_output
 from ._plot import draw_spectra, figure_format
 from ._text import counted, natural, number, plain, printable, share
@@ -174,6 +174,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=figure_format,
         help="plot the singular values to a .png or .svg file, which is overwritten",
     )
+    parser.set_defaults(base_is_residual=True)
+    add_alpha(parser)
     add_drop(parser)
     add_json(parser)
 
@@ -181,7 +183,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     path = os.path.normpath(arguments.path)
     is_index = path.endswith(".json")
-    adapters = None if is_index else find_adapters(path, drop=arguments.drop)
+    adapters = (
+        None
+        if is_index
+        else find_adapters(path, drop=arguments.drop, alpha=arguments.alpha, base_is_residual=arguments.base_is_residual)
+    )
     if adapters is None:
         return _inspect_tensors(path, arguments)
     reports = [adapter_report(name, adapters) for name in adapters.names]

@@ -68,11 +68,14 @@ class AdapterWeights:
         The paths in `layers` of embeddings: their weight is a table (input_size, output_size), as the change ``s A B`` is.
     dropped : sequence of str, optional
         The names of the tensors that a reader has left out as asked.
+    kernels : mapping of str to tuple of int, optional
+        For convolutions: the size of the kernel, such as (3, 3). The input size of the layer counts the elements of a
+        patch: the weight (output_size, channels, 3, 3) is the matrix (output_size, channels · 3 · 3).
 
     Raises
     ------
     ArgumentError
-        If `magnitudes`, `nested`, `biases` or `embeddings` has a path that is not in `layers`.
+        If `magnitudes`, `nested`, `biases`, `embeddings` or `kernels` has a path that is not in `layers`.
     """
 
     layers: Mapping[str, LoRALayer]
@@ -84,9 +87,10 @@ class AdapterWeights:
     biases: Mapping[str, Array] = field(default_factory=dict)
     embeddings: frozenset[str] = frozenset()
     dropped: tuple[str, ...] = ()
+    kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for kind in ("magnitudes", "nested", "biases", "embeddings"):
+        for kind in ("magnitudes", "nested", "biases", "embeddings", "kernels"):
             unknown = [path for path in getattr(self, kind) if path not in self.layers]
             if unknown:
                 raise ArgumentError(f"paths of {kind} must be paths of layers, got {unknown[0]!r}")

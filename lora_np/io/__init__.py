@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from .npz import load_layer, save_layer
 
 if TYPE_CHECKING:
+    from . import base_names as base_names
+    from . import diffusers as diffusers
     from . import extract as extract
     from . import gguf as gguf
     from . import kohya as kohya
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
     from . import peft as peft
     from . import pretrained as pretrained
     from . import safetensors as safetensors
+    from .base_names import with_base_names
+    from .diffusers import load_diffusers, save_diffusers
     from .extract import extract_adapter
     from .gguf import GGUFFile
-    from .kohya import load_kohya
+    from .kohya import load_kohya, save_kohya
     from .merge import merge_checkpoint
-    from .mlx import load_mlx
+    from .mlx import load_mlx, save_mlx
     from .peft import apply_peft, load_peft, save_peft
     from .pretrained import load_pretrained
     from .safetensors import SafetensorsFile, save_safetensors
@@ -40,31 +44,54 @@ __all__ = [
     "SafetensorsFile",
     "apply_peft",
     "extract_adapter",
+    "load_diffusers",
     "load_kohya",
     "load_layer",
     "load_mlx",
     "load_peft",
     "load_pretrained",
     "merge_checkpoint",
+    "save_diffusers",
+    "save_kohya",
     "save_layer",
+    "save_mlx",
     "save_peft",
     "save_safetensors",
+    "with_base_names",
 ]
 
-_SUBMODULES = ("extract", "gguf", "kohya", "merge", "mlx", "npz", "onnx", "peft", "pretrained", "safetensors")
+_SUBMODULES = (
+    "base_names",
+    "diffusers",
+    "extract",
+    "gguf",
+    "kohya",
+    "merge",
+    "mlx",
+    "npz",
+    "onnx",
+    "peft",
+    "pretrained",
+    "safetensors",
+)
 
 _HOMES = {
     "GGUFFile": "gguf",
     "SafetensorsFile": "safetensors",
     "apply_peft": "peft",
     "extract_adapter": "extract",
+    "load_diffusers": "diffusers",
     "load_kohya": "kohya",
     "load_mlx": "mlx",
     "load_peft": "peft",
     "load_pretrained": "pretrained",
     "merge_checkpoint": "merge",
+    "save_diffusers": "diffusers",
+    "save_kohya": "kohya",
+    "save_mlx": "mlx",
     "save_peft": "peft",
     "save_safetensors": "safetensors",
+    "with_base_names": "base_names",
 }
 """The module of each name that is imported on first use."""
 

@@ -23,6 +23,7 @@ from ..models.replacing import with_arrays
 
 def applied(model: Layer, weights: AdapterWeights) -> Layer:
     """A model with an adapter; see `apply_peft`. Raises ArgumentError if it does not fit."""
+    _check_layers(weights)
     arrays = _arrays(model, weights)
     factories = {
         path: _on(arrays.pop(path, {}), _factory(weights, path))
@@ -36,8 +37,14 @@ def check_is_task(weights: AdapterWeights) -> None:
     """Raise NotSupportedError for an adapter that a task of MultiLoRA cannot express."""
     if weights.magnitudes:
         raise NotSupportedError("is DoRA, which cannot be a task of MultiLoRA")
+    _check_layers(weights)
     for key in [*weights.biases, *weights.embeddings, *weights.rows]:
         raise NotSupportedError(f"changes {key} otherwise than by factors of a weight, which a task of MultiLoRA cannot")
+
+
+def _check_layers(weights: AdapterWeights) -> None:
+    for path in weights.kernels:
+        raise NotSupportedError(f"{path!r} is a convolution, which can be merged into a checkpoint, but not applied")
 
 
 def applied_tasks(model: Layer, tasks: Mapping[str, AdapterWeights]) -> Layer:

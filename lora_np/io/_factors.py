@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from .._typing import Array
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..layers.lora import LoRALayer
+from ._convolutions import Kernel, as_matrices
 from .safetensors import SafetensorsFile
 
 PREFIX = "base_model.model."
@@ -51,6 +52,23 @@ class AdapterFile:
             match = pattern.fullmatch(key)
             if match and not (unless and unless.search(key)):
                 parts.setdefault(match[1], {})[match[2]] = self._tensors.pop(key)
+        return parts
+
+    def take_by(self, place: Callable[[str], tuple[str, str] | None]) -> dict[str, dict[str, Array]]:
+        """The tensors for whose name `place` knows a layer path and kind, by path and kind.
+
+        Raises
+        ------
+        FormatError
+            If two names mean the same tensor.
+        """
+        parts: dict[str, dict[str, Array]] = {}
+        for key in list(self._tensors):
+            if found := place(key):
+                path, kind = found
+                if kind in parts.setdefault(path, {}):
+                    raise FormatError(f"{self.label}: {key!r} is another name of a tensor that the file already has")
+                parts[path][kind] = self._tensors.pop(key)
         return parts
 
     def check_all_taken(self) -> None:
@@ -102,8 +120,17 @@ def matrix(factors: Mapping[str, Array], kind: str, where: str) -> Array:
     return factors[kind]
 
 
+def pair(factors: Mapping[str, Array], down: str, up: str, where: str) -> tuple[Array, Array, Kernel]:
+    """A (in · kernel, r), B (r, out) and the kernel of two factors (r, in, *kernel) and (out, r, 1, ...)."""
+    for kind in (down, up):
+        if kind not in factors:
+            raise FormatError(f"{where}.{kind} is missing")
+    return as_matrices(factors[down], factors[up], where)
+
+
 def magnitude(factors: Mapping[str, Array], kind: str, layer: LoRALayer, where: str) -> Array:
-    """A DoRA magnitude, checked to fit the layer."""
-    if factors[kind].shape != (layer.output_size,):
-        raise FormatError(f"{where}.{kind} must have shape ({layer.output_size},), got {factors[kind].shape}")
-    return factors[kind]
+    """A DoRA magnitude, checked to fit the layer; that of a convolution has further axes of length 1."""
+    found = factors[kind]
+    if found.shape not in ((layer.output_size,), (1, layer.output_size, *(1 for _ in found.shape[2:]))):
+        raise FormatError(f"{where}.{kind} must have shape ({layer.output_size},), got {found.shape}")
+    return found.reshape(-1)

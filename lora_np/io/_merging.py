@@ -156,14 +156,16 @@ class Merge:
     def _path(key: str, suffix: str) -> str:
         return key.removesuffix(suffix) if key.endswith(suffix) else "\0"
 
-    def shape(self, path: str) -> tuple[int, int]:
+    def shape(self, path: str) -> tuple[int, ...]:
         """The shape in which the weight of a layer is stored."""
         layer = self.adapter.layers[path]
+        if kernel := self.adapter.kernels.get(path):
+            return layer.output_size, layer.input_size // math.prod(kernel), *kernel
         shape = layer.output_size, layer.input_size
         return (shape[1], shape[0]) if self._is_transposed(path) else shape
 
     def _is_transposed(self, path: str) -> bool:
-        return self.fan_in_fan_out or path in self.adapter.embeddings
+        return (self.fan_in_fan_out and path not in self.adapter.kernels) or path in self.adapter.embeddings
 
     # ---------------------------------------------------------------- how they change
 

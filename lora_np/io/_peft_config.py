@@ -26,6 +26,9 @@ MEANING = (
 )
 """The entries without which the weights cannot be understood."""
 
+READABLE = ("LORA", "ADALORA", "VERA")
+"""The values of peft_type that lora_np reads."""
+
 OTHER_FUNCTIONS = (
     "use_qalora",
     "use_bdlora",
@@ -85,9 +88,11 @@ TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def read_config(file: str) -> dict[str, Any]:
     """The configuration, checked to describe an adapter whose function lora_np computes."""
     config = read_json(file)
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise FormatError(f"{file}: peft_type must be 'LORA', got {kind!r}")
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind not in READABLE:
+        raise FormatError(f"{file}: peft_type must be one of {', '.join(READABLE)}, got {kind!r}")
+    if kind == "ADALORA":  # its masks of components, which it has applied to the factors
+        _check_masks(config.pop("rank_pattern", None), file)
     _check_types(config, file)
     if config.get("target_modules") is None and not config.get("target_parameters"):
         raise FormatError(f"{file}: target_modules must be a string or a list of names")
@@ -95,13 +100,29 @@ def read_config(file: str) -> dict[str, Any]:
     for name in OTHER_FUNCTIONS:
         if config.get(name):
             raise NotSupportedError(f"{file}: with {name}, the adapter computes another function than LoRA's")
+    return config
+
+
+def changed_base(config: Mapping[str, Any]) -> str | None:
+    """The value of init_lora_weights if that initialisation has changed the base's weights."""
     start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(OTHER_BASES):
+    return start if isinstance(start, str) and start.lower().startswith(OTHER_BASES) else None
+
+
+def check_base(config: Mapping[str, Any], file: str) -> None:
+    """Raise if the adapter belongs to weights other than those of its base model."""
+    start = changed_base(config)
+    if start:
         raise NotSupportedError(
             f"{file}: init_lora_weights={start!r} has changed the base's weights, which are not in the folder; "
-            "PEFT's save_pretrained converts the adapter with path_initial_model_for_weight_conversion"
+            "PEFT's save_pretrained converts the adapter with path_initial_model_for_weight_conversion; "
+            "base_is_residual=True means that the base has the changed weights"
         )
-    return config
+
+
+def _check_masks(masks: Any, file: str) -> None:
+    if masks is not None and not _mapping(_all(lambda value: isinstance(value, bool)))(masks):
+        raise FormatError(f"{file}: rank_pattern must be a mapping from names to lists of true and false, got {masks!r}")
 
 
 def _check_types(config: Mapping[str, Any], file: str) -> None:
@@ -220,21 +241,25 @@ def config_of(weights: AdapterWeights) -> dict[str, Any]:
         for path, layer in weights.layers.items()
     }
     rank, alpha = _most_common(ranks), _most_common(alphas)
-    return _config_of_others(weights) | {
-        "peft_type": "LORA",
-        "base_model_name_or_path": None,
-        "task_type": None,
-        "inference_mode": True,
-        "target_modules": sorted(weights.layers),
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {f"^{re.escape(path)}": value for path, value in ranks.items() if value != rank},
-        "alpha_pattern": {f"^{re.escape(path)}": value for path, value in alphas.items() if value != alpha},
-        "use_rslora": rslora,
-        "use_dora": bool(weights.magnitudes),
-        "fan_in_fan_out": False,
-        "lora_dropout": 0.0,
-    }
+    return (
+        _config_of_others(weights)
+        | {
+            "peft_type": "LORA",
+            "base_model_name_or_path": None,
+            "task_type": None,
+            "inference_mode": True,
+            "target_modules": sorted(weights.layers),
+            "r": rank,
+            "lora_alpha": alpha,
+            "rank_pattern": {f"^{re.escape(path)}": value for path, value in ranks.items() if value != rank},
+            "alpha_pattern": {f"^{re.escape(path)}": value for path, value in alphas.items() if value != alpha},
+            "use_rslora": rslora,
+            "use_dora": bool(weights.magnitudes),
+            "fan_in_fan_out": False,
+            "lora_dropout": 0.0,
+        }
+        | ({"init_lora_weights": start} if (start := changed_base(weights.config)) else {})
+    )
 
 
 def _config_of_others(weights: AdapterWeights) -> dict[str, Any]:

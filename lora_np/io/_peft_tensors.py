@@ -14,7 +14,8 @@ from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..factors.settings import DyLoRASettings
 from ..factors.weights import AdapterWeights, Rows
 from ..layers.lora import LoRALayer
-from ._factors import PREFIX, AdapterFile, layer_of, magnitude, matrix
+from ._convolutions import Kernel, as_stored, stored_magnitude
+from ._factors import PREFIX, AdapterFile, layer_of, magnitude, pair
 from ._peft_config import alpha_of, is_saved_whole, is_target, rank_of, token_indices
 
 A, B, BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
@@ -42,12 +43,14 @@ def weights_of(stored: AdapterFile, config: Mapping[str, Any], config_name: str)
     if not parts:
         stored.check_all_taken()
         raise FormatError(f"{stored.label}: contains no LoRA factors")
-    layers, magnitudes, biases = {}, {}, {}
+    layers, magnitudes, biases, kernels = {}, {}, {}, {}
     for path, factors in parts.items():
         where = f"{stored.label}: {PREFIX}{path}"
         if not is_target(config, path):
             raise FormatError(f"{where}: target_modules of {config_name} does not name it")
-        layers[path] = layer = _layer(factors, path, config, settings.get(path), where)
+        layers[path], kernel = layer, _ = _layer(factors, path, config, settings.get(path), where)
+        if kernel:
+            kernels[path] = kernel
         for kind, entry in ((MAGNITUDE, "use_dora"), (BIAS, "lora_bias")):
             if bool(config.get(entry)) != (kind in factors):
                 raise FormatError(f"{where}.{kind} must be there if and only if {entry} is true")
@@ -66,28 +69,31 @@ def weights_of(stored: AdapterFile, config: Mapping[str, Any], config_name: str)
         biases=biases,
         embeddings=frozenset(path for path, factors in parts.items() if EMBEDDING_A in factors),
         dropped=stored.dropped,
+        kernels=kernels,
     )
 
 
 def _layer(
     factors: Mapping[str, Array], path: str, config: Mapping[str, Any], settings: DyLoRASettings | None, where: str
-) -> LoRALayer:
+) -> tuple[LoRALayer, Kernel]:
     kinds = (EMBEDDING_A, EMBEDDING_B) if EMBEDDING_A in factors or EMBEDDING_B in factors else (A, B)
     if kinds[0] == EMBEDDING_A and (unexpected := factors.keys() - set(kinds)):
         raise NotSupportedError(f"{where}.{min(unexpected)} is not supported for an embedding")
-    matrix_a, matrix_b = (matrix(factors, kind, where).T for kind in kinds)
+    matrix_a, matrix_b, kernel = pair(factors, *kinds, where)
     rank = rank_of(config, path)
     if rank != matrix_a.shape[1]:
-        raise FormatError(f"{where}.{kinds[0]} must have the rank {rank!r} of the configuration, got {matrix_a.T.shape}")
+        raise FormatError(
+            f"{where}.{kinds[0]} must have the rank {rank!r} of the configuration, got {factors[kinds[0]].shape}"
+        )
     if settings is None:
         scaling = "rslora" if config.get("use_rslora") else "max"
-        return layer_of(matrix_a, matrix_b, alpha_of(config, path), where, scaling=scaling)
+        return layer_of(matrix_a, matrix_b, alpha_of(config, path), where, scaling=scaling), kernel
     layer = layer_of(matrix_a, matrix_b, settings.alpha, where, scaling=settings.scaling)
     try:
         settings.check_branch(layer)
     except ArgumentError as error:
         raise FormatError(f"{where}: invalid DyLoRA settings: {error}") from error
-    return layer
+    return layer, kernel
 
 
 def _settings(metadata: Mapping[str, str], file: str) -> dict[str, DyLoRASettings]:
@@ -150,10 +156,10 @@ def tensors_of(weights: AdapterWeights) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
     for path, layer in weights.layers.items():
         first, second = (EMBEDDING_A, EMBEDDING_B) if path in weights.embeddings else (A, B)
-        tensors[f"{PREFIX}{path}.{first}"] = layer.matrix_a.T
-        tensors[f"{PREFIX}{path}.{second}"] = layer.matrix_b.T
+        kernel = weights.kernels.get(path, ())
+        tensors[f"{PREFIX}{path}.{first}"], tensors[f"{PREFIX}{path}.{second}"] = as_stored(layer, kernel)
         if path in weights.magnitudes:
-            tensors[f"{PREFIX}{path}.{MAGNITUDE}"] = weights.magnitudes[path]
+            tensors[f"{PREFIX}{path}.{MAGNITUDE}"] = stored_magnitude(weights.magnitudes[path], kernel)
         if weights.biases:  # PEFT: on all layers or on none
             tensors[f"{PREFIX}{path}.{BIAS}"] = weights.biases.get(path, np.zeros(layer.output_size, layer.dtype))
     for key, tensor in weights.whole.items():

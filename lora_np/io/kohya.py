@@ -1,26 +1,46 @@
-"""LoRA files of kohya's sd-scripts: a safetensors file with lora_down, lora_up and alpha for each module."""
+"""LoRA files of kohya's sd-scripts and LyCORIS: a safetensors file with lora_down, lora_up and alpha for each module."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from ..errors import FormatError
+import numpy as np
+
+from .._typing import Array
+from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
-from ._factors import AdapterFile, factors_by_path, layer_of, matrix
+from ._convolutions import Kernel, as_stored, composed
+from ._factors import AdapterFile, factors_by_path, layer_of, pair
+from ._holding import check_holds
+from .base_names import KOHYA_PREFIXES, split_component
+from .safetensors import save_safetensors
 
-KEY = re.compile(r"(.+)\.(lora_down\.weight|lora_up\.weight|alpha)")
+KEY = re.compile(r"(.+)\.(lora_down\.weight|lora_mid\.weight|lora_up\.weight|alpha|dora_scale)")
+
+PREFIXES = {
+    "unet": "lora_unet_",
+    "transformer": "lora_transformer_",
+    "text_encoder": "lora_te_",
+    "text_encoder_2": "lora_te2_",
+    "text_encoder_3": "lora_te3_",
+}
+"""The prefix of each component of a pipeline; with a second text encoder, the first is ``lora_te1_``."""
+
+Path = str | os.PathLike[str]
 
 
-def load_kohya(file: str | os.PathLike[str], *, drop: Iterable[str] = ()) -> AdapterWeights:
+def load_kohya(file: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     """Load the low-rank layers of a kohya file, keyed by the module names of the file (underscores instead of dots).
 
     Parameters
     ----------
     file : path
         A file with ``<module>.lora_down.weight`` (r, d_in), ``<module>.lora_up.weight`` (d_out, r) and, optionally,
-        ``<module>.alpha``, a scalar that defaults to the rank.
+        ``<module>.alpha``, a scalar that defaults to the rank, and ``<module>.dora_scale`` (d_out, 1). The factors of
+        convolutions are (r, d_in, *kernel) and (d_out, r, 1, ...), or, with ``lora_mid.weight`` (r, r, *kernel) between
+        them, (r, d_in, 1, ...) and (d_out, r, 1, ...): the first two are then composed.
     drop : iterable of str, optional
         Shell patterns of names of tensors to leave out, which `AdapterWeights.dropped` then lists. Any other tensor that is
         not understood is an error.
@@ -30,14 +50,110 @@ def load_kohya(file: str | os.PathLike[str], *, drop: Iterable[str] = ()) -> Ada
     FormatError
         If a factor is missing, a shape is wrong, or a key is unknown. The message names the file and the key.
     NotSupportedError
-        If a factor belongs to a convolution.
+        If ``dora_scale`` is along the input, as in early versions of LyCORIS.
+
+    See Also
+    --------
+    lora_np.io.base_names.with_base_names : replaces the names of the file by those of a base.
     """
-    stored, layers = AdapterFile(file, drop), {}
+    stored = AdapterFile(file, drop)
+    layers, magnitudes, kernels = {}, {}, {}
     for path, factors in factors_by_path(stored, KEY).items():
         where = f"{os.fspath(file)}: {path}"
-        A, B = matrix(factors, "lora_down.weight", where).T, matrix(factors, "lora_up.weight", where).T
-        if "alpha" in factors and factors["alpha"].size != 1:
-            raise FormatError(f"{where}.alpha must be one number, got shape {factors['alpha'].shape}")
-        alpha = factors["alpha"].item() if "alpha" in factors else A.shape[1]
-        layers[path] = layer_of(A, B, alpha, where)
-    return AdapterWeights(layers, dropped=stored.dropped)
+        A, B, kernel = _matrices(factors, where)
+        layers[path] = layer_of(A, B, _alpha(factors, A.shape[1], where), where)
+        if kernel:
+            kernels[path] = kernel
+        if "dora_scale" in factors:
+            magnitudes[path] = _magnitude(factors["dora_scale"], layers[path].output_size, where)
+    return AdapterWeights(layers, magnitudes, kernels=kernels, dropped=stored.dropped)
+
+
+def save_kohya(file: Path, weights: AdapterWeights) -> None:
+    """Write an adapter as a file that kohya's sd-scripts, diffusers and the usual interfaces for image models read.
+
+    Parameters
+    ----------
+    file : path
+    weights : AdapterWeights
+        Its paths begin with the component of a pipeline, such as ``unet.`` or ``text_encoder.``, or are names of kohya's.
+
+    Raises
+    ------
+    NotSupportedError
+        If the adapter has something that the format cannot hold, such as whole tensors; the message names it.
+    ArgumentError
+        If a path has no component, or if two paths become the same name. Nothing is written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.factors.weights import AdapterWeights
+    >>> from lora_np.io import load_kohya, save_kohya
+    >>> file = Path(tempfile.mkdtemp()) / "lora.safetensors"
+    >>> save_kohya(file, AdapterWeights({"unet.mid_block.proj_in": LoRALayer(4, 4, rank=2, rng=0)}))
+    >>> list(load_kohya(file).layers)
+    ['lora_unet_mid_block_proj_in']
+    """
+    check_holds("kohya", weights, ("magnitudes", "kernels"))
+    tensors: dict[str, Array] = {}
+    for path, name in _names(weights).items():
+        layer, kernel = weights.layers[path], weights.kernels.get(path, ())
+        tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = as_stored(layer, kernel)
+        tensors[f"{name}.alpha"] = _number(layer.scaling * layer.rank if layer.scaling_rule == "rslora" else layer.alpha)
+        if path in weights.magnitudes:
+            tensors[f"{name}.dora_scale"] = weights.magnitudes[path].reshape(-1, 1, *(1 for _ in kernel))
+    save_safetensors(file, tensors)
+
+
+def _matrices(factors: Mapping[str, Array], where: str) -> tuple[Array, Array, Kernel]:
+    if "lora_mid.weight" in factors and {"lora_down.weight", "lora_up.weight"} <= factors.keys():
+        down, up = factors["lora_down.weight"], factors["lora_up.weight"]
+        factors = {"lora_down.weight": composed(down, factors["lora_mid.weight"], up, where), "lora_up.weight": up}
+    return pair(factors, "lora_down.weight", "lora_up.weight", where)
+
+
+def _magnitude(scale: Array, outputs: int, where: str) -> Array:
+    """A magnitude for each output, (out, 1, ...)."""
+    if scale.size > 1 and len(scale) == 1:
+        raise NotSupportedError(f"{where}.dora_scale must be for each output, got shape {scale.shape} for each input")
+    if scale.ndim < 1 or scale.size != outputs or len(scale) != outputs:
+        raise FormatError(f"{where}.dora_scale must have shape ({outputs}, 1), got {scale.shape}")
+    return scale.reshape(-1)
+
+
+def _alpha(factors: Mapping[str, Array], rank: int, where: str) -> float:
+    if "alpha" not in factors:
+        return rank
+    if factors["alpha"].size != 1:
+        raise FormatError(f"{where}.alpha must be one number, got shape {factors['alpha'].shape}")
+    return float(factors["alpha"].item())
+
+
+def _number(value: float) -> Array:
+    """A scalar in float32, as in the files of others, where float32 holds the value."""
+    return np.array(value, np.float32 if float(np.float32(value)) == value else np.float64)
+
+
+def _names(weights: AdapterWeights) -> dict[str, str]:
+    """The name of each layer in the file."""
+    several = any(split_component(path)[0] == "text_encoder_2" for path in weights.layers)
+    prefixes = PREFIXES | ({"text_encoder": "lora_te1_"} if several else {})
+    names: dict[str, str] = {}
+    for path in weights.layers:
+        component, rest = split_component(path)
+        if component in prefixes:
+            name = prefixes[component] + rest.replace(".", "_")
+        elif path.startswith(tuple(KOHYA_PREFIXES)) and "." not in path:
+            name = path
+        else:
+            raise ArgumentError(
+                f"paths of layers must begin with a component of a pipeline ({', '.join(PREFIXES)}), got {path!r}"
+            )
+        if name in names.values():
+            other = next(one for one, taken in names.items() if taken == name)
+            raise ArgumentError(f"{other!r} and {path!r} have the same name in kohya's format, {name!r}")
+        names[path] = name
+    return names

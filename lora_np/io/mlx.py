@@ -7,16 +7,25 @@ import os
 import re
 from collections.abc import Iterable
 
-from ..errors import FormatError
+from .._archive import atomic_file
+from .._typing import Array
+from ..errors import FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
 from ._factors import AdapterFile, factors_by_path, layer_of, magnitude, matrix
+from ._holding import check_holds
+from ._json import read_json
+from .safetensors import save_safetensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapters.safetensors"
 KEY = re.compile(r"(.+)\.(lora_a|lora_b|m)")
+BLOCK = re.compile(r"^.*\.layers\.\d+\.")
+"""The beginning of a path up to the number of its block."""
+
+Path = str | os.PathLike[str]
 
 
-def load_mlx(folder: str | os.PathLike[str], *, drop: Iterable[str] = ()) -> AdapterWeights:
+def load_mlx(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     """Load the low-rank layers of an mlx-lm adapter.
 
     Parameters
@@ -34,10 +43,13 @@ def load_mlx(folder: str | os.PathLike[str], *, drop: Iterable[str] = ()) -> Ada
         If a file, a factor or the scale is missing, a shape is wrong, or a key is unknown. The message names the file and
         the key.
     NotSupportedError
-        If factors belong to a mixture of experts.
+        If factors belong to a mixture of experts, or if fine_tune_type is neither lora nor dora.
     """
     root = os.fspath(folder)
     scale = _scale(os.path.join(root, CONFIG))
+    kind = read_json(os.path.join(root, CONFIG)).get("fine_tune_type", "lora")
+    if kind not in ("lora", "dora"):
+        raise NotSupportedError(f"{os.path.join(root, CONFIG)}: fine_tune_type must be 'lora' or 'dora', got {kind!r}")
     file = os.path.join(root, WEIGHTS)
     if not os.path.isfile(file):
         raise FormatError(f"{root}: {WEIGHTS} not found")
@@ -49,6 +61,65 @@ def load_mlx(folder: str | os.PathLike[str], *, drop: Iterable[str] = ()) -> Ada
         if "m" in factors:
             magnitudes[path] = magnitude(factors, "m", layers[path], where)
     return AdapterWeights(layers, magnitudes, dropped=stored.dropped)
+
+
+def save_mlx(folder: Path, weights: AdapterWeights) -> None:
+    """Write an adapter as a folder that mlx-lm loads.
+
+    Parameters
+    ----------
+    folder : path
+        Created if it does not exist.
+    weights : AdapterWeights
+
+    Raises
+    ------
+    NotSupportedError
+        If the adapter has something that the format cannot hold: whole tensors, convolutions, layers of several ranks or
+        scalings, or DoRA on some layers only. The message names it. Nothing is written.
+
+    Notes
+    -----
+    The configuration lists the names of all adapted modules within a block. mlx-lm adapts each of them in every block; one
+    for which the file has no factors adds nothing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.factors.weights import AdapterWeights
+    >>> from lora_np.io import load_mlx, save_mlx
+    >>> folder = Path(tempfile.mkdtemp()) / "adapters"
+    >>> save_mlx(folder, AdapterWeights({"model.layers.0.mlp.up_proj": LoRALayer(4, 6, rank=2, alpha=3, rng=0)}))
+    >>> load_mlx(folder).layers["model.layers.0.mlp.up_proj"].scaling
+    1.5
+    """
+    check_holds("mlx-lm", weights, ("magnitudes",))
+    (first, layer), *others = weights.layers.items()
+    for path, other in others:
+        for name in ("rank", "scaling"):
+            one, two = getattr(layer, name), getattr(other, name)
+            if one != two:
+                raise NotSupportedError(f"the mlx-lm format has one {name}, but {first!r} has {one} and {path!r} {two}")
+    plain = [path for path in weights.layers if path not in weights.magnitudes]
+    if weights.magnitudes and plain:
+        raise NotSupportedError(f"an mlx-lm adapter is DoRA on all of its layers or on none, and {plain[0]!r} is not")
+    tensors: dict[str, Array] = {}
+    for path, layer in weights.layers.items():
+        tensors |= {f"{path}.lora_a": layer.matrix_a, f"{path}.lora_b": layer.matrix_b}
+        if path in weights.magnitudes:
+            tensors[f"{path}.m"] = weights.magnitudes[path]
+    keys = sorted({BLOCK.sub("", path) for path in weights.layers})
+    config = {
+        "fine_tune_type": "dora" if weights.magnitudes else "lora",
+        "num_layers": -1,
+        "lora_parameters": {"rank": layer.rank, "scale": layer.scaling, "dropout": 0.0, "keys": keys},
+    }
+    os.makedirs(folder, exist_ok=True)
+    save_safetensors(os.path.join(folder, WEIGHTS), tensors)
+    with atomic_file(os.path.join(folder, CONFIG)) as file:
+        file.write(json.dumps(config, indent=4).encode() + b"\n")
 
 
 def _scale(file: str) -> float:

@@ -20,7 +20,9 @@ from ..factors.weights import AdapterWeights, extract, extract_tasks
 from ..models.finding import find, has_multi_lora_adapters
 from ._applying import applied, applied_tasks, check_is_task
 from ._factors import AdapterFile
-from ._peft_config import config_of, digest, read_config
+from ._json import read_json
+from ._peft_config import check_base, config_of, digest, read_config
+from ._peft_kinds import read_adalora, read_vera, vera_weights
 from ._peft_tensors import check_writable, tensors_of, weights_of
 from .safetensors import save_safetensors
 
@@ -28,6 +30,12 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 DIGEST = "config_digest"
 """The metadata entry that ties the weights to their configuration."""
+
+PICKLE = (
+    "adapter_model.bin is a pickle, which can execute any code, so it is not read; convert it where it is trusted: "
+    'python -c "import torch, safetensors.torch as s; '
+    "s.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')\""
+)
 
 Path = str | os.PathLike[str]
 
@@ -55,7 +63,15 @@ def peft_adapters(folder: Path) -> dict[str, str]:
     return found
 
 
-def load_peft(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
+def peft_type(folder: Path) -> str:
+    """The kind of the adapter in a PEFT folder: ``"LORA"``, ``"VERA"``, ...; ``""`` if its configuration is damaged."""
+    try:
+        return str(read_json(os.path.join(folder, CONFIG)).get("peft_type"))
+    except (FormatError, AttributeError):
+        return ""
+
+
+def load_peft(folder: Path, *, drop: Iterable[str] = (), base_is_residual: bool = False) -> AdapterWeights:
     """The low-rank layers of one PEFT adapter.
 
     Parameters
@@ -65,12 +81,15 @@ def load_peft(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     drop : iterable of str, optional
         Shell patterns of names of tensors to leave out, which `AdapterWeights.dropped` then lists. Any other tensor that is
         not understood, or that the configuration does not name, is an error.
+    base_is_residual : bool, default False
+        If True, accept initialisations that change the base (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA): the adapter then belongs
+        to the changed weights, the residual, and not to those of the original model.
 
     Returns
     -------
     AdapterWeights
-        In float64 if the file is, in float32 otherwise. If `save_peft` wrote a whole DyLoRAAdapter, `nested` holds its
-        settings.
+        In float64 if the file is, in float32 otherwise. AdaLoRA and VeRA become plain factors. If `save_peft` wrote a whole
+        DyLoRAAdapter, `nested` holds its settings.
 
     Raises
     ------
@@ -84,10 +103,12 @@ def load_peft(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     if places.get("default") != root:
         raise FormatError(f"{root}: contains the adapters {', '.join(places)} in subfolders; give one of these")
     config = read_config(os.path.join(root, CONFIG))
+    if not base_is_residual:
+        check_base(config, os.path.join(root, CONFIG))
     file = os.path.join(root, WEIGHTS)
     if not os.path.isfile(file):
         if os.path.isfile(os.path.join(root, "adapter_model.bin")):
-            raise NotSupportedError(f"{root}: adapter_model.bin is a pickle, which can execute any code, so it is not read")
+            raise NotSupportedError(f"{root}: {PICKLE}")
         raise FormatError(f"{root}: contains no {WEIGHTS}")
     stored = AdapterFile(file, drop)
     if stored.metadata.get(DIGEST, written := digest(config)) != written:
@@ -95,6 +116,10 @@ def load_peft(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
             f"{root}: {CONFIG} is not the one that {WEIGHTS} was written with: writing them was interrupted, or an entry "
             "such as r or lora_alpha has been edited"
         )
+    if config["peft_type"] == "ADALORA":
+        return read_adalora(stored, config)
+    if config["peft_type"] == "VERA":
+        return vera_weights(read_vera(stored), config)
     return weights_of(stored, config, CONFIG)
 
 

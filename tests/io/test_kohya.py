@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from lora_np import FormatError, NotSupportedError
-from lora_np.io.kohya import load_kohya
-from lora_np.io.safetensors import save_safetensors
+from lora_np import ArgumentError, FormatError, LoRALayer, NotSupportedError
+from lora_np.factors.weights import AdapterWeights, Rows
+from lora_np.io.kohya import load_kohya, save_kohya
+from lora_np.io.safetensors import SafetensorsFile, save_safetensors
 from tests.kinds import batch
 
 DOWN, UP = batch(2, 5), batch(4, 2, seed=2)
@@ -60,6 +61,11 @@ def test_short_dtypes_become_float32(load, stored, dtype):
     assert load(UNET, dict.fromkeys(UNET, stored)).layers["lora_unet_mid_to_k"].dtype == dtype
 
 
+MIDDLE = {
+    "lora_down.weight": np.ones((2, 5, 1, 1)),
+    "lora_mid.weight": np.ones((2, 2, 3, 3)),
+    "lora_up.weight": np.ones((4, 2, 1, 1)),
+}
 DAMAGES = {
     "no down": ({"lora_down.weight": None}, FormatError, r"lora_down\.weight is missing"),
     "no up": ({"lora_up.weight": None}, FormatError, r"lora_up\.weight is missing"),
@@ -70,12 +76,45 @@ DAMAGES = {
     "a negative alpha": ({"alpha": np.array(-1.0)}, FormatError, "alpha must be a number of at least 0, got -1"),
     "alpha not a number": ({"alpha": np.array(np.nan)}, FormatError, "alpha must be a number of at least 0, got nan"),
     "an infinite alpha": ({"alpha": np.array(np.inf)}, FormatError, "alpha must be finite"),
-    "a convolution": (
+    "one factor of a convolution": (
         {"lora_down.weight": np.ones((2, 5, 3, 3))},
-        NotSupportedError,
-        r"must be a matrix, got shape \(2, 5",
+        FormatError,
+        r"got \(2, 5, 3, 3\) and \(4, 2",
     ),
-    "a convolution up": ({"lora_up.weight": np.ones((4, 2, 1, 1))}, NotSupportedError, r"lora_up\.weight must be a matrix"),
+    "a kernel in the second factor": (
+        {"lora_down.weight": np.ones((2, 5, 3, 3)), "lora_up.weight": np.ones((4, 2, 3, 3))},
+        NotSupportedError,
+        r"second factor must have a kernel of size 1, got shape \(4, 2, 3, 3\)",
+    ),
+    "vectors": (
+        {"lora_down.weight": np.ones(2), "lora_up.weight": np.ones(2)},
+        FormatError,
+        r"got \(2,\) and \(2,\)",
+    ),
+    "groups": (
+        {"lora_down.weight": np.ones((2, 5, 3, 3)), "lora_up.weight": np.ones((4, 1, 1, 1))},
+        NotSupportedError,
+        "a convolution in groups cannot be merged",
+    ),
+    "a middle without kernel": ({"lora_mid.weight": np.ones((2, 2))}, FormatError, r"lora_down, lora_mid and lora_up must"),
+    "a middle of another rank": (
+        MIDDLE | {"lora_mid.weight": np.ones((2, 3, 3, 3))},
+        FormatError,
+        r"\(r, in, 1, \.\.\.\), \(q, r, \*kernel\) and",
+    ),
+    "a middle after a kernel": (
+        MIDDLE | {"lora_down.weight": np.ones((2, 5, 3, 3))},
+        NotSupportedError,
+        "beside lora_mid, lora_down must have a kernel of size 1",
+    ),
+    "a middle alone": (
+        {"lora_mid.weight": np.ones((2, 2, 3, 3)), "lora_up.weight": None},
+        FormatError,
+        r"lora_up\.weight is missing",
+    ),
+    "a scale of the inputs": ({"dora_scale": np.ones((1, 5))}, NotSupportedError, r"got shape \(1, 5\) for each input"),
+    "a scale of another size": ({"dora_scale": np.ones((5, 1))}, FormatError, r"dora_scale must have shape \(4, 1\)"),
+    "a scale that is a number": ({"dora_scale": np.ones(())}, FormatError, r"dora_scale must have shape \(4, 1\)"),
 }
 
 
@@ -86,21 +125,96 @@ def test_a_damaged_module_is_rejected(load, damage):
         load(UNET | {f"lora_unet_mid_to_k.{name}": array for name, array in changes.items()})
 
 
-STRAY = {"lora_unet_mid_to_k.dora_scale": np.ones(4)}
+STRAY = {"lora_unet_mid_to_k.scalar": np.ones(())}
 
 
 def test_a_stray_key_is_rejected(load):
     with pytest.raises(
-        FormatError, match=r"lora\.safetensors: unexpected key 'lora_unet_mid_to_k\.dora_scale': not a LoRA factor"
+        FormatError, match=r"lora\.safetensors: unexpected key 'lora_unet_mid_to_k\.scalar': not a LoRA factor"
     ):
         load(UNET | STRAY)
 
 
 def test_a_stray_key_can_be_ignored(load):
-    assert set(load(UNET | STRAY, drop="*.dora_scale").layers) == {"lora_unet_mid_to_k"}
+    assert set(load(UNET | STRAY, drop="*.scalar").layers) == {"lora_unet_mid_to_k"}
 
 
 @pytest.mark.parametrize("tensors", [{}, STRAY])
 def test_a_file_without_factors_is_rejected(load, tensors):
     with pytest.raises(FormatError, match="contains no LoRA factors"):
-        load(tensors, drop="*.dora_scale")
+        load(tensors, drop="*.scalar")
+
+
+def test_a_scale_of_the_outputs_is_the_magnitude_of_dora(load):
+    weights = load(UNET | {"lora_unet_mid_to_k.dora_scale": np.arange(4.0)[:, None]})
+    assert np.array_equal(weights.magnitudes["lora_unet_mid_to_k"], np.arange(4))
+
+
+# ---------------------------------------------------------------- writing
+
+
+def plain(*paths, **more):
+    layers = {path: LoRALayer.from_factors(DOWN.T, UP.T, 3.0) for path in paths}
+    return AdapterWeights(layers, **{name: dict.fromkeys(paths, value) for name, value in more.items()})
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["unet.a.to_out.0"], ["lora_unet_a_to_out_0"]),
+        (["transformer.a.b"], ["lora_transformer_a_b"]),
+        (["text_encoder.a"], ["lora_te_a"]),
+        (["text_encoder.a", "text_encoder_2.a"], ["lora_te1_a", "lora_te2_a"]),
+        (["text_encoder_3.a"], ["lora_te3_a"]),
+        (["lora_te1_a", "lora_unet_b_c"], ["lora_te1_a", "lora_unet_b_c"]),
+    ],
+)
+def test_components_become_prefixes(tmp_path, paths, names):
+    save_kohya(tmp_path / "a.safetensors", plain(*paths))
+    assert sorted(load_kohya(tmp_path / "a.safetensors").layers) == sorted(names)
+
+
+@pytest.mark.parametrize("path", ["model.layers.0.q_proj", "", "lora_unet_a.b", "vae.decoder"])
+def test_a_path_without_a_component_is_refused(tmp_path, path):
+    with pytest.raises(ArgumentError, match=f"must begin with a component of a pipeline .*, got {path!r}"):
+        save_kohya(tmp_path / "a.safetensors", plain("unet.a", path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_of_the_same_name_are_refused(tmp_path):
+    message = "'unet.a_b.c' and 'unet.a.b_c' have the same name in kohya's format, 'lora_unet_a_b_c'"
+    with pytest.raises(ArgumentError, match=message):
+        save_kohya(tmp_path / "a.safetensors", plain("unet.a_b.c", "unet.a.b_c"))
+
+
+@pytest.mark.parametrize(("alpha", "dtype"), [(3.0, "F32"), (0.1, "F64")])
+def test_alpha_is_written_without_rounding(tmp_path, alpha, dtype):
+    save_kohya(tmp_path / "a.safetensors", AdapterWeights({"unet.a": LoRALayer(4, 3, 2, alpha)}))
+    with SafetensorsFile(tmp_path / "a.safetensors") as file:
+        assert file.info("lora_unet_a.alpha").dtype == dtype
+    assert load_kohya(tmp_path / "a.safetensors").layers["lora_unet_a"].alpha == alpha
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "message"),
+    [
+        ("unet.a", {"whole": np.ones(2)}, "the kohya format cannot hold the whole tensor 'unet.a'"),
+        ("unet.a", {"biases": np.ones(4)}, "cannot hold the change of the bias of 'unet.a'"),
+        ("unet.a", {"rows": Rows(np.arange(1), np.ones((1, 4)))}, "cannot hold the replaced rows of 'unet.a'"),
+    ],
+)
+def test_what_the_format_cannot_hold_is_named(tmp_path, path, more, message):
+    with pytest.raises(NotSupportedError, match=message):
+        save_kohya(tmp_path / "a.safetensors", plain(path, **more))
+    with pytest.raises(NotSupportedError, match=r"the whole tensor 'a' and 1 more$"):
+        save_kohya(tmp_path / "a.safetensors", AdapterWeights(plain(path).layers, whole={"b": UP, "a": UP}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_base_and_no_layer_are_refused(tmp_path):
+    with pytest.raises(NotSupportedError, match="cannot hold the changed base of init_lora_weights='pissa'"):
+        save_kohya(
+            tmp_path / "a.safetensors", AdapterWeights(plain("unet.a").layers, config={"init_lora_weights": "pissa"})
+        )
+    with pytest.raises(ArgumentError, match="weights must contain at least one layer, got none"):
+        save_kohya(tmp_path / "a.safetensors", AdapterWeights({}))

@@ -368,8 +368,11 @@ DAMAGES = {
     "no weights": (remove(WEIGHTS), r"adapter: contains no adapter_model\.safetensors"),
     "no JSON": (write(CONFIG, "{"), r"adapter_config\.json: invalid JSON"),
     "too deep JSON": (write(CONFIG, "[" * 200_000), r"adapter_config\.json: invalid JSON"),
-    "a list": (write(CONFIG, "[]"), r"adapter_config\.json: peft_type must be 'LORA', got None"),
-    "another type": (config(peft_type="IA3"), r"adapter_config\.json: peft_type must be 'LORA', got 'IA3'"),
+    "a list": (write(CONFIG, "[]"), r"adapter_config\.json: peft_type must be one of LORA, ADALORA, VERA, got None"),
+    "another type": (
+        config(peft_type="IA3"),
+        r"adapter_config\.json: peft_type must be one of LORA, ADALORA, VERA, got 'IA3'",
+    ),
     "no targets": (config(target_modules=None), r"adapter_config\.json: target_modules must be"),
     "targets of another kind": (config(target_modules=3), r"adapter_config\.json: target_modules must be"),
     "patterns in a list": (config(rank_pattern=["up"]), r"adapter_config\.json: rank_pattern must be a mapping"),
@@ -487,7 +490,9 @@ UNSUPPORTED = {
     "init_lora_weights='pissa_niter_4'": config(init_lora_weights="pissa_niter_4"),
     "init_lora_weights='OLoRA'": config(init_lora_weights="OLoRA"),
     "init_lora_weights='loftq'": config(init_lora_weights="loftq"),
-    r"head\.lora_A\.weight must be a matrix": weights({"head.lora_A.weight": np.ones((2, 5, 1, 1))}),
+    "a convolution in groups": weights(
+        {"head.lora_A.weight": np.ones((2, 5, 3)), "head.lora_B.weight": np.ones((4, 1, 1))}
+    ),
 }
 
 

@@ -1,0 +1,27 @@
+"""Every kind of adapter file does what the table in docs/files.md says."""
+
+import pytest
+
+from tests.io.kinds import FOLDER, KINDS, cells, printed, results
+
+
+def test_every_kind_has_a_row():
+    assert len(KINDS) >= 40
+    assert {path.name for path in FOLDER.iterdir()} - {"bases"} == set(KINDS)
+    assert [row[1] for row in printed()] == [kind.what for kind in KINDS.values()]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_row_is_true(name):
+    row, shown = results(name), dict(zip(KINDS, printed(), strict=True))[name]
+    now = cells(row)
+    if isinstance(row["merge"], float):
+        assert row["merge"] <= 1e-6
+        assert float(shown[3]) <= 1e-6
+        assert now[:3] + now[4:] == shown[:3] + shown[4:]
+    else:
+        assert now == shown
+
+
+def test_the_files_are_small():
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 155_000
