@@ -1275,6 +1275,27 @@ MUTANTS = [
         ("tests/sklearn/test_onetask.py::test_without_a_base_the_network_has_the_dtype_of_a_float_x",),
     ),
     Mutant(
+        "the array of any initializer is kept",
+        "layers/dense.py",
+        "copy=None if is_new else True",
+        "copy=None",
+        (f"{DENSE}::test_the_array_of_an_initializer_is_copied",),
+    ),
+    Mutant(
+        "the array of every initializer is copied",
+        "layers/dense.py",
+        "copy=None if is_new else True",
+        "copy=True",
+        (f"{DENSE}::test_a_new_layer_needs_hardly_more_memory_than_its_weight",),
+    ),
+    Mutant(
+        "the last piece of the samples is not drawn",
+        "functions/initializers.py",
+        "for start in range(0, flat.size, PIECE):",
+        "for start in range(0, flat.size // PIECE * PIECE or 1, PIECE):",
+        ("tests/test_initializers.py",),
+    ),
+    Mutant(
         "Adam's epsilon without its bias correction",
         "training/optimizers.py",
         "self.epsilon * root",

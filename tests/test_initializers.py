@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lora_np import DenseLayer
+from lora_np.functions import initializers
 from lora_np.functions.initializers import glorot_normal, glorot_uniform, he_normal, he_uniform, normal, uniform, zeros
 
 SHAPE = (200, 400)
@@ -78,3 +79,16 @@ def test_glorot_counts_inputs_and_outputs_and_he_only_inputs():
     tall, wide = ((300, 20), (20, 300))
     assert draw(glorot_uniform, shape=tall).std() == pytest.approx(draw(glorot_uniform, shape=wide).std(), rel=0.05)
     assert draw(he_uniform, shape=wide).std() == pytest.approx(15**0.5 * draw(he_uniform, shape=tall).std(), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_samples_do_not_depend_on_the_pieces_in_which_they_are_drawn(monkeypatch, dtype):
+    def drawn(initializer):
+        return initializer((7, 5), np.dtype(dtype), np.random.default_rng(0))
+
+    whole = [drawn(initializer) for initializer in (glorot_uniform, he_normal)]
+    random = np.random.default_rng(0)
+    np.testing.assert_array_equal(whole[0], random.uniform(-(0.5**0.5), 0.5**0.5, (7, 5)).astype(dtype))
+    monkeypatch.setattr(initializers, "PIECE", 4)
+    for initializer, expected in zip((glorot_uniform, he_normal), whole, strict=True):
+        np.testing.assert_array_equal(drawn(initializer), expected)

@@ -12,6 +12,9 @@ from .._typing import Array, Generator
 Initializer: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any], Generator], Array]
 """The type of a layer's ``initializer=``."""
 
+PIECE = 2**16
+"""The number of samples to draw at a time."""
+
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> Array:
     """Zeros; no random numbers are drawn."""
@@ -20,12 +23,25 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> Array
 
 def normal(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator, *, std: float) -> Array:
     """Independent samples from N(0, std²)."""
-    return (std * rng.standard_normal(shape)).astype(dtype, copy=False)
+    return _filled(shape, dtype, lambda count: std * rng.standard_normal(count))
 
 
 def uniform(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator, *, limit: float) -> Array:
     """Independent samples from U(-limit, limit)."""
-    return rng.uniform(-limit, limit, shape).astype(dtype, copy=False)
+    return _filled(shape, dtype, lambda count: rng.uniform(-limit, limit, count))
+
+
+def _filled(shape: tuple[int, ...], dtype: np.dtype[Any], draw: Callable[[int], Array]) -> Array:
+    """An array of samples, which are drawn in float64 whatever the dtype, so that a seed gives the same ones in both.
+
+    They are drawn a piece at a time: in float32, all of them at once would need twice as much memory as the array.
+    """
+    array = np.empty(shape, dtype)
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
+        piece[...] = draw(piece.size)
+    return array
 
 
 def glorot_uniform(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> Array:
@@ -46,3 +62,7 @@ def he_uniform(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> 
 def he_normal(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> Array:
     """N(0, 2 / inputs), for relu-like activations (He et al. 2015, eq. 10)."""
     return normal(shape, dtype, rng, std=float(np.sqrt(2 / shape[0])))
+
+
+INITIALIZERS = (zeros, normal, uniform, glorot_uniform, glorot_normal, he_uniform, he_normal)
+"""All initializers of the package. Each returns a new array, which the caller may keep."""

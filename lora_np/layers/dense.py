@@ -12,7 +12,7 @@ from .._validation import array_shape, generator, real_array, same_shape
 from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.activations import Activation, identity
-from ..functions.initializers import Initializer, glorot_uniform, zeros
+from ..functions.initializers import INITIALIZERS, Initializer, glorot_uniform
 from ..functions.regularization import NO_REGULARIZATION, Regularization
 from ..kernels import add, product, sum_outer, sum_rows
 from ..run import Run
@@ -82,7 +82,8 @@ class AffineLayer(Layer):
         shape = (self.input_size, self.output_size)
         weight = real_array("initializer's result", initializer(shape, self.dtype, generator(rng)), self.dtype)
         same_shape("initializer's result", weight, shape)
-        self.weight: Array = np.array(self.in_layout(weight), order="C")
+        is_new = any(initializer is shipped for shipped in INITIALIZERS)
+        self.weight: Array = np.array(self.in_layout(weight), order="C", copy=None if is_new else True)
         self._set_bias(np.zeros(self.output_size, self.dtype) if bias else None)
 
     @classmethod
@@ -155,9 +156,8 @@ class AffineLayer(Layer):
 
     def split_activation(self) -> tuple[Self, ActivationLayer]:
         """The same function as two layers: a linear one, which shares this layer's arrays, and the activation."""
-        linear = self.from_config(self.config() | {"activation": identity, "initializer": zeros})
-        linear.weight = self.weight
-        linear._set_bias(self.bias)
+        linear = self.from_arrays(self.weight, self.bias)
+        linear.regularization = self.regularization
         return linear, ActivationLayer(self.output_size, self.activation, dtype=self.dtype)
 
     def estimate_flops(self) -> int:

@@ -1,5 +1,7 @@
 """Affine layers in both layouts of the weight."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -278,3 +280,18 @@ def test_both_layouts_compute_the_same():
     assert_allclose(second.forward(x), first.forward(x), rtol=1e-13)
     assert_allclose(second.backward(dy), first.backward(dy), rtol=1e-12)
     assert_allclose(second.gradients["weight"], first.gradients["weight"].T, rtol=1e-12)
+
+
+def test_a_new_layer_needs_hardly_more_memory_than_its_weight():
+    tracemalloc.start()
+    try:
+        layer = DenseLayer(1024, 1024, relu, dtype=np.float32, rng=0)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        linear, _ = layer.split_activation()
+        held, split_peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert linear.weight is layer.weight
+    assert peak < 1.5 * layer.weight.nbytes
+    assert split_peak < held + 0.1 * layer.weight.nbytes
