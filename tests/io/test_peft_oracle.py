@@ -10,7 +10,21 @@ from lora_np import DoRAAdapter, merge_in_place, select_task
 from lora_np.io.merge import merge_checkpoint
 from lora_np.io.peft import WEIGHTS, apply_peft, load_peft, save_peft
 from lora_np.io.safetensors import load_safetensors, save_safetensors
-from tests.io.networks import BASE, DY, FACTORIES, X, adapted, assert_close, multilora, network
+from tests.io.networks import (
+    BASE,
+    DATA,
+    DY,
+    FACTORIES,
+    IDS,
+    TEXT_BASE,
+    TEXT_CASES,
+    X,
+    adapted,
+    assert_close,
+    multilora,
+    network,
+    text_network,
+)
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -195,3 +209,52 @@ def test_a_merge_into_weights_stored_as_in_out(tmp_path):
     merged = their_model.merge_and_unload().state_dict()
     for name, array in load_safetensors(output).items():
         assert_close(array, merged[name].numpy())
+
+
+# ---------------------------------------------------------------- whole tensors
+
+
+class TheirText(torch.nn.Module):
+    """The text network in torch, with the weights of `text_network`."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = torch.nn.Embedding(9, 6), torch.nn.LayerNorm(6)
+        self.body, self.head = theirs().body, torch.nn.Linear(5, 4)
+        self.load_state_dict({name: torch.from_numpy(array) for name, array in load_safetensors(TEXT_BASE).items()})
+
+    def forward(self, ids):
+        return self.head(self.body(self.norm(self.table(ids))))
+
+
+def text_adapter(case):
+    """A model with an adapter of PEFT's, with other values of all that trains."""
+    model = apply_peft(text_network(dtype=np.float32), DATA / "text" / case)
+    model.set_parameters(np.random.default_rng(7).normal(size=model.parameter_count) / 2)
+    return model
+
+
+@pytest.mark.parametrize("case", TEXT_CASES)
+def test_peft_reads_whole_tensors_of_a_model(tmp_path, case):
+    model = text_adapter(case)
+    save_peft(tmp_path, model)
+    with torch.no_grad():
+        their_model = peft.PeftModel.from_pretrained(TheirText(), tmp_path)
+        assert_close(model.predict(IDS), their_model(torch.from_numpy(IDS)).numpy())
+        merged = their_model.merge_and_unload()
+        assert_close(model.predict(IDS), merged(torch.from_numpy(IDS)).numpy())
+    merge_checkpoint(TEXT_BASE, load_peft(tmp_path), tmp_path / "merged.safetensors")
+    for name, array in load_safetensors(tmp_path / "merged.safetensors").items():
+        assert_close(array, merged.state_dict()[name].numpy())
+
+
+@pytest.mark.filterwarnings("ignore:.*lora_B.bias")  # PEFT takes the bias of B for a factor without its second axis
+@pytest.mark.parametrize("case", TEXT_CASES)
+def test_peft_writes_again_what_we_wrote(tmp_path, case):
+    save_peft(tmp_path / "ours", load_peft(DATA / "text" / case))
+    model = peft.PeftModel.from_pretrained(TheirText(), tmp_path / "ours", is_trainable=True)
+    model.save_pretrained(tmp_path / "theirs")
+    ours, again = (load_safetensors(tmp_path / name / WEIGHTS) for name in ("ours", "theirs"))
+    assert set(ours) == set(again)
+    for name, array in ours.items():
+        assert np.array_equal(again[name], array)
