@@ -12,6 +12,7 @@ from ..terminal.table import table
 from ._adapters import at_rank, dropped, load_from_options
 from ._layers import cast, frobenius, singular_values
 from ._options import ADAPTER, add_alpha, add_drop, add_task, positive, tolerance
+from ._others import other_changes
 from ._text import counted, number, plain, printable
 from .verb import Verb, add_json, print_json
 
@@ -49,8 +50,26 @@ class Difference:
 
 
 def compare(first: AdapterWeights, second: AdapterWeights) -> list[Difference]:
-    """The differences of all layers; those of DyLoRA layers are measured at the active rank where they differ most."""
-    return [_compared(path, first, second) for path in dict.fromkeys([*first.layers, *second.layers])]
+    """The differences of all tensors; those of DyLoRA layers are measured at the active rank where they differ most."""
+    layers = [_compared(path, first, second) for path in dict.fromkeys([*first.layers, *second.layers])]
+    one, other = other_changes(first), other_changes(second)
+    return layers + [_compared_others(key, one.get(key), other.get(key)) for key in dict.fromkeys([*one, *other])]
+
+
+def _compared_others(key: str, one: tuple[str, Array] | None, other: tuple[str, Array] | None) -> Difference:
+    """The difference of a change that is not low-rank, such as a whole tensor."""
+    if one is None or other is None:
+        return Difference(key, "only in B" if one is None else "only in A")
+    if one[0] != other[0] or one[1].shape != other[1].shape:
+        parts = [f"{change} {' x '.join(map(str, array.shape))}" for change, array in (one, other)]
+        return Difference(key, " vs. ".join(parts))
+    norms = frobenius(one[1]), frobenius(other[1])
+    if _equal(one[1], other[1]):
+        return Difference(key, None, None, norms, 0.0, None, 0.0)
+    if not np.isfinite(sum(norms)):
+        return Difference(key, "values not finite")
+    gap = frobenius(np.asarray(one[1], np.float64) - other[1])
+    return Difference(key, None, None, norms, gap, None, _ratio(gap, max(norms)))
 
 
 def _compared(path: str, first: AdapterWeights, second: AdapterWeights) -> Difference:
@@ -78,6 +97,8 @@ def _mismatch(path: str, first: AdapterWeights, second: AdapterWeights) -> str |
     sizes = [f"{layer.input_size} -> {layer.output_size}" for layer in (first.layers[path], second.layers[path])]
     if sizes[0] != sizes[1]:
         return f"{sizes[0]} vs. {sizes[1]}"
+    if (path in first.embeddings) != (path in second.embeddings):
+        return f"an embedding only in {'A' if path in first.embeddings else 'B'}"
     if (path in first.magnitudes) != (path in second.magnitudes):
         return f"DoRA only in {'A' if path in first.magnitudes else 'B'}"
     for label, name in SETTINGS.items():

@@ -3,12 +3,13 @@
 import argparse
 import os
 from collections.abc import Mapping
+from glob import escape, glob
 from typing import Any
 
 import numpy as np
 
 from .._typing import Array
-from ..errors import ArgumentError, FormatError
+from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..factors.surgery import effective_rank, retained_energy
 from ..factors.weights import AdapterWeights
 from ..io.merge import INDEX, SINGLE, checkpoint_files
@@ -18,9 +19,10 @@ from ..terminal.table import table
 from ._adapters import EXPECTED, Adapters, dropped, find_adapters
 from ._layers import HEADER, frobenius, singular_values, summary, summary_cells
 from ._options import ADAPTER, add_alpha, add_drop
+from ._others import other_reports, others_text
 from ._output import new_output
 from ._plot import draw_spectra, figure_format
-from ._text import counted, natural, number, plain, printable, share
+from ._text import as_options, counted, natural, number, plain, printable, share
 from .verb import Verb, add_json, print_json
 
 MEASURES = ("|A|", "|B|", "|dW|", "effective rank", "energy at r/2")
@@ -69,6 +71,7 @@ def adapter_report(name: str, adapters: Adapters) -> Report:
         "dtypes": sorted(dtypes),
         "dropped": dropped(weights),
         "layers": [layer_report(path, layer, weights) for path, layer in weights.layers.items()],
+        "others": other_reports(weights),
     }
 
 
@@ -82,14 +85,14 @@ def _stored(path: str) -> tuple[int, set[str]]:
 def _in_memory(weights: AdapterWeights) -> tuple[int, set[str]]:
     """The number of bytes and the dtypes of the arrays of an adapter."""
     arrays = [array for layer in weights.layers.values() for array in (layer.matrix_a, layer.matrix_b)]
-    arrays += weights.magnitudes.values()
+    arrays += [*weights.magnitudes.values(), *weights.whole.values()]
     return sum(array.nbytes for array in arrays), {f"F{8 * array.itemsize}" for array in arrays}
 
 
-def tensor_reports(path: str) -> list[Report]:
-    """The reports on the tensors of a checkpoint."""
+def tensor_reports(files: Mapping[str, str]) -> list[Report]:
+    """The reports on the tensors of files, of which the paths are given by name."""
     reports = []
-    for name, place in checkpoint_files(path).items():
+    for name, place in files.items():
         with SafetensorsFile(place) as file:
             for key in sorted(file, key=natural):
                 info = file.info(key)
@@ -123,6 +126,8 @@ def adapter_text(report: Report) -> str:
     magnitudes = [layer["path"] for layer in report["layers"] if "norm_magnitude" in layer]
     if magnitudes:
         lines.append(f"DoRA ({_which(magnitudes)}): the rows of weight + dW are rescaled to trained norms")
+    if report["others"]:
+        lines += ["", others_text(report["others"])]
     return "\n".join(lines)
 
 
@@ -182,15 +187,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     path = os.path.normpath(arguments.path)
-    is_index = path.endswith(".json")
-    adapters = (
-        None
-        if is_index
-        else find_adapters(path, drop=arguments.drop, alpha=arguments.alpha, base_is_residual=arguments.base_is_residual)
-    )
-    if adapters is None:
-        return _inspect_tensors(path, arguments)
-    reports = [adapter_report(name, adapters) for name in adapters.names]
+    try:
+        adapters = None if path.endswith(".json") else _found(path, arguments)
+        if adapters is None:
+            return _inspect_checkpoint(path, arguments)
+        reports = [adapter_report(name, adapters) for name in adapters.names]
+    except (FormatError, NotSupportedError) as error:
+        files = _readable(path)
+        if arguments.plot or not files:
+            raise
+        return _print_tensors(path, files, arguments, str(error))
     if arguments.plot:
         with new_output(arguments.plot, folder=False, force=True) as place, open(place, "wb") as file:
             draw_spectra(_curves(reports), file, arguments.plot)
@@ -206,16 +212,39 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect_tensors(path: str, arguments: argparse.Namespace) -> int:
+def _found(path: str, arguments: argparse.Namespace) -> Adapters | None:
+    return find_adapters(path, drop=arguments.drop, alpha=arguments.alpha, base_is_residual=arguments.base_is_residual)
+
+
+def _inspect_checkpoint(path: str, arguments: argparse.Namespace) -> int:
     if os.path.isdir(path) and not any(os.path.isfile(os.path.join(path, name)) for name in (INDEX, SINGLE)):
         raise FormatError(f"{path}: no adapter or checkpoint found; {EXPECTED}; or a checkpoint with {SINGLE} or {INDEX}")
     if arguments.plot:
         raise ArgumentError(f"{path}: --plot requires an adapter, and this is a checkpoint")
-    tensors = tensor_reports(path)
+    return _print_tensors(path, checkpoint_files(path), arguments)
+
+
+def _readable(path: str) -> dict[str, str]:
+    """The safetensors files of an adapter that is not understood, by name; none if one of them is damaged."""
+    inside = os.path.join(escape(path), "**", "*.safetensors")
+    places = [path] if os.path.isfile(path) else sorted(glob(inside, recursive=True))
+    try:
+        for place in places:
+            SafetensorsFile(place).close()
+    except FormatError:
+        return {}
+    return {os.path.relpath(place, path) if place != path else os.path.basename(path): place for place in places}
+
+
+def _print_tensors(path: str, files: Mapping[str, str], arguments: argparse.Namespace, problem: str | None = None) -> int:
+    tensors = tensor_reports(files)
     if arguments.json:
-        print_json({"path": path, "kind": "safetensors", "tensors": tensors})
-    else:
-        print(f"{printable(path)}: safetensors checkpoint\n\n{tensors_text(tensors)}")
+        print_json({"path": path, "kind": "safetensors", "problem": problem, "tensors": tensors})
+        return 0
+    kind = "safetensors checkpoint"
+    if problem is not None:
+        kind = f"safetensors, not understood as an adapter:\n{printable(as_options(problem))}"
+    print(f"{printable(path)}: {kind}\n\n{tensors_text(tensors)}")
     return 0
 
 

@@ -151,7 +151,8 @@ def test_names_cannot_control_the_terminal(tmp_path, run):
 
 def test_drop_leaves_out_unknown_keys(tmp_path, capsys, fail):
     path = write_kohya(tmp_path / "a.safetensors", emb=np.ones(2))
-    assert fail("inspect", path) == f"{path}: unexpected key 'emb': not a LoRA factor; --drop 'emb' would leave it out"
+    message = f"{path}: unexpected key 'emb': not a LoRA factor; --drop 'emb' would leave it out"
+    assert fail("convert", path, "-o", tmp_path / "out") == message
     assert main(["inspect", path, "--drop", "e*", "--json"]) == 0
     captured = capsys.readouterr()
     assert captured.err == f"lora-np: {path}: dropped emb\n"
