@@ -21,7 +21,7 @@ def test_it_is_as_short_as_its_title(tags, most):
 
 
 def test_lines_are_short_enough_to_read():
-    assert max(len(line) for _, code in CELLS for line in code.splitlines()) <= 110
+    assert max(len(line) for _, code in CELLS for line in code.splitlines()) <= 90
 
 
 @pytest.fixture(scope="module")
