@@ -39,8 +39,8 @@ def load_kohya(file: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     file : path
         A file with ``<module>.lora_down.weight`` (r, d_in), ``<module>.lora_up.weight`` (d_out, r) and, optionally,
         ``<module>.alpha``, a scalar that defaults to the rank, and ``<module>.dora_scale`` (d_out, 1). The factors of
-        convolutions are (r, d_in, *kernel) and (d_out, r, 1, ...), or, with ``lora_mid.weight`` (r, r, *kernel) between
-        them, (r, d_in, 1, ...) and (d_out, r, 1, ...): the first two are then composed.
+        convolutions are ``(r, d_in, *kernel)`` and ``(d_out, r, 1, ...)``, or, with ``lora_mid.weight``
+        ``(r, r, *kernel)`` between them, (r, d_in, 1, ...) and (d_out, r, 1, ...): the first two are then composed.
     drop : iterable of str, optional
         Shell patterns of names of tensors to leave out, which `AdapterWeights.dropped` then lists. Any other tensor that is
         not understood is an error.
