@@ -56,6 +56,7 @@ GGUF_LLAMA = "tests/io/test_gguf_llama.py"
 GGUF_TEXT = "tests/test_text_gguf.py"
 GENERATE = "tests/cli/test_generate.py"
 GGUF = "tests/io/test_gguf.py"
+TRUNCATING = "tests/test_truncating.py"
 COMBINING = "tests/test_combining.py"
 EXTRACT = "tests/io/test_extract.py"
 MAIN = "tests/cli/test_main.py"
@@ -307,6 +308,76 @@ MUTANTS = [
         '(largest if self.method == "svd" else limit)',
         "limit",
         (COMBINING,),
+    ),
+    Mutant(
+        "a budget spent by the ratio alone",
+        "factors/budget.py",
+        "    search(0, [], budget, 0.0)\n",
+        "\n",
+        (TRUNCATING,),
+    ),
+    Mutant(
+        "a budget spent without a price",
+        "factors/budget.py",
+        "shortfall += float(losses[number][count]) + price",
+        "shortfall += float(losses[number][count]) + 0 * price",
+        (TRUNCATING,),
+    ),
+    Mutant(
+        "the search for ranks stops too early",
+        "factors/budget.py",
+        "if more >= best:",
+        "if more > 0:",
+        (TRUNCATING,),
+    ),
+    Mutant(
+        "a budget by singular values instead of energies",
+        "factors/budget.py",
+        "np.square(sigma[1:], dtype=float)",
+        "sigma[1:].astype(float)",
+        (TRUNCATING,),
+    ),
+    Mutant(
+        "components without effect use up a budget",
+        "factors/budget.py",
+        "order = order[values[order] > 0]",
+        "order = order[::1]",
+        (TRUNCATING,),
+    ),
+    Mutant(
+        "a budget without an upper bound",
+        "factors/rank_goal.py",
+        "best_ranks([sigma[: self.max_rank] for sigma in spectra]",
+        "best_ranks(list(spectra)",
+        (TRUNCATING,),
+    ),
+    Mutant(
+        "a ratio to the energy",
+        "factors/rank_goal.py",
+        "sigma >= sigma[0] / self.value",
+        "sigma**2 >= sigma[0] ** 2 / self.value",
+        (TRUNCATING,),
+    ),
+    Mutant(
+        "inputs choose the order but not the directions",
+        "factors/surgery.py",
+        "if X is None:\n        return _Components(Q @ U",
+        "if True:\n        return _Components(Q @ U",
+        (TRUNCATING,),
+    ),
+    Mutant(
+        "the update for inputs without its scaling",
+        "factors/surgery.py",
+        "P = layer.scaling * (layer.matrix_a",
+        "P = (layer.matrix_a",
+        (TRUNCATING,),
+    ),
+    Mutant(
+        "a bias is not rescaled with its layer",
+        "factors/surgery.py",
+        "before[path] / layers[path].scaling * c if path in before else c",
+        "c",
+        (TRUNCATING,),
     ),
     # ---------------------------------------------------------------- trap 3: the training helper
     Mutant(

@@ -72,6 +72,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def at_least_1(text: str) -> float:
+    """Parse a number of at least 1."""
+    value = finite(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
+    return value
+
+
 def tolerance(text: str) -> float:
     """Parse a number of at least 0."""
     value = finite(text)

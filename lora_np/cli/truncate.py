@@ -8,7 +8,7 @@ from ..io.peft import save_peft
 from ..terminal.table import table
 from ._adapters import base_config, dropped, load_from_options, naming
 from ._layers import in_dtypes_of, in_float64, spectra
-from ._options import ADAPTER, add_drop, add_task, fraction, positive
+from ._options import ADAPTER, add_drop, add_task, at_least_1, fraction, positive
 from ._output import add_output, new_output
 from ._text import counted, printable, share
 from .verb import Verb, add_json, print_json
@@ -29,16 +29,41 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         help="the fraction of the squared Frobenius norm to keep, in (0, 1]; each layer gets the smallest sufficient rank",
     )
+    goal.add_argument(
+        "--ratio",
+        type=at_least_1,
+        metavar="Q",
+        help="keep the singular values that are at least the largest of their layer divided by Q",
+    )
+    goal.add_argument(
+        "--parameters",
+        type=positive,
+        metavar="N",
+        help="one budget for all layers: the ranks that keep the most energy in total with at most N elements of A and B",
+    )
+    parser.add_argument(
+        "--max-rank", type=positive, metavar="R", help="an upper bound for the ranks chosen by other options"
+    )
     add_task(parser)
     add_drop(parser)
     add_json(parser)
+    parser.set_defaults(usage_error=parser.error)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.rank is not None and arguments.max_rank is not None:
+        arguments.usage_error("--max-rank is for --energy, --ratio and --parameters, not for --rank")
     weights = load_from_options(arguments.adapter, arguments)
     sigma = spectra(weights, arguments.adapter)
     with naming(arguments.adapter):
-        exact = truncate(in_float64(weights), rank=arguments.rank, energy=arguments.energy)
+        exact = truncate(
+            in_float64(weights),
+            rank=arguments.rank,
+            energy=arguments.energy,
+            ratio=arguments.ratio,
+            parameters=arguments.parameters,
+            max_rank=arguments.max_rank,
+        )
     smaller = in_dtypes_of(exact, weights)
     with new_output(arguments.output, folder=True, force=arguments.force) as place, naming(place):
         save_peft(place, smaller, config=base_config(weights))
@@ -68,7 +93,9 @@ def _run(arguments: argparse.Namespace) -> int:
 TRUNCATE = Verb(
     name="truncate",
     summary="write the best approximation of an adapter at a lower rank, as a PEFT folder",
-    example="lora-np truncate my-adapter -o smaller --rank 4\nlora-np truncate my-adapter -o smaller --energy 0.99",
+    example="lora-np truncate my-adapter -o smaller --rank 4\n"
+    "lora-np truncate my-adapter -o smaller --energy 0.99 --max-rank 32\n"
+    "lora-np truncate my-adapter -o smaller --parameters 1000000",
     add_arguments=_add_arguments,
     run=_run,
 )

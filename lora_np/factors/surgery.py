@@ -12,19 +12,21 @@ the cost is O((d_in + d_out) r²), instead of O(d_in · d_out · min(d_in, d_out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from .._typing import RNG, Array
-from .._validation import finite_float, generator, positive_int, rank_within
+from .._validation import generator, last_axis, positive_int, rank_within, real_array
 from ..adapters.base import LoRAAdapterBase
+from ..adapters.dora import DoRAAdapter
 from ..adapters.dylora import DyLoRAAdapter
 from ..errors import ArgumentError, NotSupportedError
 from ..functions.initializers import normal
 from ..layers.lora import LoRALayer
+from .rank_goal import Goal
 from .weights import AdapterWeights
 
 Subject = TypeVar("Subject", LoRALayer, LoRAAdapterBase, AdapterWeights)
@@ -32,7 +34,7 @@ Subject = TypeVar("Subject", LoRALayer, LoRAAdapterBase, AdapterWeights)
 
 def spectrum(layer: LoRALayer) -> Array:
     """The singular values of ``s A B``, in descending order, shape (min(rank, input_size, output_size),)."""
-    return _decomposed(layer)[1]
+    return _components(layer).sigma
 
 
 def effective_rank(singular_values: Array) -> float:
@@ -50,8 +52,19 @@ def retained_energy(singular_values: Array, rank: int) -> float:
     return float((singular_values[:rank] ** 2).sum()) / total if total else 1.0
 
 
-def truncate(subject: Subject, *, rank: int | None = None, energy: float | None = None) -> Subject:
+def truncate(
+    subject: Subject,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    ratio: float | None = None,
+    parameters: int | None = None,
+    max_rank: int | None = None,
+    inputs: Array | Mapping[str, Array] | None = None,
+) -> Subject:
     """Replace each low-rank layer by its best approximation of a lower rank (Eckart and Young 1936).
+
+    Exactly one of `rank`, `energy`, `ratio` and `parameters` chooses the ranks. Each layer keeps at least rank 1.
 
     Parameters
     ----------
@@ -59,23 +72,58 @@ def truncate(subject: Subject, *, rank: int | None = None, energy: float | None 
     rank : int, optional
         The new rank, at least 1; layers of this rank or below keep their rank.
     energy : float, optional
-        The fraction of the squared Frobenius norm to keep, in (0, 1], instead of a rank. Each layer gets the smallest rank
-        that keeps this fraction.
+        The fraction of the squared Frobenius norm to keep, in (0, 1]. Each layer gets the smallest rank that keeps it.
+    ratio : float, optional
+        At least 1: keep the singular values that are at least the largest one divided by `ratio`.
+    parameters : int, optional
+        The largest number of elements of A and B in all layers together. The ranks are those with the largest retained
+        energy in total; layers with large updates get more.
+    max_rank : int, optional
+        An upper bound for the ranks that `energy`, `ratio` or `parameters` choose.
+    inputs : array of shape (..., input_size), or mapping of str to such arrays, optional
+        Inputs of the layer; for AdapterWeights, by path. The singular values are then those of the outputs ``s X A B`` on
+        these inputs instead of those of the update, and the error of the outputs is the smallest possible for the rank.
 
     Raises
     ------
     ArgumentError
-        If not exactly one of `rank` and `energy` is given, or its value is out of range.
+        If not exactly one target is given, or a value is out of range; if `inputs` does not fit a layer, or is missing for
+        one.
+    NotSupportedError
+        If `inputs` are given for layers adapted by DoRA, whose outputs do not depend on the update linearly.
+
+    Notes
+    -----
+    With the thin QR factorisations ``X A = Q_x R_x`` and ``Bᵀ = Q_b R_b``, the core ``s R_x R_bᵀ = U Σ Vᵀ`` has the
+    singular values of the outputs Y on inputs X. With ``P_r = Q_b V_r``, their best approximation of rank r is
+    ``Y P_r P_rᵀ``, which is the output of the update with the factors ``s A R_bᵀ V_r`` and ``P_rᵀ``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.surgery import truncate
+    >>> layer = LoRALayer.from_factors(np.eye(4, 3), np.diag([4.0, 2.0, 0.1]))
+    >>> truncate(layer, rank=1).rank, truncate(layer, energy=0.99).rank, truncate(layer, ratio=10).rank
+    (1, 2, 2)
+    >>> truncate(layer, parameters=14).parameter_count  # 7 for each rank
+    14
+    >>> truncate(layer, rank=1, inputs=np.diag([0, 0, 1, 1])).merge_weights()[2]  # only the last component has an effect
+    array([0. , 0. , 0.1])
     """
-    if (rank is None) == (energy is None):
-        raise ArgumentError(f"exactly one of rank and energy must be given, got rank={rank!r}, energy={energy!r}")
-    if rank is not None:
-        limit = positive_int("rank", rank)
-        return _mapped(subject, lambda layer: _cut(layer, min(limit, layer.rank)))
-    share = finite_float("energy", energy)
-    if not 0 < share <= 1:
-        raise ArgumentError(f"energy must lie in (0, 1], got {share}")
-    return _mapped(subject, lambda layer: _cut(layer, _rank_for(spectrum(layer), share)))
+    goal = Goal.of(rank=rank, energy=energy, ratio=ratio, parameters=parameters, max_rank=max_rank)
+    layers = _layers(subject)
+    data = _inputs_by_path(subject, layers, inputs)
+    components = {path: _components(layer, data.get(path)) for path, layer in layers.items()}
+    sizes = [layer.input_size + layer.output_size for layer in layers.values()]
+    ranks = dict(zip(layers, goal.ranks([found.sigma for found in components.values()], sizes), strict=True))
+    paths = iter(layers)
+
+    def cut(layer: LoRALayer) -> LoRALayer:
+        path = next(paths)
+        return _cut(layer, components[path], ranks[path])
+
+    return _mapped(subject, cut)
 
 
 def grow(subject: Subject, rank: int, *, rng: RNG = None) -> Subject:
@@ -122,7 +170,7 @@ def canonicalize(subject: Subject) -> Subject:
     Slices of the first components are then the best approximations of their rank. The sign of each component is chosen such
     that the element of its column of A with the largest magnitude is positive, so that equal functions get equal factors.
     """
-    return _mapped(subject, lambda layer: _cut(layer, layer.rank))
+    return _mapped(subject, lambda layer: _cut(layer, _components(layer), layer.rank))
 
 
 def _mapped(subject: Subject, change: Callable[[LoRALayer], LoRALayer]) -> Subject:
@@ -131,34 +179,94 @@ def _mapped(subject: Subject, change: Callable[[LoRALayer], LoRALayer]) -> Subje
     if isinstance(subject, LoRAAdapterBase):
         return subject.with_branches(change)
     if isinstance(subject, AdapterWeights):
-        return replace(subject, layers={path: change(layer) for path, layer in subject.layers.items()}, nested={})
+        layers = {path: change(layer) for path, layer in subject.layers.items()}
+        before = {path: layer.scaling for path, layer in subject.layers.items() if layer.scaling != layers[path].scaling}
+        biases = {
+            path: before[path] / layers[path].scaling * c if path in before else c for path, c in subject.biases.items()
+        }
+        return replace(subject, layers=layers, nested={}, biases=biases)
     raise ArgumentError(f"subject must be a LoRALayer, an adapter or AdapterWeights, got {subject!r}")
 
 
-def _decomposed(layer: LoRALayer) -> tuple[Array, Array, Array]:
-    """U (in, k), the singular values (k,), and Vᵀ (k, out) of ``s A B``, with k = min(rank, in, out)."""
-    Qa, Ra = np.linalg.qr(layer.matrix_a)  # (in, r) -> (in, k_a), (k_a, r)
+def _layers(subject: Subject) -> dict[str, LoRALayer]:
+    """The low-rank layers, in the order in which `_mapped` changes them."""
+    found: list[LoRALayer] = []
+
+    def remember(layer: LoRALayer) -> LoRALayer:
+        found.append(layer)
+        return layer.clone()
+
+    _mapped(subject, remember)
+    names = subject.layers if isinstance(subject, AdapterWeights) else map(str, range(len(found)))
+    return dict(zip(names, found, strict=True))
+
+
+def _inputs_by_path(
+    subject: LoRALayer | LoRAAdapterBase | AdapterWeights,
+    layers: Mapping[str, LoRALayer],
+    inputs: Array | Mapping[str, Array] | None,
+) -> dict[str, Array]:
+    """The inputs of each layer, as matrices."""
+    if inputs is None:
+        return {}
+    if isinstance(subject, AdapterWeights) != isinstance(inputs, Mapping):
+        raise ArgumentError("inputs must be a mapping from paths to arrays if, and only if, subject is AdapterWeights")
+    if isinstance(subject, DoRAAdapter) or (isinstance(subject, AdapterWeights) and subject.magnitudes):
+        raise NotSupportedError("inputs must be None for DoRA, whose outputs do not depend on the update linearly")
+    found = {}
+    for path, layer in layers.items():
+        if isinstance(inputs, Mapping) and path not in inputs:
+            raise ArgumentError(f"inputs must have an array for each layer, but {path!r} is missing")
+        name = f"inputs[{path!r}]" if isinstance(inputs, Mapping) else "inputs"
+        X = real_array(name, inputs[path] if isinstance(inputs, Mapping) else inputs, layer.dtype)
+        last_axis(name, X, layer.input_size)
+        if not X.size or not np.isfinite(X).all():
+            raise ArgumentError(f"{name} must have at least one row, and be finite")
+        found[path] = X.reshape(-1, layer.input_size)
+    return found
+
+
+class _Components(NamedTuple):
+    """An update as a sum of components: ``s A B = (U · sizes) Vᵀ``."""
+
+    U: Array
+    """Unit columns, shape (input_size, k)."""
+    sizes: Array
+    """The Frobenius norm of each component, shape (k,)."""
+    Vt: Array
+    """Orthonormal rows, shape (k, output_size)."""
+    sigma: Array
+    """What a component contributes, in descending order: the singular values of the update, or of the outputs."""
+
+
+def _components(layer: LoRALayer, X: Array | None = None) -> _Components:
+    """The components of an update, k = min(rank, input_size, output_size); or of its outputs on inputs, at most as many."""
+    Q, R = np.linalg.qr(layer.matrix_a if X is None else X @ layer.matrix_a)  # (rows, r) -> (rows, k_a), (k_a, r)
     Qb, Rb = np.linalg.qr(layer.matrix_b.T)  # (out, r) -> (out, k_b), (k_b, r)
     with np.errstate(over="ignore", invalid="ignore"):
-        core = layer.scaling * (Ra @ Rb.T)  # (k_a, r) @ (r, k_b) -> (k_a, k_b)
+        core = layer.scaling * (R @ Rb.T)  # (k_a, r) @ (r, k_b) -> (k_a, k_b)
     if not np.isfinite(core).all():  # otherwise LAPACK may never return
         raise ArgumentError("the factors must be finite, and so must their product")
     U, sigma, Vt = np.linalg.svd(core, full_matrices=False)
-    return Qa @ U, sigma, Vt @ Qb.T
+    if X is None:
+        return _Components(Q @ U, sigma, Vt @ Qb.T, sigma)
+    P = layer.scaling * (layer.matrix_a @ (Rb.T @ Vt.T))  # (in, r) @ (r, k_b) @ (k_b, k) -> (in, k)
+    sizes = np.linalg.norm(P, axis=0)
+    return _Components(P / np.where(sizes == 0, 1, sizes), sizes, Vt @ Qb.T, sigma)
 
 
-def _cut(layer: LoRALayer, rank: int) -> LoRALayer:
-    """The first `rank` components of the singular value decomposition, each shared equally by A and B.
+def _cut(layer: LoRALayer, components: _Components, rank: int) -> LoRALayer:
+    """The first `rank` components, each shared equally by A and B.
 
     The scaling rule is "max": it scales all slices of the first components alike, as best approximations require.
     """
-    U, sigma, Vt = _decomposed(layer)
-    rank = min(rank, len(sigma))
+    U, sizes, Vt, _ = components
+    rank = min(rank, len(sizes))
     largest = np.abs(U).argmax(axis=0)
-    signs = np.where(U[largest, np.arange(len(sigma))] < 0, -1, 1).astype(layer.dtype)
-    scaling = layer.scaling or 1.0  # if alpha is 0, all singular values are 0, and the function is the same for any scaling
-    share = np.sqrt(sigma / scaling) * signs
-    A = U * np.where(sigma == 0, 1, share)  # a component without effect keeps its column, so that it can still be trained
+    signs = np.where(U[largest, np.arange(len(sizes))] < 0, -1, 1).astype(layer.dtype)
+    scaling = layer.scaling or 1.0  # if alpha is 0, all components are 0, and the function is the same for any scaling
+    share = np.sqrt(sizes / scaling) * signs
+    A = U * np.where(sizes == 0, 1, share)  # a component without effect keeps its column, so that it can still be trained
     B = share[:, None] * Vt
     return _with_scaling(A[:, :rank], B[:rank], scaling, "max")
 
@@ -167,9 +275,3 @@ def _with_scaling(A: Array, B: Array, scaling: float, rule: str) -> LoRALayer:
     """A layer whose alpha results in the given scaling at its full rank."""
     rank = A.shape[1]
     return LoRALayer.from_factors(A, B, scaling * (math.sqrt(rank) if rule == "rslora" else rank), scaling=rule)
-
-
-def _rank_for(sigma: Array, share: float) -> int:
-    """The smallest rank that keeps the given share of the energy."""
-    energies = np.cumsum(sigma**2)
-    return 1 + int((energies < share * energies[-1]).sum())

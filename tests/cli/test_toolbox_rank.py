@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from lora_np import LoRALayer, save_layer
+from lora_np import LoRALayer, save_layer, surgery
 from lora_np.cli import combine, truncate
 from lora_np.factors.combining import METHODS, uses_density
 from lora_np.factors.combining import combine as combine_weights
@@ -49,6 +49,30 @@ def test_truncate_to_an_energy(tmp_path, run_json):
         assert layer["retained_energy"] >= 0.9
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--ratio", 2], {"ratio": 2}),
+        (["--ratio", 2, "--max-rank", 1], {"ratio": 2, "max_rank": 1}),
+        (["--energy", 0.99, "--max-rank", 2], {"energy": 0.99, "max_rank": 2}),
+        (["--parameters", 50], {"parameters": 50}),
+    ],
+)
+def test_truncate_by_the_other_options(tmp_path, run_json, options, expected):
+    source = weights(rank=4)
+    report = run_json("truncate", write_peft(tmp_path / "a", source), "-o", tmp_path / "small", *options)
+    small = surgery.truncate(source, **expected)
+    assert {layer["path"]: layer["rank"] for layer in report["layers"]} == {p: one.rank for p, one in small.layers.items()}
+    np.testing.assert_allclose(load_peft(tmp_path / "small").delta("first"), small.delta("first"), atol=1e-12)
+    assert report["parameters"] == small.parameter_count
+
+
+def test_truncate_with_too_few_parameters(tmp_path, fail):
+    adapter = write_peft(tmp_path / "a")
+    message = fail("truncate", adapter, "-o", tmp_path / "small", "--parameters", 19)
+    assert message == f"{adapter}: parameters must be at least 20, for rank 1 of every layer, got 19"
+
+
 def test_truncate_keeps_the_configuration_the_dtype_and_lower_ranks(tmp_path, run):
     adapter = write_peft(tmp_path / "a", weights(dtype=np.float32), base_model_name_or_path="base", fan_in_fan_out=True)
     run("truncate", adapter, "-o", tmp_path / "small", "--rank", 8)
@@ -81,7 +105,7 @@ def test_100_percent_means_all_of_the_energy(tmp_path, run):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ([], "one of the arguments --rank --energy is required"),
+        ([], "one of the arguments --rank --energy --ratio --parameters is required"),
         (["--rank", "2", "--energy", "0.5"], "not allowed with argument"),
         (["--rank", "0"], "argument --rank: must be a positive integer, got '0'"),
         (["--rank", "²"], "argument --rank: must be a positive integer, got '²'"),
@@ -89,6 +113,9 @@ def test_100_percent_means_all_of_the_energy(tmp_path, run):
         (["--energy", "1.5"], "argument --energy: must lie in (0, 1], got '1.5'"),
         (["--energy", "0"], "argument --energy: must lie in (0, 1], got '0'"),
         (["--energy", "much"], "argument --energy: must be a finite number, got 'much'"),
+        (["--ratio", "0.5"], "argument --ratio: must be at least 1, got '0.5'"),
+        (["--parameters", "0"], "argument --parameters: must be a positive integer, got '0'"),
+        (["--rank", "2", "--max-rank", "3"], "--max-rank is for --energy, --ratio and --parameters, not for --rank"),
         (["--energy", "nan"], "argument --energy: must be a finite number, got 'nan'"),
     ],
 )
