@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ._typing import Array
+from ._validation import file_path
 from .errors import ArgumentError, FormatError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     OSError
         If the file cannot be written.
     """
-    target = os.path.realpath(os.fsdecode(path))
+    target = os.path.realpath(file_path("path", path))
     folder, mode = os.path.dirname(target), _permissions(target)
     temporary = os.path.join(folder, f".{os.urandom(8).hex()}.tmp")  # nobody can guess it and plant a link
     try:
@@ -114,6 +115,8 @@ def write(file: str | os.PathLike[str] | BinaryIO, header: Mapping[str, Any], ar
         with atomic_file(file) as stream:
             write(stream, header, arrays)
         return
+    if not hasattr(file, "write"):
+        raise ArgumentError(f"file must be a path or a binary stream, got {file!r}")
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         text = json.dumps(header, ensure_ascii=False, allow_nan=False)
         archive.writestr(zipfile.ZipInfo(HEADER, EPOCH), text.encode())
@@ -132,8 +135,11 @@ def read(file: str | os.PathLike[str] | BinaryIO) -> tuple[dict[str, Any], dict[
         If the file is damaged or not such an archive.
     """
     if isinstance(file, str | os.PathLike):
-        with open(file, "rb") as stream:
-            return _read(stream, os.fspath(file))
+        path = file_path("file", file)
+        with open(path, "rb") as stream:
+            return _read(stream, path)
+    if not hasattr(file, "read"):
+        raise ArgumentError(f"file must be a path or a binary stream, got {file!r}")
     return _read(file, "the stream")
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -21,12 +22,64 @@ from ._typing import RNG, Array, Generator
 from .errors import ArgumentError, ArgumentNullError, ArgumentOutOfRangeError
 
 REAL_KINDS = "biuf"
+NUMBER_KINDS = "iuf"
 
 
 def not_none(name: str, value: object) -> None:
     """Reject None."""
     if value is None:
         raise ArgumentNullError(f"{name} must not be None")
+
+
+def instance(name: str, value: object, kind: Any, what: str) -> None:
+    """Reject None and values of other classes; `what` says what the value must be, such as "a layer"."""
+    not_none(name, value)
+    if not isinstance(value, kind):
+        raise ArgumentError(f"{name} must be {what}, got {value!r}")
+
+
+def text(name: str, value: object) -> None:
+    """Reject everything but strings."""
+    instance(name, value, str, "a string")
+
+
+def sequence(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    """The items of a sequence or another iterable; a string is not one."""
+    not_none(name, value)
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return tuple(value)
+    except TypeError:
+        raise ArgumentError(f"{name} must be a sequence of {what}, got {value!r}") from None
+
+
+def mapping(name: str, value: object) -> None:
+    """Reject everything but mappings, such as dictionaries."""
+    instance(name, value, Mapping, "a mapping")
+
+
+def function(name: str, value: object) -> None:
+    """Reject what cannot be called."""
+    instance(name, value, Callable, "callable")
+
+
+def file_path(name: str, value: Any) -> str:
+    """A path as a string."""
+    instance(name, value, str | bytes | os.PathLike, "a path")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ArgumentError(f"{name} must be a path, got {value!r}, which is not valid Unicode") from None
+    return os.fsdecode(value)
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False; rejects values without a truth value, such as arrays."""
+    try:
+        return bool(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{name} must be True or False, got {value!r}") from None
 
 
 def integer(name: str, value: object) -> int:
@@ -48,14 +101,14 @@ def positive_int(name: str, value: object) -> int:
 
 
 def finite_float(name: str, value: object) -> float:
-    """A real scalar that is neither infinite nor NaN."""
+    """A real scalar that is neither infinite nor NaN; booleans are rejected."""
     if type(value) is float and math.isfinite(value):
         return value
     try:
         array = np.asarray(value)
     except ValueError:
         array = np.array(None)
-    if array.ndim != 0 or array.dtype.kind not in REAL_KINDS:
+    if array.ndim != 0 or array.dtype.kind not in NUMBER_KINDS or is_masked(value):
         raise ArgumentError(f"{name} must be a real number, got {value!r}")
     number = float(array)
     if not math.isfinite(number):
@@ -161,9 +214,11 @@ def generator(rng: RNG) -> Generator:
 
 
 def real_array(name: str, value: object, dtype: Any = None, *, copy: bool = False) -> Array:
-    """A real array of the given dtype; objects, strings and complex numbers are rejected."""
+    """A real array of the given dtype; objects, strings, complex numbers and masked arrays are rejected."""
     if value is None:
         raise ArgumentNullError(f"{name} must not be None")
+    if is_masked(value):
+        raise ArgumentError(f"{name} must not be a masked array: fill in its masked elements first")
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -173,6 +228,11 @@ def real_array(name: str, value: object, dtype: Any = None, *, copy: bool = Fals
     if dtype is None or array.dtype == dtype:
         return array.copy() if copy else array
     return array.astype(dtype, order="C")
+
+
+def is_masked(value: object) -> bool:
+    """Whether a value is a NumPy masked array, whose mask would be lost."""
+    return isinstance(value, np.ndarray) and hasattr(value, "mask")
 
 
 def last_axis(name: str, array: Array, size: int) -> None:

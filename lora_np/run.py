@@ -153,7 +153,10 @@ def checked_rank(rank: Any, rows: int | None) -> Rank | None:
         return rank
     if isinstance(rank, str) or not (isinstance(rank, Iterable) or (isinstance(rank, np.ndarray) and rank.ndim)):
         return integer("rank", rank)
-    ranks = np.asarray(rank)
+    try:
+        ranks = np.asarray(rank)
+    except ValueError:  # of unequal lengths
+        ranks = np.empty(())
     if ranks.dtype.kind not in "iu" or ranks.shape != (rows,):
         rule = " if the input has no rows" if rows is None else f", or an integer for each of {rows} rows of input"
         raise ArgumentError(f"rank must be an integer{rule}, got {rank!r}")

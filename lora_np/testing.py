@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ._typing import RNG, Array, Generator, Gradients, Parts
-from ._validation import generator, non_negative_float, one_of, real_array, same_shape
+from ._validation import generator, instance, non_negative_float, one_of, real_array, same_shape
 from .base import Layer, listeners, trained_parts
 from .errors import ArgumentError, GradientError
 from .functions.numerical import numerical_gradient
@@ -150,6 +150,7 @@ def _measure(
     rng: RNG,
 ) -> tuple[dict[str, float], str]:
     """The errors, and the kind of step that measured them."""
+    instance("layer", layer, Layer, "a layer")
     one_of("method", method, ("auto", "complex", "central"))
     random = generator(rng)
     twin = _with_dtype(layer, np.dtype(float))

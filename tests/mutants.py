@@ -36,6 +36,8 @@ VERA = "tests/adapters/test_vera.py"
 LOSSES = "tests/test_losses.py"
 INTERRUPTS = "tests/test_interrupts.py"
 TESTING = "tests/test_testing.py"
+CALLS = "tests/fuzz/test_fuzz.py"
+VALIDATION = "tests/test_validation.py"
 ATOMIC = "tests/test_atomic_file.py"
 HOSTILE = "tests/io/test_hostile_npz.py"
 KERNELS = "tests/test_kernels.py"
@@ -804,6 +806,22 @@ MUTANTS = [
         "error <= TOLERANCES[numeric.step] and not found.any()",
         "not found.any()",
         (TESTING,),
+    ),
+    Mutant(
+        "a refused call draws a rank",
+        "base/listening.py",
+        "        ranks = None if rank is None else self._rank(rank, x, listeners)\n",
+        "        ranks = _drawn(listeners) if rank is None else self._rank(rank, x, listeners)\n",
+        (CALLS,),
+    ),
+    Mutant("booleans pass as numbers", "_validation.py", 'NUMBER_KINDS = "iuf"', 'NUMBER_KINDS = "biuf"', (VALIDATION,)),
+    Mutant("masks are lost", "_validation.py", 'and hasattr(value, "mask")', 'and hasattr(value, "no")', (VALIDATION,)),
+    Mutant(
+        "a model that is no layer is not refused",
+        "models/finding.py",
+        '    instance("model", model, Layer, "a layer")\n',
+        "",
+        (CALLS,),
     ),
     # ---------------------------------------------------------------- scaling and ranks
     Mutant(

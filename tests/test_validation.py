@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from lora_np import ArgumentError, ArgumentNullError, ArgumentOutOfRangeError
 from lora_np import _validation as check
 
-NOT_NUMBERS = [None, "1", b"1", [1.0], np.ones(1), object(), 1j, {}, [[1.0], [2.0, 3.0]]]
+NOT_NUMBERS = [True, np.False_, np.ma.masked, None, "1", b"1", [1.0], np.ones(1), object(), 1j, {}, [[1.0], [2.0, 3.0]]]
 NOT_INTEGERS = [None, 1.0, "1", True, np.True_, np.float64(1), [1], np.ones(1, int), object(), 1j]
 NOT_FINITE = [np.nan, np.inf, -np.inf, np.float32(np.inf)]
 
@@ -70,7 +71,7 @@ def test_finite_float_accepts_finite_numbers(value):
     assert check.finite_float("argument", value) == value
 
 
-@pytest.mark.parametrize("value", [2, True, np.float32(2), np.int8(2), np.array(2.0)], ids=repr)
+@pytest.mark.parametrize("value", [2, np.float32(2), np.int8(2), np.array(2.0)], ids=repr)
 def test_finite_float_returns_a_float(value):
     assert type(check.finite_float("argument", value)) is float
 
@@ -295,3 +296,51 @@ def test_array_shape_rejects_impossible_shapes(shape):
     with pytest.raises(ArgumentOutOfRangeError) as raised:
         check.array_shape("argument", *shape)
     assert str(raised.value) == f"argument: an array of shape {shape} is too large"
+
+
+# ---------------------------------------------------------------- arguments that are not numbers
+
+
+@pytest.mark.parametrize(
+    ("function", "valid", "message"),
+    [
+        (check.text, "a", "argument must be a string, got "),
+        (check.mapping, {}, "argument must be a mapping, got "),
+        (check.function, len, "argument must be callable, got "),
+        (check.file_path, "a", "argument must be a path, got "),
+        (lambda name, value: check.instance(name, value, float, "a float"), 1.0, "argument must be a float, got "),
+        (lambda name, value: check.sequence(name, value, "names"), ["a"], "argument must be a sequence of names, got "),
+    ],
+    ids=["text", "mapping", "function", "path", "instance", "sequence"],
+)
+def test_other_kinds_are_rejected(function, valid, message):
+    function("argument", valid)
+    assert rejected(ArgumentError, function, 3) == f"{message}3"
+    assert rejected(ArgumentNullError, function, None) == "argument must not be None"
+
+
+@pytest.mark.parametrize("value", ["text", b"text", np.array(1.0)], ids=repr)
+def test_a_sequence_is_not_a_string_and_not_a_number(value):
+    assert "must be a sequence of names" in rejected(ArgumentError, check.sequence, value, "names")
+
+
+def test_a_sequence_may_be_a_generator():
+    assert check.sequence("argument", (letter for letter in "ab"), "letters") == ("a", "b")
+
+
+def test_paths_are_strings_and_valid_unicode():
+    assert check.file_path("argument", b"a") == check.file_path("argument", Path("a")) == "a"
+    assert "not valid Unicode" in rejected(ArgumentError, check.file_path, "\ud800")
+
+
+@pytest.mark.parametrize("value", [np.ones(2), np.ma.masked_all(3)], ids=["array", "masked"])
+def test_flags_need_a_truth_value(value):
+    assert check.flag("argument", 1) is check.flag("argument", np.True_) is True
+    assert "must be True or False" in rejected(ArgumentError, check.flag, value)
+
+
+@pytest.mark.parametrize(
+    "value", [np.ma.masked_all(3), np.ma.ones(3), np.ma.masked], ids=["masked", "unmasked", "constant"]
+)
+def test_masked_arrays_are_rejected_because_their_masks_would_be_lost(value):
+    assert "must not be a masked array: fill in" in rejected(ArgumentError, check.real_array, value)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, final
 import numpy as np
 
 from .._typing import RNG, Array
-from .._validation import rank_within
+from .._validation import instance, rank_within
 from ..base import FixedAttributes, Layer
 from ..functions.losses import Loss
 from ..kernels import product
@@ -215,5 +215,6 @@ def at_rank(adapter: DyLoRAAdapter, rank: int) -> LoRALayer:
 
     `lora_np.surgery.truncate` cuts by singular values instead, which suits branches that were not trained for the rank.
     """
+    instance("adapter", adapter, DyLoRAAdapter, "a DyLoRAAdapter")
     adapter.check_rank(rank)
     return adapter.lora_layer.at_rank(rank)

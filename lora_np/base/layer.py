@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, final, overload
 import numpy as np
 
 from .._typing import Array, Cache, Gradients
-from .._validation import finite_float, float_dtype, last_axis, positive_int, real_array, same_shape
+from .._validation import finite_float, float_dtype, last_axis, mapping, positive_int, real_array, same_shape
 from ..errors import InvalidOperationError
 from ..run import Rank, Run
 from .diagnostics_provider import DiagnosticsProvider
@@ -157,6 +157,7 @@ class Layer(
     @final
     def apply_updates(self, updates: Mapping[str, Array]) -> None:
         """Add updates to the named parameters in place, either all or none; consumes the pass and its gradients."""
+        mapping("updates", updates)
         checked = {name: real_array(name, update) for name, update in updates.items()}
         for name, p in self._trained(checked).items():
             p += checked[name]

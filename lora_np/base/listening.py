@@ -76,14 +76,15 @@ class Listening(ParameterTree):
         return self._run(x, self._listeners(), tasks, rank, training, keep)
 
     def _run(self, x: Array, listeners: Mapping[str, Any], tasks: Any, rank: Any, training: bool, keep: bool = True) -> Run:
-        drawn = _drawn(listeners) if training and rank is None else None
         if tasks is None and rank is None:
+            drawn = _drawn(listeners) if training else None
             return Run(training, None, drawn, keep) if drawn or not keep else TRAINING if training else EVALUATION
-        ranks = drawn if rank is None else self._rank(rank, x, listeners)
+        ranks = None if rank is None else self._rank(rank, x, listeners)
         run = Run(training, None if tasks is None else self._tasks_of(tasks, x, listeners), ranks, keep)
         for listener in listeners.values():
             listener.check_run(run)
-        return run
+        # Last, because a call that is refused must not advance a generator.
+        return run._replace(rank=_drawn(listeners)) if training and rank is None else run
 
     def _tasks_of(self, tasks: Iterable[str | None], x: Array, listeners: Mapping[str, Any]) -> Tasks:
         if x.ndim < 2:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
+from .._validation import flag
 from .parameters import ParameterTree
 
 
@@ -21,8 +22,9 @@ class TrainingMode(ParameterTree):
 
     @is_training.setter
     def is_training(self, is_training: bool) -> None:
+        mode = flag("is_training", is_training)
         for layer in self.walk().values():
-            layer._is_training = bool(is_training)
+            layer._is_training = mode
 
     def set_training_mode(self, is_training: bool) -> None:
         """Set `is_training`."""

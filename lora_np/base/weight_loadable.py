@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from .. import _validation as check
 from .._typing import Array
-from .._validation import real_array
+from .._validation import real_array, text
 from ..errors import ArgumentError
 from .parameters import ParameterTree, parameter_of
 
@@ -85,11 +86,13 @@ class WeightLoadable(ParameterTree):
 
     def try_get_parameter(self, name: str) -> Array | None:
         """A copy of an array; None if there is none of this name."""
+        text("name", name)
         array = parameter_of(self, name, frozen=True)
         return None if array is None else array.copy()
 
     def get_parameter_shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of an array; None if there is none of this name."""
+        text("name", name)
         array = parameter_of(self, name, frozen=True)
         return None if array is None else array.shape
 
@@ -101,6 +104,7 @@ class WeightLoadable(ParameterTree):
         ArgumentError
             If the shape differs, or if the elements are not real numbers; nothing is changed.
         """
+        text("name", name)
         if parameter_of(self, name, frozen=True) is None:
             return False
         self._assign({name: real_array(name, value, self.dtype)})
@@ -118,6 +122,8 @@ class WeightLoadable(ParameterTree):
         mapping : callable, optional
             Maps the name of a weight to that of a parameter, or to None to skip the weight.
         """
+        if not isinstance(names, Mapping):
+            names = check.sequence("names", names, "names, or a mapping of arrays by name")
         return _validated(self.named_parameters(frozen=True), names, mapping)
 
     def load_weights(
@@ -133,6 +139,7 @@ class WeightLoadable(ParameterTree):
         strict : bool, default False
             Whether to load nothing unless every weight matches a parameter of its shape, and every parameter has a weight.
         """
+        check.mapping("weights", weights)
         values, result = _plan(self.named_parameters(frozen=True), weights, mapping, strict)
         self._assign(values)
         return result
@@ -144,7 +151,7 @@ def _validated(
     """Compare weights with the arrays of a layer."""
     found = WeightLoadValidation()
     for name in names:
-        target = mapping(name) if mapping else name
+        target = _target(name, mapping)
         if target is None:
             continue
         if target not in arrays:
@@ -160,6 +167,18 @@ def _validated(
     return found
 
 
+def _target(name: Any, mapping: NameMapping | None) -> str | None:
+    """The name of the parameter to which a weight belongs, if any."""
+    text("each name of a weight", name)
+    if mapping is None:
+        return name
+    check.function("mapping", mapping)
+    target = mapping(name)
+    if not (target is None or isinstance(target, str)):
+        raise ArgumentError(f"mapping must return a name or None, got {target!r} for {name!r}")
+    return target
+
+
 def _plan(
     arrays: Mapping[str, Array], weights: Mapping[str, Any], mapping: NameMapping | None, strict: bool
 ) -> tuple[dict[str, Array], WeightLoadResult]:
@@ -167,7 +186,7 @@ def _plan(
     values: dict[str, Array] = {}
     result = WeightLoadResult(success=True)
     for name, weight in weights.items():
-        target = mapping(name) if mapping else name
+        target = _target(name, mapping)
         if target is None or target not in arrays:
             result.skipped_count += 1
             continue

@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 
 from .._typing import RNG, Array, Part
-from .._validation import generator, integer, not_none, positive_int
+from .._validation import file_path, generator, integer, positive_int
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
@@ -136,12 +136,11 @@ def fit_shards(
     >>> history.epoch_losses[-1] < 1e-3
     True
     """
-    callbacks = tuple(callbacks)
-    check_parts(model, loss, optimizer, callbacks)
+    callbacks = check_parts(model, loss, optimizer, callbacks)
     epochs, every = positive_int("epochs", epochs), positive_int("checkpoint_every", checkpoint_every)
     batch_size = None if batch_size is None else positive_int("batch_size", batch_size)
-    if resume:
-        not_none("checkpoint", checkpoint)
+    if checkpoint is not None or resume:
+        file_path("checkpoint", checkpoint)
     source: Source = Given(model) if replica is None else replica
     job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards))
     workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from .._typing import RNG, Array, Generator
-from .._validation import finite_float, generator, one_of, positive_int
+from .._validation import finite_float, generator, one_of, positive_int, sequence
 from ..errors import ArgumentError, NotSupportedError
 from ..layers.lora import LoRALayer
 from .surgery import spectrum, truncate
@@ -196,6 +196,7 @@ def combine(
     2
     """
     recipe = _Recipe.of(method, rank, density, majority_sign, rng)
+    subjects = sequence("subjects", subjects, "layers or of weights")
     if not subjects:
         raise ArgumentError("subjects must hold at least one layer, got none")
     layers = [subject for subject in subjects if isinstance(subject, LoRALayer)]

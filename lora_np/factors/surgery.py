@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from .._typing import RNG, Array
-from .._validation import generator, last_axis, positive_int, rank_within, real_array
+from .._validation import generator, instance, integer, last_axis, positive_int, rank_within, real_array
 from ..adapters.base import LoRAAdapterBase
 from ..adapters.dora import DoRAAdapter
 from ..adapters.dylora import DyLoRAAdapter
@@ -34,11 +34,13 @@ Subject = TypeVar("Subject", LoRALayer, LoRAAdapterBase, AdapterWeights)
 
 def spectrum(layer: LoRALayer) -> Array:
     """The singular values of ``s A B``, in descending order, shape (min(rank, input_size, output_size),)."""
+    instance("layer", layer, LoRALayer, "a LoRALayer")
     return _components(layer).sigma
 
 
 def effective_rank(singular_values: Array) -> float:
     """The exponential of the entropy of the normalised singular values (Roy and Vetterli 2007); 0 for a zero matrix."""
+    singular_values = real_array("singular_values", singular_values)
     total = float(singular_values.sum())
     if not total:
         return 0.0
@@ -48,6 +50,9 @@ def effective_rank(singular_values: Array) -> float:
 
 def retained_energy(singular_values: Array, rank: int) -> float:
     """The fraction of the squared Frobenius norm in the first `rank` components; 1 for a zero matrix."""
+    singular_values = real_array("singular_values", singular_values)
+    rank = integer("rank", rank)
+    last_axis("singular_values", singular_values, singular_values.size)
     total = float((singular_values**2).sum())
     return float((singular_values[:rank] ** 2).sum()) / total if total else 1.0
 

@@ -8,12 +8,21 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .._typing import Array, Generator
+from .._validation import function, real_array, same_shape
 
 Initializer: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any], Generator], Array]
 """The type of a layer's ``initializer=``."""
 
 PIECE = 2**16
 """The number of samples to draw at a time."""
+
+
+def initial(initializer: Initializer, shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> Array:
+    """The result of an initializer, which must have the given shape."""
+    function("initializer", initializer)
+    array = real_array("initializer's result", initializer(shape, dtype, rng), dtype)
+    same_shape("initializer's result", array, shape)
+    return array
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any], rng: Generator) -> Array:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Self, final
 
+from .._validation import file_path
 from ..errors import FormatError
 from ._json import read_json
 from .safetensors import SafetensorsFile
@@ -32,7 +33,7 @@ def checkpoint_files(base: Path) -> dict[str, str]:
     FormatError
         If a file does not exist, or the index is damaged.
     """
-    path = os.fspath(base)
+    path = file_path("base", base)
     if os.path.isdir(path):
         names = [name for name in (INDEX, SINGLE) if os.path.isfile(os.path.join(path, name))]
         if not names:
@@ -62,7 +63,7 @@ class Checkpoint(Mapping[str, SafetensorsFile]):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = os.fspath(path)
+        self.path = file_path("path", path)
         self.files: dict[str, SafetensorsFile] = {}
         self._places: dict[str, SafetensorsFile] = {}
         with contextlib.ExitStack() as opened:
@@ -95,7 +96,7 @@ class Checkpoint(Mapping[str, SafetensorsFile]):
 
 def index_path(base: Path) -> str | None:
     """The index of a checkpoint, if it has one."""
-    path = os.path.join(base, INDEX) if os.path.isdir(base) else os.fspath(base)
+    path = os.path.join(base, INDEX) if os.path.isdir(base) else file_path("base", base)
     return path if path.endswith(".json") and os.path.isfile(path) else None
 
 

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from .._typing import Array
+from .._validation import sequence, text
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..layers.lora import LoRALayer
 from ._convolutions import Kernel, as_matrices
@@ -40,7 +41,9 @@ class AdapterFile:
     def __init__(self, file: str | os.PathLike[str], drop: Iterable[str] = ()) -> None:
         self.label = os.fspath(file)
         with SafetensorsFile(file) as stored:
-            patterns = (drop,) if isinstance(drop, str) else tuple(drop)
+            patterns = (drop,) if isinstance(drop, str) else sequence("drop", drop, "names")
+            for pattern in patterns:
+                text("each of drop", pattern)
             self.dropped = tuple(key for key in stored if _matches(key, patterns))
             self._tensors = {key: _own(tensor) for key, tensor in stored.items() if key not in self.dropped}
             self.metadata = stored.metadata

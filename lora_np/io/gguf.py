@@ -9,6 +9,7 @@ from typing import Self, final
 import numpy as np
 
 from .._typing import Array
+from .._validation import file_path
 from ._gguf_header import GGUFTensor as GGUFTensor
 from ._gguf_header import StorageType as StorageType
 from ._gguf_header import Value as Value
@@ -49,7 +50,7 @@ class GGUFFile(Mapping[str, Array]):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path = file_path("path", path)
         self._file = open(path, "rb")  # noqa: SIM115  open for the lifetime of this object
         try:
             self.metadata, self._tensors, self._start = read_header(self._file, self.path)

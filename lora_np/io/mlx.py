@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from .._archive import atomic_file
 from .._typing import Array
+from .._validation import file_path
 from ..errors import FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
 from ._factors import AdapterFile, factors_by_path, layer_of, magnitude, matrix
@@ -45,7 +46,7 @@ def load_mlx(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     NotSupportedError
         If factors belong to a mixture of experts, or if fine_tune_type is neither lora nor dora.
     """
-    root = os.fspath(folder)
+    root = file_path("folder", folder)
     scale = _scale(os.path.join(root, CONFIG))
     kind = read_json(os.path.join(root, CONFIG)).get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):

@@ -7,7 +7,7 @@ import sys
 from typing import Any, BinaryIO
 
 from .. import _archive
-from .._validation import allocation_limit
+from .._validation import allocation_limit, instance
 from ..base import Layer
 from ..base.serializable import CONFIG, TYPE, name_of, restore
 from ..errors import FormatError
@@ -25,6 +25,7 @@ def save_layer(layer: Layer, file: str | os.PathLike[str] | BinaryIO) -> None:
     file : path or binary stream
         An existing file is replaced only once the new one is complete.
     """
+    instance("layer", layer, Layer, "a layer")
     layer.serialize(file)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .._archive import atomic_file
+from .._validation import file_path, instance, mapping
 from ..adapters.multilora import MultiLoRAAdapter
 from ..base import Layer
 from ..errors import ArgumentError, FormatError, NotSupportedError
@@ -51,7 +52,7 @@ def peft_adapters(folder: Path) -> dict[str, str]:
     FormatError
         If there is none.
     """
-    root = os.fspath(folder)
+    root = file_path("folder", folder)
     inner = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if os.path.isdir(root) else []
     places = [("default", root), *((name, os.path.join(root, name)) for name in inner)]
     found: dict[str, str] = {}
@@ -98,7 +99,7 @@ def load_peft(folder: Path, *, drop: Iterable[str] = (), base_is_residual: bool 
     NotSupportedError
         If the weights are a pickle (adapter_model.bin), or if a factor is not a matrix.
     """
-    root = os.fspath(folder)
+    root = file_path("folder", folder)
     places = peft_adapters(root)
     if places.get("default") != root:
         raise FormatError(f"{root}: contains the adapters {', '.join(places)} in subfolders; give one of these")
@@ -150,6 +151,7 @@ def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, drop: Iterabl
     NotSupportedError
         As in `load_peft`, and if a task is DoRA.
     """
+    instance("model", model, Layer, "a layer")
     places = _task_folders(folder) if isinstance(folder, Mapping) else peft_adapters(folder)
     one = "default" in places and not isinstance(folder, Mapping)
     tasks = {name: load_peft(places[name], drop=drop) for name in (["default"] if one else places)}
@@ -173,7 +175,7 @@ def _task_folders(folders: Mapping[str, Path]) -> dict[str, str]:
             raise ArgumentError(f"folder must map names of tasks to folders, got {task!r}")
     if not folders:
         raise ArgumentError("folder must contain at least one task, got none")
-    return {task: os.fspath(place) for task, place in folders.items()}
+    return {task: file_path("folder", place) for task, place in folders.items()}
 
 
 # ---------------------------------------------------------------- writing
@@ -207,6 +209,9 @@ def save_peft(
     NotSupportedError
         If an adapter is of a kind that PEFT's LoRA does not have.
     """
+    folder = file_path("folder", folder)
+    instance("adapters", adapters, AdapterWeights | Layer, "AdapterWeights or a model with adapters")
+    mapping("config", {} if config is None else config)
     extra = {} if config is None else dict(config)
     if rank is not None and not isinstance(adapters, Layer):
         raise ArgumentError(f"rank needs a model with DyLoRA adapters, got {type(adapters).__name__}")
@@ -214,7 +219,7 @@ def save_peft(
         for task, weights in extract_tasks(adapters, _tasks(adapters), rank=rank).items():
             _write(os.path.join(folder, task), weights, extra)
         return
-    _write(os.fspath(folder), extract(adapters, rank=rank) if isinstance(adapters, Layer) else adapters, extra)
+    _write(folder, extract(adapters, rank=rank) if isinstance(adapters, Layer) else adapters, extra)
 
 
 def _write(folder: str, weights: AdapterWeights, extra: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._typing import Array
-from .._validation import float_dtype
+from .._validation import file_path, float_dtype
 from ..base import Layer
 from ..errors import FormatError, NotSupportedError
 from ..layers.dense import AffineLayer, DenseLayer, FullyConnectedLayer
@@ -74,7 +74,7 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
     >>> encoder.predict([[101, 7592, 2088, 102], [101, 7592, 102, -1]]).shape  # doctest: +SKIP
     (2, 4, 384)
     """
-    folder = os.fspath(path)
+    folder = file_path("path", path)
     if folder.endswith(".gguf"):
         with GGUFFile(folder) as gguf:
             config = check_config(llama_config(gguf), folder)

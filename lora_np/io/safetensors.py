@@ -11,6 +11,7 @@ import numpy as np
 
 from .._archive import atomic_file
 from .._typing import Array
+from .._validation import file_path, mapping
 from ..errors import ArgumentError
 from ._mapping import mapped
 from ._safetensors_header import DTYPES as DTYPES
@@ -42,7 +43,7 @@ class SafetensorsFile(Mapping[str, Array]):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path = file_path("path", path)
         self._file = open(path, "rb")  # noqa: SIM115  open for the lifetime of this object
         try:
             self._infos, self._offsets, self.metadata = read_header(self._file, self.path)
@@ -164,6 +165,9 @@ def save_safetensors(
         If a dtype is not supported by the format, if values are not real numbers or booleans, or if names or metadata are
         not strings. Nothing is written.
     """
+    mapping("tensors", tensors)
+    mapping("metadata", {} if metadata is None else metadata)
+    mapping("dtypes", {} if dtypes is None else dtypes)
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
     chosen = {} if dtypes is None else dtypes
     infos = {

@@ -129,7 +129,7 @@ class Composite(Layer):
 
     def _require_known(self, argument: str, names: Iterable[str]) -> None:
         for name in names:
-            if name not in self._layers:
+            if not isinstance(name, str) or name not in self._layers:
                 raise ArgumentError(f"{argument} must name layers among {', '.join(self._layers)}, got {name!r}")
 
     def estimate_flops(self) -> int:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, Self, final
 import numpy as np
 
 from .._typing import RNG, Array, Gradients
-from .._validation import array_shape, generator, real_array, same_shape
+from .._validation import array_shape, generator, real_array
 from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.activations import Activation, identity
-from ..functions.initializers import INITIALIZERS, Initializer, glorot_uniform
+from ..functions.initializers import INITIALIZERS, Initializer, glorot_uniform, initial
 from ..functions.regularization import NO_REGULARIZATION, Regularization
 from ..kernels import add, product, sum_outer, sum_rows
 from ..run import Run
@@ -80,8 +80,7 @@ class AffineLayer(Layer):
         if not isinstance(self.regularization, Regularization):
             raise ArgumentError(f"regularization must be a Regularization, got {regularization!r}")
         shape = (self.input_size, self.output_size)
-        weight = real_array("initializer's result", initializer(shape, self.dtype, generator(rng)), self.dtype)
-        same_shape("initializer's result", weight, shape)
+        weight = initial(initializer, shape, self.dtype, generator(rng))
         is_new = any(initializer is shipped for shipped in INITIALIZERS)
         self.weight: Array = np.array(self.in_layout(weight), order="C", copy=None if is_new else True)
         self._set_bias(np.zeros(self.output_size, self.dtype) if bias else None)
@@ -150,8 +149,9 @@ class AffineLayer(Layer):
         ----------
         matrix : array, shape (input_size, output_size)
         """
+        weight = self.in_layout(real_array("matrix", matrix))
         twin = self.clone()
-        twin.set_parameter("weight", self.in_layout(matrix))
+        twin.set_parameter("weight", weight)
         return twin
 
     def split_activation(self) -> tuple[Self, ActivationLayer]:

@@ -8,10 +8,10 @@ from typing import Any, Self, final
 import numpy as np
 
 from .._typing import RNG, Array, Cache, Gradients
-from .._validation import array_shape, generator, not_none, real_array, same_shape
+from .._validation import array_shape, generator, not_none
 from ..base import Layer
 from ..errors import ArgumentError, ArgumentOutOfRangeError
-from ..functions.initializers import Initializer, normal
+from ..functions.initializers import Initializer, initial, normal
 from ..run import Run
 
 SMALL_NORMAL: Initializer = partial(normal, std=0.02)
@@ -70,8 +70,7 @@ class Embedding(Layer):
         super().__init__(input_size, output_size, dtype)
         shape = (self.input_size, self.output_size)
         array_shape("input_size, output_size", *shape)
-        weight = real_array("initializer's result", initializer(shape, self.dtype, generator(rng)), self.dtype)
-        same_shape("initializer's result", weight, shape)
+        weight = initial(initializer, shape, self.dtype, generator(rng))
         self.weight: Array = np.array(weight, order="C")
 
     @classmethod

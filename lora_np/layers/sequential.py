@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, final
 
 from .._typing import Array, Cache
-from .._validation import not_none
+from .._validation import mapping, sequence
 from ..base import Layer, become
 from ..errors import ArgumentError
 from ..run import Run
@@ -47,10 +47,11 @@ class Sequential(Composite):
     """
 
     def __init__(self, layers: Sequence[Layer] | Mapping[str, Layer], *, frozen: Sequence[str] = ()) -> None:
-        not_none("layers", layers)
-        if isinstance(layers, Layer) or not isinstance(layers, Iterable):
-            raise ArgumentError(f"layers must be a sequence or a mapping of layers, got {layers!r}")
-        named = dict(layers) if isinstance(layers, Mapping) else {str(i): layer for i, layer in enumerate(layers)}
+        if isinstance(layers, Mapping):
+            named = dict(layers)
+        else:
+            named = {str(i): layer for i, layer in enumerate(sequence("layers", layers, "layers, or a mapping"))}
+        frozen = sequence("frozen", frozen, "names")
         _check(named)
         *_, last = named.values()
         first = next(iter(named.values()))
@@ -105,6 +106,7 @@ class Sequential(Composite):
         ArgumentError
             If a name is unknown, or if a layer does not fit; nothing is changed.
         """
+        mapping("changed", changed)
         twin = self.with_children(changed)
         if (twin.input_size, twin.output_size) != (self.input_size, self.output_size):
             raise ArgumentError(

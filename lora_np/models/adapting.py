@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 import numpy as np
 
 from .._typing import RNG
-from .._validation import generator, not_none
+from .._validation import generator, instance
 from ..adapters.base import LoRAAdapterBase
 from ..base import Layer, become
 from ..errors import ArgumentError, InvalidOperationError
@@ -99,7 +99,7 @@ def apply_lora(
     >>> list(adapted.named_parameters())
     ['0.lora.matrix_a', '0.lora.matrix_b', '1.weight', '1.bias']
     """
-    not_none("model", model)
+    instance("model", model, Layer, "a layer")
     kept = _kept(model, train)
     dense = [path for path in dense_paths(model) if targets is not None or not is_inside(path, kept)]
     chosen = set(dense) if targets is None else matching("targets", targets, dense)
@@ -160,6 +160,7 @@ def apply_adapters(
 
 def without_adapters(model: Layer) -> Layer:
     """The model with each adapter replaced by its base layer; the arrays are shared, and none is frozen."""
+    instance("model", model, Layer, "a layer")
     bare: Layer = rebuilt(
         model,
         lambda _, layer: layer.base_layer if isinstance(layer, LoRAAdapterBase) else layer,
@@ -182,6 +183,7 @@ def merge_in_place(model: Layer) -> int:
         If an adapter cannot be merged, or if the model is itself an adapter, which cannot be replaced in place; nothing is
         changed.
     """
+    instance("model", model, Layer, "a layer")
     if isinstance(model, LoRAAdapterBase):
         raise InvalidOperationError(f"{model.layer_name} cannot replace itself; use its merge_to_original_layer()")
     swaps, count = [], 0
@@ -253,7 +255,7 @@ def _kept(model: Layer, train: Iterable[str]) -> tuple[str, ...]:
         raise ArgumentError(f"train must be a sequence of layer names, got {train!r}")
     kept, layers = tuple(train), model.walk()
     for path in kept:
-        if path not in layers:
+        if not isinstance(path, str) or path not in layers:
             raise ArgumentError(f"train must name layers of the model, which are {list(layers)[1:]}; got {path!r}")
     return kept
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
+from .._validation import instance
 from ..adapters.base import LoRAAdapterBase
 from ..adapters.dylora import DyLoRAAdapter
 from ..adapters.multilora import MultiLoRAAdapter
@@ -23,6 +24,8 @@ def find(model: Layer, kind: Callable[..., Kind]) -> dict[str, Kind]:
     >>> list(find(Sequential([DenseLayer(8, 16, relu, rng=0), DenseLayer(16, 3, rng=1)]), DenseLayer))
     ['0', '1']
     """
+    instance("model", model, Layer, "a layer")
+    instance("kind", kind, type, "a class")
     return {path: layer for path, layer in model.walk().items() if isinstance(layer, cast(type[Kind], kind))}
 
 

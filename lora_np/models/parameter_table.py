@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .._validation import instance
 from ..adapters.dylora import DyLoRAAdapter
 from ..base import Layer
 from ..errors import ArgumentError
@@ -78,6 +79,7 @@ def trainable_parameters(model: Layer, *, rank: int | None = None) -> ParameterT
     lora.matrix_b        2 x 10          20  yes
     148 of 798 parameters train (18.55%)
     """
+    instance("model", model, Layer, "a layer")
     shapes = {name: array.shape for name, array in model.named_parameters(frozen=True).items()}
     if rank is not None:
         adapters = find(model, DyLoRAAdapter)

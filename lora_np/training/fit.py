@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._typing import RNG, Array
-from .._validation import generator, positive_int, real_array
+from .._validation import function, generator, instance, positive_int, real_array, sequence
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
@@ -126,12 +126,12 @@ def fit(
     >>> history.epoch_losses[-1] < 1e-3
     True
     """
-    callbacks = tuple(callbacks)
-    check_parts(model, loss, optimizer, callbacks)
+    callbacks = check_parts(model, loss, optimizer, callbacks)
     samples = checked_samples(model, loss, data, tasks)
     rows = len(samples.inputs)
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
     random = generator(rng)
+    function("rank_schedule", rank_schedule)
     adapters, descent, history = ranked(model), Descent(model, loss, optimizer), History()
     steps = epochs * -(-rows // batch_size)
     with training_mode(model, True), Interrupts() as interrupts:
@@ -154,8 +154,12 @@ def fit(
     return history
 
 
-def check_parts(model: Layer, loss: Loss, optimizer: Optimizer, callbacks: Iterable[Callable[[Progress], None]]) -> None:
-    """Check the arguments of `fit` other than the data."""
+def check_parts(
+    model: Layer, loss: Loss, optimizer: Optimizer, callbacks: Iterable[Callable[[Progress], None]]
+) -> tuple[Callable[[Progress], None], ...]:
+    """Check the arguments of `fit` other than the data; returns the callbacks."""
+    instance("model", model, Layer, "a layer")
+    callbacks = sequence("callbacks", callbacks, "functions")
     if not isinstance(loss, Loss):
         raise ArgumentError(f"loss must be a Loss such as lora_np.MeanSquaredError(), got {loss!r}")
     if not isinstance(optimizer, Optimizer):
@@ -165,6 +169,7 @@ def check_parts(model: Layer, loss: Loss, optimizer: Optimizer, callbacks: Itera
             raise ArgumentError(f"callbacks must be callable, got {callback!r}")
     if not model.supports_training:
         raise InvalidOperationError(f"{model.layer_name} has nothing to train: all of its parameters are frozen")
+    return callbacks
 
 
 class Samples(NamedTuple):

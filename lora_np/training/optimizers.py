@@ -14,7 +14,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from .._typing import Array, Part, Parts
-from .._validation import finite_float, fraction, non_negative_float, same_shape
+from .._validation import finite_float, fraction, instance, mapping, non_negative_float, same_shape
 from ..base import Layer, pending, trained_by
 from ..errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 
@@ -74,6 +74,7 @@ class Optimizer(ABC):
         ArgumentError
             If the arrays come from a different type of optimizer. Nothing is changed.
         """
+        mapping("arrays", arrays)
         fields: dict[str, dict[str, Array]] = {}
         for key, array in arrays.items():
             name, _, field = key.rpartition(":")
@@ -92,6 +93,7 @@ class Optimizer(ABC):
         InvalidOperationError
             If no gradient is pending.
         """
+        instance("layer", layer, Layer, "a layer")
         step = pending(layer)
         return self.updates_of(trained_by(layer, step.gradients), step.gradients, step.parts)
 
