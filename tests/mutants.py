@@ -38,6 +38,7 @@ INTERRUPTS = "tests/test_interrupts.py"
 TESTING = "tests/test_testing.py"
 CALLS = "tests/fuzz/test_fuzz.py"
 VALIDATION = "tests/test_validation.py"
+CHECKPOINTS = "tests/test_distributed.py"
 ATOMIC = "tests/test_atomic_file.py"
 HOSTILE = "tests/io/test_hostile_npz.py"
 KERNELS = "tests/test_kernels.py"
@@ -414,7 +415,7 @@ MUTANTS = [
     Mutant(
         "trap 4: evaluation draws ranks",
         "base/listening.py",
-        "drawn = _drawn(listeners) if training and rank is None else None",
+        "(rank=_drawn(listeners)) if training and rank is None else",
         "drawn = _drawn(listeners) if rank is None else None",
         (f"{DYLORA}::test_trap_4_evaluation_mode_takes_the_deployment_rank_in_a_whole_model",),
     ),
@@ -822,6 +823,27 @@ MUTANTS = [
         '    instance("model", model, Layer, "a layer")\n',
         "",
         (CALLS,),
+    ),
+    Mutant(
+        "a checkpoint of other data is resumed",
+        "distributed/worker.py",
+        "        digest.update(np.ascontiguousarray(array).data)\n    digest.update(repr(",
+        "        pass\n    digest.update(repr(",
+        (CHECKPOINTS,),
+    ),
+    Mutant(
+        "a damaged checkpoint moves the generator",
+        "distributed/checkpoint.py",
+        "copy.deepcopy(state.random.bit_generator)",
+        "state.random.bit_generator",
+        (CHECKPOINTS,),
+    ),
+    Mutant(
+        "the state of an optimizer in a checkpoint may have any shape",
+        "distributed/checkpoint.py",
+        '            _check_shape(layer, key.rpartition(":")[0], array, may_broadcast=True)',
+        "            pass",
+        (CHECKPOINTS,),
     ),
     # ---------------------------------------------------------------- scaling and ranks
     Mutant(
@@ -1602,15 +1624,15 @@ MUTANTS = [
     Mutant(
         "evaluation with tasks draws ranks",
         "base/listening.py",
-        "ranks = drawn if rank is None else",
-        "ranks = _drawn(listeners) if rank is None else",
+        "_drawn(listeners)) if training and rank is None else run",
+        "_drawn(listeners)) if rank is None else run",
         (MIXED,),
     ),
     Mutant(
         "training draws although a rank is given",
         "base/listening.py",
-        "drawn = _drawn(listeners) if training and rank is None else None",
-        "drawn = _drawn(listeners) if training else None",
+        "(rank=_drawn(listeners)) if training and rank is None else",
+        "(rank=_drawn(listeners)) if training else",
         (f"{DYLORA}::test_a_given_rank_draws_nothing",),
     ),
     Mutant(

@@ -26,8 +26,10 @@ from lora_np import (
     DenseLayer,
     FormatError,
     FunctionLoss,
+    Huber,
     InvalidOperationError,
     Layer,
+    Loss,
     MeanSquaredError,
     Momentum,
     NonFiniteError,
@@ -42,7 +44,7 @@ from lora_np import (
 from lora_np.distributed import InProcessExecutor, dask_executor, fit_shards, predict
 from lora_np.distributed._cache import Recent
 from lora_np.distributed.replicas import Moment, Replicas, fingerprint
-from lora_np.training import rank_per_row
+from lora_np.training import rank_per_row, shared_rank
 from tests import distributed_shards as data
 from tests.kinds import KINDS, bits, randomised, snapshot
 from tests.strategies import seeds
@@ -779,10 +781,19 @@ def test_a_loss_that_is_not_finite_right_after_the_checkpoint_undoes_the_step_be
         train(whole, callbacks=[spoil], **options)
     poison.unlink()
     interrupted(tmp_path / "run.npz", 5, **options)
-    poison.touch()
+
+    class Spoiling(ThreadPoolExecutor):
+        """Spoils the data after they have been compared with those of the checkpoint."""
+
+        def submit(self, function, *arguments):
+            if function.__name__ == "differentiate":
+                poison.touch()
+            return super().submit(function, *arguments)
+
     model = data.network()
-    with pytest.raises(NonFiniteError, match="step 5"):
-        train(model, checkpoint=tmp_path / "run.npz", resume=True, **options)
+    with Spoiling(1) as executor, pytest.raises(NonFiniteError, match="step 5"):
+        train(model, checkpoint=tmp_path / "run.npz", resume=True, executor=executor, **options)
+    assert poison.exists()
     assert bits(model.named_parameters()) == bits(whole.named_parameters())
 
 
@@ -793,6 +804,11 @@ def test_a_checkpoint_needs_no_pickle(tmp_path):
     assert {array.dtype.kind for array in arrays.values()} == {"f", "i"}
 
 
+EQUAL = [partial(data.samples, seed, 8) for seed in (1, 2)]
+"""Two shards of equal sizes."""
+OTHER = partial(data.samples, 3, 8)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -801,18 +817,53 @@ def test_a_checkpoint_needs_no_pickle(tmp_path):
         ({"shuffle": False}, "shuffle is True in the file, False here"),
         ({"optimizer": Momentum(0.05)}, "optimizer is"),
         ({"optimizer": Adam(0.05, beta1=0.8)}, "optimizer is"),
-        ({"loss": FunctionLoss(lambda p, t: float(((p - t) ** 2).mean()))}, "loss is 'MeanSquaredError' in the file"),
+        (
+            {"loss": FunctionLoss(lambda p, t: float(((p - t) ** 2).mean()))},
+            "loss is {'type': 'lora_np.functions.losses.MeanSquaredError'}",
+        ),
+        ({"loss": Huber(0.5)}, "loss is"),
+        ({"loaders": shards()[::-1]}, "(shards|data) is"),
+        ({"loaders": EQUAL[::-1], "first": EQUAL}, "data is"),
+        ({"loaders": [EQUAL[0], OTHER], "first": EQUAL}, "data is"),
+        ({"rank_schedule": rank_per_row}, "rank_schedule is 'lora_np.training.nested_dropout.shared_rank' in the file"),
+        ({"rank_schedule": partial(shared_rank)}, "rank_schedule is"),
         ({"rng": np.random.Generator(np.random.Philox(0))}, "rng is 'PCG64' in the file, 'Philox' here"),
         ({"model": data.other_base()}, "model is"),
     ],
 )
 def test_the_checkpoint_of_another_training_is_refused(changes, words, tmp_path):
-    train(data.network(), batch_size=4, checkpoint=tmp_path / "run.npz")
     options = {"model": data.network(), "batch_size": 4} | changes
+    train(data.network(), options.pop("first", None), batch_size=4, checkpoint=tmp_path / "run.npz")
     before = snapshot(options["model"])
     with pytest.raises(ArgumentError, match=rf"run.npz belongs to a different training run: {words}"):
         train(checkpoint=tmp_path / "run.npz", resume=True, **options)
     assert snapshot(options["model"]) == before
+
+
+def test_equal_data_from_other_functions_fit_a_checkpoint(tmp_path):
+    train(data.network(), EQUAL, checkpoint=tmp_path / "run.npz", epochs=1)
+    same = [partial(dict.get, {0: loader()}, 0) for loader in EQUAL]
+    model, resumed = data.network(), data.network()
+    history = train(resumed, same, checkpoint=tmp_path / "run.npz", epochs=2, resume=True)
+    assert outcome(model, train(model, EQUAL, epochs=2)) == outcome(resumed, history)
+
+
+class Weighted(Loss):
+    """A loss of a user, whose settings have no repr."""
+
+    def __init__(self, weight):
+        self.weight, self.note = weight, object()
+
+    def compute(self, predictions, targets):
+        value, slope = MeanSquaredError().compute(predictions, targets)
+        return self.weight * value, self.weight * slope
+
+
+def test_the_loss_of_a_user_is_told_apart_by_its_settings(tmp_path):
+    train(data.network(), checkpoint=tmp_path / "run.npz", loss=Weighted(2.0))
+    train(data.network(), checkpoint=tmp_path / "run.npz", loss=Weighted(2.0), resume=True)
+    with pytest.raises(ArgumentError, match="loss is"):
+        train(data.network(), checkpoint=tmp_path / "run.npz", loss=Weighted(3.0), resume=True)
 
 
 def rewritten(path, change):
@@ -836,6 +887,16 @@ def rewritten(path, change):
         lambda header, arrays: header["training"].update(random={"bit_generator": "PCG64"}),
         lambda header, arrays: header["training"].update(epoch_random=3),
         lambda header, arrays: arrays.update(parameters=np.ones(3)),
+        lambda header, arrays: header["training"]["random"].update(state={"state": -1, "inc": 1}),
+        lambda header, arrays: header["training"]["random"].update(state={"state": 2**200, "inc": 1}),
+        lambda header, arrays: header["training"].update(random=[]),
+        lambda header, arrays: header["training"].update(learning_rate=True),
+        lambda header, arrays: header["training"].update(epoch_total="1e999"),
+        lambda header, arrays: arrays.update({"before/second.lora.matrix_a": np.ones((2, 2))}),
+        lambda header, arrays: arrays.update({"before/nowhere": np.ones((2, 2))}),
+        lambda header, arrays: arrays.update({"optimizer/second.lora.matrix_a:first": np.ones((2, 2))}),
+        lambda header, arrays: arrays.update({"history/step_losses": np.ones((2, 2))}),
+        lambda header, arrays: arrays.update({"history/ranks": np.ones((1, 1), int)}),
         lambda header, arrays: arrays.update({"optimizer/second.lora.matrix_a:third": np.ones(3)}),
     ],
 )

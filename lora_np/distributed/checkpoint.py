@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import _archive
 from .._typing import Array, Generator
+from .._validation import finite_float, same_shape
+from ..base import Layer, parameter_of
 from ..errors import ArgumentError, FormatError
+from ..functions.losses import Loss
 from ..training.fit import History
 from ..training.optimizers import Optimizer
 from ..training.step import Descent
@@ -82,39 +87,77 @@ def read(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, de
         If it belongs to a different training run; the message lists the differences.
     """
     header, arrays = _archive.read(path)
+    label = os.fspath(path)
     try:
         training, theirs = header["training"], header["training"]["plan"]
         differing = [name for name in plan if theirs[name] != plan[name]]
         moment = Moment(arrays["parameters"], training["settings"])
-        numbers = {name: float(training[name]) for name in ("learning_rate", "epoch_total")}
-        ranks = [tuple(row) for row in arrays["history/ranks"].tolist()]
-        history = History(arrays["history/step_losses"].tolist(), arrays["history/epoch_losses"].tolist(), ranks)
+        numbers = {name: finite_float(name, training[name]) for name in ("learning_rate", "epoch_total")}
         randoms = [training["epoch_random"], training["random"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{os.fspath(path)} is not a training checkpoint: {error!r}") from error
+        history = _history(arrays)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"{label} is not a training checkpoint: {error!r}") from error
     if differing:
         differences = "; ".join(f"{name} is {theirs[name]!r} in the file, {plan[name]!r} here" for name in differing)
-        raise ArgumentError(f"{os.fspath(path)} belongs to a different training run: {differences}")
-    kept = Moment.of(descent.layer), state.random.bit_generator.state
+        raise ArgumentError(f"{label} belongs to a different training run: {differences}")
+    layer, before = descent.layer, _below("before/", arrays)
+    optimizer, bits = copy.deepcopy(descent.optimizer), copy.deepcopy(state.random.bit_generator)
+    kept = Moment.of(layer)
     try:
-        moment.set(descent.layer)
         for random in randoms:
-            state.random.bit_generator.state = random
-        descent.optimizer.set_state(_below("optimizer/", arrays))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        kept[0].set(descent.layer)
-        state.random.bit_generator.state = kept[1]
-        raise FormatError(f"{os.fspath(path)} is damaged: {error!r}") from error
+            bits.state = random
+        states = _below("optimizer/", arrays)
+        optimizer.set_state(states)
+        optimizer.learning_rate = numbers["learning_rate"]
+        for name, array in before.items():
+            _check_shape(layer, name, array)
+        for key, array in states.items():
+            _check_shape(layer, key.rpartition(":")[0], array, may_broadcast=True)
+        moment.set(layer)
+    except Exception as error:  # settings, states of generators and of optimizers raise almost anything
+        kept.set(layer)
+        raise FormatError(f"{label} is damaged: {error!r}") from error
+    # Nothing below can fail.
+    state.random.bit_generator.state = randoms[1]
+    descent.optimizer.set_state(states)
     descent.optimizer.learning_rate = numbers["learning_rate"]
-    descent.before = _below("before/", arrays)
+    descent.before = before
     state.epoch_random, state.epoch_total, state.history = randoms[0], numbers["epoch_total"], history
 
 
-def plan_of(optimizer: Optimizer) -> dict[str, Any]:
-    """The type and the settings of an optimizer, without the learning rate, which may change."""
+def _history(arrays: Mapping[str, Array]) -> History:
+    """The losses and ranks so far, with one entry for each step."""
+    losses, ranks = arrays["history/step_losses"], arrays["history/ranks"]
+    if losses.ndim != 1 or arrays["history/epoch_losses"].ndim != 1 or ranks.shape[:1] != losses.shape or ranks.ndim != 2:
+        raise ValueError("the history has arrays of the wrong shapes")
+    return History(losses.tolist(), arrays["history/epoch_losses"].tolist(), [tuple(row) for row in ranks.tolist()])
+
+
+def _check_shape(layer: Layer, name: str, array: Array, *, may_broadcast: bool = False) -> None:
+    """Reject an array that belongs to no parameter, or does not have its shape, or an axis of length 1 instead."""
+    parameter = parameter_of(layer, name)
+    if parameter is None:
+        raise ArgumentError(f"{name!r} is not a trainable parameter")
+    if may_broadcast and array.ndim == parameter.ndim:
+        array = np.broadcast_to(array, parameter.shape)
+    same_shape(name, array, parameter.shape)
+
+
+def plan_of(rule: Optimizer | Loss) -> dict[str, Any]:
+    """The type and the settings of an optimizer, without the learning rate, which may change; or of a loss."""
     varying = ("_learning_rate", "_states")
-    settings = {name: repr(value) for name, value in vars(optimizer).items() if name not in varying}
-    return {"type": type(optimizer).__name__, **settings}
+    settings = {name: name_of(value) for name, value in vars(rule).items() if name not in varying}
+    return {"type": name_of(type(rule)), **settings}
+
+
+def name_of(value: Any) -> str:
+    """A name that is the same in every process: where a function or a class is defined; of other values, their `repr`."""
+    if isinstance(value, partial):
+        return f"partial({name_of(value.func)}, {', '.join(map(name_of, [*value.args, *value.keywords.items()]))})"
+    if not hasattr(value, "__qualname__"):
+        has_address = getattr(type(value), "__repr__", None) is object.__repr__
+        return name_of(type(value)) if has_address else repr(value)
+    return f"{value.__module__}.{value.__qualname__}"
 
 
 def _plain(state: Any) -> Any:

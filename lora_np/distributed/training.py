@@ -24,7 +24,7 @@ from ..training.optimizers import Optimizer
 from ..training.step import Descent
 from .batches import Batches, Piece
 from .calls import Call, InProcessExecutor, results
-from .checkpoint import State, plan_of, read, write
+from .checkpoint import State, name_of, plan_of, read, write
 from .replicas import Given, Moment, Source, fingerprint
 from .worker import Job, Loader, Ranks, Shard, ShardGradient, Size, differentiate, forget, measure
 
@@ -145,7 +145,7 @@ def fit_shards(
     job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards))
     workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)
     with closing(workers), training_mode(model, True):
-        batches = Batches(workers.measure(model), batch_size)
+        batches = Batches(workers.measure(model, with_digest=checkpoint is not None), batch_size)
         state, descent = State(generator(rng)), Descent(model, loss, optimizer)
         training = _Training(descent, workers, batches, state, bool(shuffle), rank_schedule)
         if resume and checkpoint is not None and os.path.exists(checkpoint):
@@ -197,11 +197,13 @@ class _Training:
         """What must be equal for a checkpoint to fit."""
         return {
             "model": self.workers.job.fingerprint,
-            "shards": [list(size) for size in self.batches.sizes],
+            "shards": [[size.samples, size.rows_per_sample] for size in self.batches.sizes],
+            "data": [size.digest for size in self.batches.sizes],
             "batch_size": self.batches.batch_size,
             "shuffle": self.shuffles,
-            "loss": type(self.descent.loss).__name__,
+            "loss": plan_of(self.descent.loss),
             "optimizer": plan_of(self.descent.optimizer),
+            "rank_schedule": name_of(self.rank_schedule),
             "rng": type(self.state.random.bit_generator).__name__,
         }
 
@@ -264,10 +266,10 @@ class _Workers:
         """Drop what this process keeps for the tasks that ran in it."""
         forget(self.job)
 
-    def measure(self, model: Layer) -> list[Size]:
+    def measure(self, model: Layer, *, with_digest: bool) -> list[Size]:
         """The sizes of the shards, which are read, and checked against the model and the loss."""
         moment = Moment.of(model)
-        calls = [Call(str(shard), measure, (self.job, shard, moment)) for shard in self._shards]
+        calls = [Call(str(shard), measure, (self.job, shard, moment, with_digest)) for shard in self._shards]
         return list(results(self._executor, calls, self._retries))
 
     def differentiate(

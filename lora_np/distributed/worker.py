@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -54,6 +55,8 @@ class Size(NamedTuple):
     """The length of the first axis."""
     rows_per_sample: int
     """The product of the axes between the first and the last."""
+    digest: str = ""
+    """A digest of the data, if it was asked for."""
 
 
 class ShardGradient(NamedTuple):
@@ -68,10 +71,20 @@ class ShardGradient(NamedTuple):
 _shards: Recent[Recent[Samples]] = Recent(2)
 
 
-def measure(job: Job, shard: Shard, moment: Moment) -> Size:
-    """The size of a shard, which is read, and checked against the model and the loss."""
-    inputs = _samples(job, shard, moment).inputs
-    return Size(len(inputs), int(np.prod(inputs.shape[1:-1])))
+def measure(job: Job, shard: Shard, moment: Moment, with_digest: bool = False) -> Size:
+    """The size of a shard, which is read, and checked against the model and the loss; with a digest of its data."""
+    samples = _samples(job, shard, moment)
+    inputs = samples.inputs
+    return Size(len(inputs), int(np.prod(inputs.shape[1:-1])), _digest(samples) if with_digest else "")
+
+
+def _digest(samples: Samples) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (samples.inputs, samples.targets):
+        digest.update(f"{array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    digest.update(repr(None if samples.tasks is None else samples.tasks.tolist()).encode())
+    return digest.hexdigest()
 
 
 def differentiate(job: Job, shard: Shard, moment: Moment, rows: Any, ranks: Ranks) -> ShardGradient:
