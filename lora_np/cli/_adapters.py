@@ -14,7 +14,7 @@ from ..base import Layer
 from ..errors import ArgumentError, FormatError, InvalidOperationError, NotSupportedError
 from ..factors.weights import AdapterWeights, extract
 from ..io import diffusers, kohya, mlx, npz, peft
-from ..io._peft_kinds import with_base_sizes
+from ..io._peft_vera import with_base_sizes
 from ..io._recognition import other_kind, readable_kind
 from ..io.base_names import with_tensor_names
 from ..io.safetensors import SafetensorsFile

@@ -8,6 +8,7 @@ OPTIONS = {
     "untie=True": "--untie",
     "; drop=": "; --drop ",
     "; alpha= ": "; --alpha ",
+    "; component= ": "; --component ",
     "base_is_residual=True": "--base-is-residual",
 }
 """Arguments of functions that messages recommend, and the options of the command line that set them."""

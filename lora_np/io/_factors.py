@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from .._typing import Array
-from .._validation import sequence, text
+from .._validation import file_path, sequence, text
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..layers.lora import LoRALayer
 from ._convolutions import Kernel, as_matrices
@@ -39,7 +39,7 @@ class AdapterFile:
     """
 
     def __init__(self, file: str | os.PathLike[str], drop: Iterable[str] = ()) -> None:
-        self.label = os.fspath(file)
+        self.label = file_path("file", file)
         with SafetensorsFile(file) as stored:
             patterns = (drop,) if isinstance(drop, str) else sequence("drop", drop, "names")
             for pattern in patterns:

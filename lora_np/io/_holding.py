@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from .._validation import instance
 from ..errors import ArgumentError, NotSupportedError
 from ..factors.weights import AdapterWeights
 from ._peft_config import changed_base
@@ -31,6 +32,7 @@ def check_holds(target: str, weights: AdapterWeights, held: Collection[str]) -> 
     held : collection of str
         The keys of `WORDS` that the format can hold.
     """
+    instance("weights", weights, AdapterWeights, "AdapterWeights")
     if not weights.layers:
         raise ArgumentError("weights must contain at least one layer, got none")
     for name, words in WORDS.items():

@@ -93,10 +93,9 @@ def read_config(file: str) -> dict[str, Any]:
         raise FormatError(f"{file}: peft_type must be one of {', '.join(READABLE)}, got {kind!r}")
     if kind == "ADALORA":  # its masks of components, which it has applied to the factors
         _check_masks(config.pop("rank_pattern", None), file)
-    _check_types(config, file)
+    check_entries(config, file)
     if config.get("target_modules") is None and not config.get("target_parameters"):
         raise FormatError(f"{file}: target_modules must be a string or a list of names")
-    _check_patterns(config, file)
     for name in OTHER_FUNCTIONS:
         if config.get(name):
             raise NotSupportedError(f"{file}: with {name}, the adapter computes another function than LoRA's")
@@ -123,6 +122,12 @@ def check_base(config: Mapping[str, Any], file: str) -> None:
 def _check_masks(masks: Any, file: str) -> None:
     if masks is not None and not _mapping(_all(lambda value: isinstance(value, bool)))(masks):
         raise FormatError(f"{file}: rank_pattern must be a mapping from names to lists of true and false, got {masks!r}")
+
+
+def check_entries(config: Mapping[str, Any], file: str) -> None:
+    """Raise FormatError for an entry of a wrong type, or for a pattern that lora_np does not accept."""
+    _check_types(config, file)
+    _check_patterns(config, file)
 
 
 def _check_types(config: Mapping[str, Any], file: str) -> None:

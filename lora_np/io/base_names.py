@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
+from .._validation import file_path, instance
 from ..errors import ArgumentError, FormatError
 from ..factors.weights import AdapterWeights
 from ._unet_names import diffusers_name, single_file_names
@@ -102,13 +103,19 @@ def with_base_names(weights: AdapterWeights, base: Path, *, component: str | Non
     >>> list(with_base_names(weights, base).layers)
     ['unet.mid_block.proj_in']
     """
-    if component is not None and component not in COMPONENTS:
-        raise ArgumentError(f"component must be one of {', '.join(COMPONENTS)}, got {component!r}")
+    instance("weights", weights, AdapterWeights, "AdapterWeights")
+    check_component(component)
     names = {}
     for path, module in matched_modules(weights, base).items():
         part = module.component or component or _component(path, module.path)
         names[path] = f"{part}.{module.path}" if part else module.path
     return renamed(weights, names)
+
+
+def check_component(component: str | None) -> None:
+    """Raise ArgumentError if it is not a component of a pipeline."""
+    if component is not None and component not in COMPONENTS:
+        raise ArgumentError(f"component must be one of {', '.join(COMPONENTS)}, got {component!r}")
 
 
 def with_tensor_names(weights: AdapterWeights, base: Path) -> AdapterWeights:
@@ -153,7 +160,7 @@ def renamed(weights: AdapterWeights, names: dict[str, str]) -> AdapterWeights:
 
 def matched_modules(weights: AdapterWeights, base: Path) -> dict[str, Module]:
     """The module of the base that each layer adapts."""
-    label = os.fspath(base)
+    label = file_path("base", base)
     by_name: dict[str, list[Module]] = {}
     for module in base_modules(base):
         for name in _flat_names(module):
@@ -164,7 +171,8 @@ def matched_modules(weights: AdapterWeights, base: Path) -> dict[str, Module]:
         allowed, name = _components(path), _flat_name(path)
         found = [module for module in by_name.get(name, ()) if module.component is None or module.component in allowed]
         if not found:
-            raise FormatError(f"{label}: no module has the name of {path!r}, which the adapter changes")
+            changed = f"{path!r}, which the adapter changes; drop='{path}.*' would leave it out"
+            raise FormatError(f"{label}: no module has the name of {changed}")
         if len(found) > 1:
             raise FormatError(f"{label}: {path!r} may be {found[0].tensor!r} or {found[1].tensor!r}")
         module = matches[path] = found[0]

@@ -9,14 +9,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .._typing import Array
+from .._validation import finite_float
 from ..errors import ArgumentError, FormatError
 from ..factors.weights import AdapterWeights
 from ._convolutions import as_stored, stored_magnitude
 from ._factors import AdapterFile, layer_of, magnitude, pair
 from ._holding import check_holds
 from ._json import parsed_json
-from ._peft_config import alpha_of, config_of
-from .base_names import COMPONENTS, components, split_component
+from ._peft_config import alpha_of, check_entries, config_of
+from .base_names import (
+    COMPONENTS,
+    check_component,
+    components,
+    needs_base_names,
+    renamed,
+    split_component,
+)
 from .safetensors import SafetensorsFile, save_safetensors
 
 METADATA = "lora_adapter_metadata"
@@ -74,6 +82,8 @@ def load_diffusers(file: Path, *, alpha: float | None = None, drop: Iterable[str
     >>> load_diffusers(file, alpha=1).layers["unet.proj"].scaling
     0.5
     """
+    if alpha is not None:
+        alpha = finite_float("alpha", alpha)
     stored = AdapterFile(file, drop)
     parts = stored.take_by(_place)
     stored.check_all_taken()
@@ -107,7 +117,7 @@ def lacks_alpha(file: Path) -> bool:
     return any(path not in with_alpha for path, _ in places)
 
 
-def save_diffusers(file: Path, weights: AdapterWeights) -> None:
+def save_diffusers(file: Path, weights: AdapterWeights, *, component: str | None = None) -> None:
     """Write an adapter as a file for ``load_lora_weights`` of diffusers.
 
     Parameters
@@ -116,6 +126,8 @@ def save_diffusers(file: Path, weights: AdapterWeights) -> None:
         Usually ``pytorch_lora_weights.safetensors``.
     weights : AdapterWeights
         Its paths begin with the component of a pipeline: ``unet.``, ``transformer.``, ``text_encoder.``.
+    component : str, optional
+        The component of the paths that begin with none.
 
     Raises
     ------
@@ -142,10 +154,10 @@ def save_diffusers(file: Path, weights: AdapterWeights) -> None:
     3.0
     """
     check_holds("diffusers", weights, ("magnitudes", "kernels"))
+    check_component(component)
+    weights = _with_component(weights, component)
     tensors: dict[str, Array] = {}
     for path, layer in weights.layers.items():
-        if split_component(path)[0] is None:
-            raise ArgumentError(f"paths of layers must begin with a component ({', '.join(COMPONENTS)}), got {path!r}")
         kernel = weights.kernels.get(path, ())
         tensors[f"{path}.{DOWN}"], tensors[f"{path}.{UP}"] = as_stored(layer, kernel)
         if path in weights.magnitudes:
@@ -156,6 +168,23 @@ def save_diffusers(file: Path, weights: AdapterWeights) -> None:
         for name, value in config_of(part).items()
     }
     save_safetensors(file, tensors, {"format": "pt", METADATA: json.dumps(config, indent=2, sort_keys=True)})
+
+
+def _with_component(weights: AdapterWeights, default: str | None) -> AdapterWeights:
+    """The adapter with paths that begin with a component."""
+    names = {}
+    for path in weights.layers:
+        component, rest = split_component(path)
+        component = component or default
+        if not (path and component) or needs_base_names(weights):
+            raise ArgumentError(
+                f"paths of layers must begin with a component of a pipeline ({', '.join(COMPONENTS)}), got {path!r}; "
+                "component= gives it"
+            )
+        names[path] = f"{component}.{rest}"
+    if len(set(names.values())) < len(names):
+        raise ArgumentError(f"paths of layers must differ with the component {default!r}, got {sorted(names)}")
+    return renamed(weights, names)
 
 
 def _place(key: str) -> tuple[str, str] | None:
@@ -175,6 +204,10 @@ def _config(metadata: Mapping[str, str], label: str) -> dict[str, Any]:
         raise FormatError(f"{label}: {METADATA} of its metadata is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise FormatError(f"{label}: {METADATA} of its metadata must be an object, got {config!r}")
+    for component in COMPONENTS:
+        prefix = f"{component}."
+        entries = {name.removeprefix(prefix): value for name, value in config.items() if name.startswith(prefix)}
+        check_entries(entries, f"{label}: {prefix[:-1]} in {METADATA} of its metadata")
     return config
 
 
@@ -202,5 +235,5 @@ def _check_ranks(parts: Mapping[str, Mapping[str, Array]], label: str) -> None:
         (first, one), *others = ranks.items()
         path, other = next((path, rank) for path, rank in others if rank != one)
         raise FormatError(
-            f"{label}: {first} has rank {one} and {path} rank {other}, but no alpha is stored: alpha= gives it"
+            f"{label}: no alpha is stored for {first} of rank {one} and {path} of rank {other}; alpha= gives it"
         )

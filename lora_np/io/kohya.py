@@ -14,7 +14,7 @@ from ..factors.weights import AdapterWeights
 from ._convolutions import Kernel, as_stored, composed
 from ._factors import AdapterFile, factors_by_path, layer_of, pair
 from ._holding import check_holds
-from .base_names import KOHYA_PREFIXES, split_component
+from .base_names import KOHYA_PREFIXES, check_component, split_component
 from .safetensors import save_safetensors
 
 KEY = re.compile(r"(.+)\.(lora_down\.weight|lora_mid\.weight|lora_up\.weight|alpha|dora_scale)")
@@ -69,7 +69,7 @@ def load_kohya(file: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     return AdapterWeights(layers, magnitudes, kernels=kernels, dropped=stored.dropped)
 
 
-def save_kohya(file: Path, weights: AdapterWeights) -> None:
+def save_kohya(file: Path, weights: AdapterWeights, *, component: str | None = None) -> None:
     """Write an adapter as a file that kohya's sd-scripts, diffusers and the usual interfaces for image models read.
 
     Parameters
@@ -77,6 +77,8 @@ def save_kohya(file: Path, weights: AdapterWeights) -> None:
     file : path
     weights : AdapterWeights
         Its paths begin with the component of a pipeline, such as ``unet.`` or ``text_encoder.``, or are names of kohya's.
+    component : str, optional
+        The component of the paths that begin with none.
 
     Raises
     ------
@@ -98,8 +100,9 @@ def save_kohya(file: Path, weights: AdapterWeights) -> None:
     ['lora_unet_mid_block_proj_in']
     """
     check_holds("kohya", weights, ("magnitudes", "kernels"))
+    check_component(component)
     tensors: dict[str, Array] = {}
-    for path, name in _names(weights).items():
+    for path, name in _names(weights, component).items():
         layer, kernel = weights.layers[path], weights.kernels.get(path, ())
         tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = as_stored(layer, kernel)
         tensors[f"{name}.alpha"] = _number(layer.scaling * layer.rank if layer.scaling_rule == "rslora" else layer.alpha)
@@ -137,20 +140,22 @@ def _number(value: float) -> Array:
     return np.array(value, np.float32 if float(np.float32(value)) == value else np.float64)
 
 
-def _names(weights: AdapterWeights) -> dict[str, str]:
+def _names(weights: AdapterWeights, default: str | None) -> dict[str, str]:
     """The name of each layer in the file."""
     several = any(split_component(path)[0] == "text_encoder_2" for path in weights.layers)
     prefixes = PREFIXES | ({"text_encoder": "lora_te1_"} if several else {})
     names: dict[str, str] = {}
     for path in weights.layers:
         component, rest = split_component(path)
-        if component in prefixes:
-            name = prefixes[component] + rest.replace(".", "_")
-        elif path.startswith(tuple(KOHYA_PREFIXES)) and "." not in path:
+        component = component or default
+        if path.startswith(tuple(KOHYA_PREFIXES)) and "." not in path:
             name = path
+        elif path and component in prefixes:
+            name = prefixes[component] + rest.replace(".", "_")
         else:
             raise ArgumentError(
-                f"paths of layers must begin with a component of a pipeline ({', '.join(PREFIXES)}), got {path!r}"
+                f"paths of layers must begin with a component of a pipeline ({', '.join(PREFIXES)}), got {path!r}; "
+                "component= gives it"
             )
         if name in names.values():
             other = next(one for one, taken in names.items() if taken == name)

@@ -97,6 +97,7 @@ def save_mlx(folder: Path, weights: AdapterWeights) -> None:
     1.5
     """
     check_holds("mlx-lm", weights, ("magnitudes",))
+    file_path("folder", folder)
     (first, layer), *others = weights.layers.items()
     for path, other in others:
         for name in ("rank", "scaling"):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .._archive import atomic_file
+from .._typing import Array
 from .._validation import file_path, instance, mapping
 from ..adapters.multilora import MultiLoRAAdapter
 from ..base import Layer
@@ -22,9 +23,10 @@ from ..models.finding import find, has_multi_lora_adapters
 from ._applying import applied, applied_tasks, check_is_task
 from ._factors import AdapterFile
 from ._json import read_json
+from ._peft_adalora import read_adalora
 from ._peft_config import check_base, config_of, digest, read_config
-from ._peft_kinds import read_adalora, read_vera, vera_weights
 from ._peft_tensors import check_writable, tensors_of, weights_of
+from ._peft_vera import apply_vera, read_vera, vera_config, vera_of, vera_tensors, vera_weights
 from .safetensors import save_safetensors
 
 CONFIG = "adapter_config.json"
@@ -65,10 +67,10 @@ def peft_adapters(folder: Path) -> dict[str, str]:
 
 
 def peft_type(folder: Path) -> str:
-    """The kind of the adapter in a PEFT folder: ``"LORA"``, ``"VERA"``, ...; ``""`` if its configuration is damaged."""
+    """The kind of the adapter in a PEFT folder: ``"LORA"``, ``"VERA"``, ...; ``""`` without a valid configuration."""
     try:
         return str(read_json(os.path.join(folder, CONFIG)).get("peft_type"))
-    except (FormatError, AttributeError):
+    except (OSError, FormatError, AttributeError):
         return ""
 
 
@@ -99,6 +101,16 @@ def load_peft(folder: Path, *, drop: Iterable[str] = (), base_is_residual: bool 
     NotSupportedError
         If the weights are a pickle (adapter_model.bin), or if a factor is not a matrix.
     """
+    stored, config = _opened(folder, drop, base_is_residual)
+    if config["peft_type"] == "ADALORA":
+        return read_adalora(stored, config)
+    if config["peft_type"] == "VERA":
+        return vera_weights(read_vera(stored), config)
+    return weights_of(stored, config, CONFIG)
+
+
+def _opened(folder: Path, drop: Iterable[str], base_is_residual: bool) -> tuple[AdapterFile, dict[str, Any]]:
+    """The weights of an adapter and its configuration, which belong together."""
     root = file_path("folder", folder)
     places = peft_adapters(root)
     if places.get("default") != root:
@@ -117,11 +129,7 @@ def load_peft(folder: Path, *, drop: Iterable[str] = (), base_is_residual: bool 
             f"{root}: {CONFIG} is not the one that {WEIGHTS} was written with: writing them was interrupted, or an entry "
             "such as r or lora_alpha has been edited"
         )
-    if config["peft_type"] == "ADALORA":
-        return read_adalora(stored, config)
-    if config["peft_type"] == "VERA":
-        return vera_weights(read_vera(stored), config)
-    return weights_of(stored, config, CONFIG)
+    return stored, config
 
 
 # ---------------------------------------------------------------- applying
@@ -154,6 +162,11 @@ def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, drop: Iterabl
     instance("model", model, Layer, "a layer")
     places = _task_folders(folder) if isinstance(folder, Mapping) else peft_adapters(folder)
     one = "default" in places and not isinstance(folder, Mapping)
+    vera = [name for name in (["default"] if one else places) if peft_type(places[name]) == "VERA"]
+    if vera and not one:
+        raise NotSupportedError(f"{places[vera[0]]}: {vera[0]!r} is VeRA, which cannot be a task of MultiLoRA")
+    if vera:
+        return _with_vera(model, places["default"], drop)
     tasks = {name: load_peft(places[name], drop=drop) for name in (["default"] if one else places)}
     for name, weights in tasks.items() if not one else ():
         try:
@@ -167,6 +180,15 @@ def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, drop: Iterabl
         raise NotSupportedError(f"{where}: {error}") from error
     except ArgumentError as error:
         raise FormatError(f"{where}: does not fit the model: {error}") from error
+
+
+def _with_vera(model: Layer, folder: str, drop: Iterable[str]) -> Layer:
+    try:
+        return apply_vera(model, read_vera(_opened(folder, drop, False)[0]))
+    except ArgumentError as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{folder}: does not fit the model: {error}") from error
 
 
 def _task_folders(folders: Mapping[str, Path]) -> dict[str, str]:
@@ -215,6 +237,9 @@ def save_peft(
     extra = {} if config is None else dict(config)
     if rank is not None and not isinstance(adapters, Layer):
         raise ArgumentError(f"rank needs a model with DyLoRA adapters, got {type(adapters).__name__}")
+    if isinstance(adapters, Layer) and (vera := vera_of(adapters)) is not None:
+        _write_files(os.fspath(folder), vera_tensors(vera), vera_config(vera) | extra, {})
+        return
     if isinstance(adapters, Layer) and has_multi_lora_adapters(adapters):
         for task, weights in extract_tasks(adapters, _tasks(adapters), rank=rank).items():
             _write(os.path.join(folder, task), weights, extra)
@@ -224,14 +249,17 @@ def save_peft(
 
 def _write(folder: str, weights: AdapterWeights, extra: Mapping[str, Any]) -> None:
     check_writable(weights)
-    config = config_of(weights) | dict(extra)
-    content = _encoded(config)
-    metadata = {"format": "pt", DIGEST: digest(config)}
+    metadata = {}
     if weights.nested:
         nested = {path: settings.to_json() for path, settings in weights.nested.items()}
         metadata["lora_np"] = json.dumps({"nested": nested}, sort_keys=True)
+    _write_files(folder, tensors_of(weights), config_of(weights) | dict(extra), metadata)
+
+
+def _write_files(folder: str, tensors: Mapping[str, Array], config: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    content = _encoded(config)
     os.makedirs(folder, exist_ok=True)
-    save_safetensors(os.path.join(folder, WEIGHTS), tensors_of(weights), metadata)
+    save_safetensors(os.path.join(folder, WEIGHTS), tensors, {"format": "pt", DIGEST: digest(config), **metadata})
     with atomic_file(os.path.join(folder, CONFIG)) as file:
         file.write(content + b"\n")
 

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from lora_np import FormatError, NotSupportedError
-from lora_np.io.mlx import CONFIG, WEIGHTS, load_mlx
+from lora_np import ArgumentError, FormatError, LoRALayer, NotSupportedError
+from lora_np.factors.weights import AdapterWeights
+from lora_np.io.mlx import CONFIG, WEIGHTS, load_mlx, save_mlx
 from lora_np.io.safetensors import save_safetensors
 from tests.kinds import batch
 
@@ -115,3 +116,50 @@ def test_a_folder_without_weights_is_rejected(tmp_path):
     (tmp_path / CONFIG).write_text(json.dumps(SETTINGS))
     with pytest.raises(FormatError, match=r": adapters\.safetensors not found"):
         load_mlx(tmp_path)
+
+
+def test_other_kinds_of_tuning_are_refused(load):
+    with pytest.raises(NotSupportedError, match=r"json: fine_tune_type must be 'lora' or 'dora', got 'full'"):
+        load({}, SETTINGS | {"fine_tune_type": "full"})
+
+
+# ---------------------------------------------------------------- writing
+
+
+def adapter(**layers):
+    return {path.replace("__", "."): LoRALayer(5, 4, *choices, rng=0) for path, choices in layers.items()}
+
+
+def test_the_configuration_names_the_modules_of_a_block(tmp_path):
+    layers = adapter(model__layers__3__mlp__up=(2, 3.0), model__layers__11__mlp__up=(2, 3.0), lm_head=(2, 3.0))
+    save_mlx(tmp_path / "a", AdapterWeights(layers))
+    config = json.loads((tmp_path / "a" / CONFIG).read_text())
+    assert config["lora_parameters"] == {"rank": 2, "scale": 1.5, "dropout": 0.0, "keys": ["lm_head", "mlp.up"]}
+    assert (config["fine_tune_type"], config["num_layers"]) == ("lora", -1)
+    assert set(load_mlx(tmp_path / "a").layers) == set(layers)
+
+
+def test_dora_is_written(tmp_path):
+    save_mlx(tmp_path / "a", AdapterWeights(adapter(q=(2,)), {"q": np.arange(4.0)}))
+    assert json.loads((tmp_path / "a" / CONFIG).read_text())["fine_tune_type"] == "dora"
+    assert np.array_equal(load_mlx(tmp_path / "a").magnitudes["q"], np.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (AdapterWeights(adapter(a=(2,), b=(1,))), NotSupportedError, "has one rank, but 'a' has 2 and 'b' 1"),
+        (
+            AdapterWeights(adapter(a=(2, 2.0), b=(2, 3.0))),
+            NotSupportedError,
+            r"has one scaling, but 'a' has 1\.0 and 'b' 1\.5",
+        ),
+        (AdapterWeights(adapter(a=(2,), b=(2,)), {"a": np.ones(4)}), NotSupportedError, "or on none, and 'b' is not"),
+        (AdapterWeights(adapter(a=(2,)), kernels={"a": (1,)}), NotSupportedError, "cannot hold the convolution 'a'"),
+        (AdapterWeights({}), ArgumentError, "weights must contain at least one layer, got none"),
+    ],
+)
+def test_what_the_format_cannot_hold_is_named(tmp_path, weights, error, message):
+    with pytest.raises(error, match=message):
+        save_mlx(tmp_path / "a", weights)
+    assert not list(tmp_path.iterdir())

@@ -26,7 +26,6 @@ from lora_np import (
 from lora_np.factors.weights import AdapterWeights, extract
 from lora_np.io.peft import CONFIG, WEIGHTS, apply_peft, load_peft, peft_adapters, save_peft
 from lora_np.io.safetensors import SafetensorsFile, load_safetensors, save_safetensors
-from lora_np.models.adapting import apply_adapters
 from tests.io.networks import CASES, DATA, DY, FACTORIES, X, adapted, assert_close, dylora, expected, multilora, network
 from tests.kinds import batch, bits
 
@@ -608,7 +607,7 @@ def dora_on_one():
 
 
 def vera():
-    return apply_adapters(network(), {"head": lambda linear: VeRAAdapter(linear, 2)})
+    return VeRAAdapter(DenseLayer(4, 3), 2)
 
 
 def no_path():
@@ -618,7 +617,7 @@ def no_path():
 REFUSED = {
     "different tasks": (different_tasks, {}, ArgumentError, r"must have the tasks \['french'\]"),
     "DoRA on one layer": (dora_on_one, {}, NotSupportedError, "DoRA on all of its layers or on none"),
-    "VeRA": (vera, {}, NotSupportedError, "not a pair of trained factors"),
+    "VeRA without a path": (vera, {}, ArgumentError, "PEFT needs a path"),
     "no adapter": (network, {}, ArgumentError, "model must have an adapter"),
     "no layer": (lambda: AdapterWeights({}), {}, ArgumentError, "at least one layer"),
     "no path": (no_path, {}, ArgumentError, "PEFT needs a path"),
