@@ -111,8 +111,8 @@ MUTANTS = [
     Mutant(
         "trap 2: the merged weight in the other layout",
         "layers/dense.py",
-        'twin.set_parameter("weight", self.in_layout(matrix))',
-        'twin.set_parameter("weight", matrix.reshape(self.weight.shape))',
+        'self.in_layout(real_array("matrix", matrix))',
+        'real_array("matrix", matrix).reshape(self.weight.shape)',
         (DENSE,),
     ),
     Mutant(
@@ -400,8 +400,8 @@ MUTANTS = [
     Mutant(
         "the training helper keeps its mode",
         "training/nested_dropout.py",
-        "    with training_mode(adapter, True):\n",
-        "    adapter.train()\n    if True:\n",
+        "    with training_mode(adapter, True), Interrupts()",
+        "    adapter.train()\n    with Interrupts()",
         (f"{DYLORA}::test_training_runs_in_training_mode_and_gives_the_mode_back",),
     ),
     Mutant(
@@ -436,8 +436,8 @@ MUTANTS = [
     Mutant(
         "trap 4: the mode does not reach the layers inside",
         "base/training_mode.py",
-        "for layer in self.walk().values():\n            layer._is_training = bool(is_training)",
-        "self._is_training = bool(is_training)",
+        "for layer in self.walk().values():\n            layer._is_training = mode",
+        "self._is_training = mode",
         (f"{CONTRACT}::test_the_mode_reaches_every_layer_inside",),
     ),
     Mutant(
@@ -713,7 +713,13 @@ MUTANTS = [
         "            pass",
         (ATOMIC,),
     ),
-    Mutant("a link is replaced", "_archive.py", "os.path.realpath(os.fsdecode(path))", "os.fsdecode(path)", (ATOMIC,)),
+    Mutant(
+        "a link is replaced",
+        "_archive.py",
+        'os.path.realpath(file_path("path", path))',
+        'file_path("path", path)',
+        (ATOMIC,),
+    ),
     Mutant(
         "a private file becomes readable",
         "_archive.py",
