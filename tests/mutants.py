@@ -59,6 +59,7 @@ GGUF_LLAMA = "tests/io/test_gguf_llama.py"
 GGUF_TEXT = "tests/test_text_gguf.py"
 GENERATE = "tests/cli/test_generate.py"
 GGUF = "tests/io/test_gguf.py"
+INSPECT = "tests/cli/test_toolbox_inspect.py"
 TRUNCATING = "tests/test_truncating.py"
 COMBINING = "tests/test_combining.py"
 EXTRACT = "tests/io/test_extract.py"
@@ -381,6 +382,34 @@ MUTANTS = [
         "before[path] / layers[path].scaling * c if path in before else c",
         "c",
         (TRUNCATING,),
+    ),
+    Mutant(
+        "an error in one of several files goes unnoticed",
+        "cli/inspect.py",
+        'return 1 if any("error" in report for report in reports) else 0',
+        "return 0",
+        (INSPECT,),
+    ),
+    Mutant(
+        "folders below an adapter are not searched",
+        "cli/inspect.py",
+        "folders.sort(key=natural)",
+        "folders.clear()",
+        (INSPECT,),
+    ),
+    Mutant(
+        "modules of different names are one",
+        "cli/_reports.py",
+        're.sub(r"\\d+", "*", layer["path"])',
+        're.sub(r"\\w+", "*", layer["path"])',
+        (INSPECT,),
+    ),
+    Mutant(
+        "metadata of any length is shown",
+        "cli/_reports.py",
+        "if len(text) <= LONGEST else",
+        "if True else",
+        (INSPECT,),
     ),
     # ---------------------------------------------------------------- trap 3: the training helper
     Mutant(

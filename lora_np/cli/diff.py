@@ -210,8 +210,9 @@ def _row(one: Difference, limit: float, with_ranks: bool) -> list[str]:
 
 DIFF = Verb(
     name="diff",
-    summary="compare the updates of two adapters layer by layer; exit with 0 if they are the same, 1 if they differ",
+    summary="compare two adapters layer by layer; exit with 0 if they are the same, 1 if they differ, 2 after an error",
     example="lora-np diff my-adapter other-adapter\nlora-np diff my-adapter smaller --tolerance 0.05",
     add_arguments=_add_arguments,
     run=_run,
+    error_code=2,
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lora_np import LoRALayer, save_layer
+from lora_np.cli import main
 from lora_np.factors.surgery import canonicalize
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import load_peft
@@ -169,3 +170,11 @@ def test_wrong_arguments(misuse):
 def test_an_error_is_not_a_difference(tmp_path, fail):
     folder = write_peft(tmp_path / "a")
     assert fail("diff", folder, tmp_path / "b") == f"{tmp_path / 'b'}: no such file or folder"
+
+
+def test_the_exit_code_tells_differences_from_errors(tmp_path, run, capsys):
+    one, other = write_peft(tmp_path / "a", weights(1)), write_peft(tmp_path / "b", weights(2))
+    run("diff", one, one, code=0)
+    run("diff", one, other, code=1)
+    assert main(["diff", one, str(tmp_path / "no")]) == 2
+    assert capsys.readouterr().err.startswith("lora-np: error: ")

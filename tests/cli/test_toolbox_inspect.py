@@ -292,3 +292,110 @@ def test_a_plot_requires_an_adapter_a_known_extension_and_a_folder(tmp_path, fai
     folder = write_peft(tmp_path / "a")
     place = tmp_path / "none" / "x.png"
     assert fail("inspect", folder, "--plot", place) == f"{place}: the folder {tmp_path / 'none'} does not exist"
+
+
+# ---------------------------------------------------------------- what files say about themselves
+
+
+def test_the_base_the_task_the_dropout_and_the_metadata(tmp_path, run, run_json):
+    config = {"base_model_name_or_path": "some/base", "task_type": "CAUSAL_LM", "lora_dropout": 0.05}
+    adapter = write_peft(tmp_path / "a", **config)
+    lines = run("inspect", adapter).splitlines()
+    assert lines[2:5] == ["base model: some/base", "task type: CAUSAL_LM", "dropout: 0.05"]
+    (report,) = run_json("inspect", adapter)["adapters"]
+    assert (report["base_model"], report["task_type"], report["dropout"]) == ("some/base", "CAUSAL_LM", 0.05)
+    assert report["metadata"]["format"] == "pt"
+
+
+def test_metadata_is_shown_in_bounded_length_and_cannot_control_the_terminal(tmp_path, run, run_json):
+    said = {"format": "pt", "title": "a\x1b[31mb", "tags": "x" * 1000}
+    save_safetensors(tmp_path / "a.safetensors", {"w": np.ones(2)}, said)
+    out = run("inspect", tmp_path / "a.safetensors")
+    assert out.endswith(f"\nmetadata:\n  tags: {'x' * 80}... (1,000 characters)\n  title: a\\x1b[31mb\n")
+    assert run_json("inspect", tmp_path / "a.safetensors")["metadata"] == said
+
+
+# ---------------------------------------------------------------- by module
+
+
+def blocks():
+    paths = [f"layers.{number}.{name}" for number in (0, 1, 10) for name in ("up", "down")]
+    sizes = {"up": (3, 5), "down": (5, 3)}
+    return AdapterWeights({path: random_layer(seed, *sizes[path[9:].strip(".")]) for seed, path in enumerate(paths)})
+
+
+def random_layer(seed, inputs, outputs):
+    rng, rank = np.random.default_rng(seed), 1 + seed % 4 // 2
+    return LoRALayer.from_factors(rng.normal(size=(inputs, rank)), rng.normal(size=(rank, outputs)))
+
+
+def test_by_module(tmp_path, run, run_json):
+    adapter = write_peft(tmp_path / "a", blocks())
+    lines = [line.split() for line in run("inspect", adapter, "--by-module").splitlines()]
+    assert lines[2][:4] == ["module", "layers", "parameters", "rank"]
+    assert [line[:4] for line in lines[4:6]] == [["layers.*.down", "3", "32", "1..2"], ["layers.*.up", "3", "32", "1..2"]]
+    (report,) = run_json("inspect", adapter, "--by-module")["adapters"]
+    ups = [layer for layer in report["layers"] if layer["path"].endswith("up")]
+    first = report["modules"][1]
+    assert (first["module"], first["layers"], first["ranks"]) == ("layers.*.up", 3, [1, 2])
+    assert first["norm"] == pytest.approx(np.sqrt(np.mean([layer["norm"] ** 2 for layer in ups])))
+    assert first["largest_norm"] == max(layer["norm"] for layer in ups)
+    for name in ("effective_rank", "energy_at_half_rank"):
+        assert first[name] == pytest.approx(np.mean([layer[name] for layer in ups]))
+    assert "modules" not in run_json("inspect", adapter)["adapters"][0]
+
+
+# ---------------------------------------------------------------- several
+
+
+def test_several_paths(tmp_path, run, run_json):
+    paths = [write_peft(tmp_path / "a"), write_kohya(tmp_path / "b.safetensors"), write_base(tmp_path / "base.safetensors")]
+    out = run("inspect", *paths)
+    for path in paths[:2]:
+        assert run("inspect", path) in out
+    rows = [line.split() for line in out.splitlines()[-3:]]
+    assert [row[0] for row in rows] == paths
+    assert rows[0][1:] == ["PEFT", "adapter", "2", "3", "60"]
+    assert rows[2][1:] == ["checkpoint", "4", "tensors", "54"]
+    reports = run_json("inspect", *paths)
+    assert reports == [run_json("inspect", path) for path in paths]
+
+
+def test_a_damaged_file_does_not_hide_the_others(tmp_path, capsys):
+    (tmp_path / "bad.safetensors").write_bytes(b"x" * 20)
+    good = write_peft(tmp_path / "good", standard(2))
+    for options in ([], ["--json"]):
+        assert main(["inspect", str(tmp_path / "bad.safetensors"), good, *options]) == 1
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"lora-np: error: {tmp_path / 'bad.safetensors'}: ")
+        assert captured.err.count("\n") == 1
+        assert f"{good}" in captured.out
+    bad, _ = json.loads(captured.out)
+    assert bad["kind"] is None
+    assert bad["error"].startswith(f"{tmp_path / 'bad.safetensors'}: ")
+
+
+def test_a_folder_and_its_subfolders(tmp_path, run, run_json):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    write_peft(tmp_path / "a2")
+    write_peft(tmp_path / "a10", blocks(), base_model_name_or_path="b")
+    save_peft(tmp_path / "deep" / "tasks", multilora())
+    write_kohya(tmp_path / "deep" / "er" / "k.safetensors")
+    save_layer(standard(), tmp_path / "deep" / "er" / "m.npz")
+    write_mlx(tmp_path / "deep" / "mlx")
+    write_shards(tmp_path / "deep" / "shards")
+    (tmp_path / "README.md").write_text("nothing")
+    found = [str(tmp_path / name) for name in ("a2", "a10", "deep/er/k.safetensors", "deep/er/m.npz", "deep/mlx")]
+    found += [str(tmp_path / "deep" / name) for name in ("shards", "tasks/french", "tasks/german")]
+    reports = run_json("inspect", "-r", tmp_path)
+    assert [report["path"] for report in reports] == found
+    rows = [line.split() for line in run("inspect", "--recursive", tmp_path).splitlines()[2:]]
+    assert [row[0] for row in rows] == found
+    assert rows[1][1:] == ["PEFT", "adapter", "b", "6", "1..2", "64"]
+    one = write_kohya(tmp_path / "one.safetensors")
+    assert [report["path"] for report in run_json("inspect", "-r", tmp_path / "deep" / "mlx", one)] == [found[4], one]
+
+
+def test_a_folder_without_anything(tmp_path, fail, misuse):
+    assert fail("inspect", "-r", tmp_path).startswith(f"{tmp_path}: no adapter or checkpoint found; expected ")
+    assert "--plot requires a single PATH" in misuse("inspect", "a", "b", "--plot", "p.svg")

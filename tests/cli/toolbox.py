@@ -151,7 +151,8 @@ def fail(capsys):
     """Run a verb that must fail with one line on standard error and no output, and return the message."""
 
     def fail(*arguments):
-        assert main([str(argument) for argument in arguments]) == 1
+        # As in diff(1), the exit code 1 of diff means that there are differences.
+        assert main([str(argument) for argument in arguments]) == (2 if arguments[0] == "diff" else 1)
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.startswith("lora-np: error: ")
