@@ -54,6 +54,9 @@ ATTENTION = "tests/layers/test_attention.py"
 NORMS = "tests/layers/test_normalization.py"
 SEQUENCES = "tests/test_sequences.py"
 ENCODERS = "tests/models/test_bert.py"
+DECODERS = "tests/models/test_decoders.py"
+GENERATION = "tests/models/test_generation.py"
+DECODER_FILES = "tests/io/test_pretrained_decoders.py"
 NEXT = "tests/models/test_next_token.py"
 GGUF_LLAMA = "tests/io/test_gguf_llama.py"
 GGUF_TEXT = "tests/test_text_gguf.py"
@@ -2199,6 +2202,139 @@ MUTANTS = [
         "return dr + back(Q, dq)",
         "return back(Q, dq)",
         (ENCODERS,),
+    ),
+    Mutant(
+        "attention after a past counts its queries from zero",
+        "layers/attention.py",
+        "query = query + spans.offsets.reshape(-1, 1, 1)",
+        "pass",
+        (GENERATION,),
+    ),
+    Mutant(
+        "rows after a past have the positions of a new sequence",
+        "sequences.py",
+        "positions = positions + offsets.repeat(lengths)",
+        "pass",
+        (SEQUENCES,),
+    ),
+    Mutant(
+        "a past writes new rows over the first ones",
+        "sequences.py",
+        "offsets[:, np.newaxis] + np.arange(T)",
+        "0 * offsets[:, np.newaxis] + np.arange(T)",
+        (SEQUENCES,),
+    ),
+    Mutant(
+        "a past keeps the first sequences instead of the given ones",
+        "sequences.py",
+        "attention: (K[sequences], V[sequences])",
+        "attention: (K[: len(sequences)], V[: len(sequences)])",
+        (SEQUENCES,),
+    ),
+    Mutant(
+        "all pairs of a rotary head turn by other angles",
+        "layers/rotary.py",
+        "base ** (-np.arange(0, d, 2) / d)",
+        "base ** (-np.arange(0, d, 2) / (2 * d))",
+        (ATTENTION,),
+    ),
+    Mutant(
+        "the gradient of SwiGLU without the slope of its gate",
+        "models/llama.py",
+        "back(GATE, dh * u * slope)",
+        "back(GATE, dh * u)",
+        (DECODERS,),
+    ),
+    Mutant(
+        "the gradient of a Llama block without its shortcut",
+        "models/llama.py",
+        "return da + back(NORM1, dn)",
+        "return back(NORM1, dn)",
+        (DECODERS,),
+    ),
+    Mutant(
+        "the gradient of a GPT-2 block without its shortcut",
+        "models/gpt2.py",
+        "da = dy + back(NORM2, dm)",
+        "da = back(NORM2, dm)",
+        (DECODERS,),
+    ),
+    Mutant(
+        "queries and keys of GPT-2 swapped",
+        "models/gpt2.py",
+        "q, k, v = np.split",
+        "k, q, v = np.split",
+        (DECODERS,),
+    ),
+    Mutant(
+        "the gradient of a tied table from one of its uses",
+        "models/causal.py",
+        'gradients[name] = gradients[name] + own["weight"]',
+        "pass",
+        (DECODERS,),
+    ),
+    Mutant(
+        "an encoder is accepted as the body of a decoder",
+        "models/causal.py",
+        "all(block.attention.causal for block in body.blocks.values())",
+        "body.blocks",
+        (DECODERS,),
+    ),
+    Mutant(
+        "a generator reads the first token of a prompt",
+        "models/generation.py",
+        "h[spans.starts + spans.lengths - 1]",
+        "h[spans.starts]",
+        (GENERATION,),
+    ),
+    Mutant(
+        "draws of a generator depend on which prompts are left",
+        "models/generation.py",
+        "self.random.random(count)[prompts]",
+        "self.random.random(len(prompts))",
+        (GENERATION,),
+    ),
+    Mutant(
+        "top_k leaves out the smallest of the k",
+        "models/generation.py",
+        "z[z < smallest]",
+        "z[z <= smallest]",
+        (GENERATION,),
+    ),
+    Mutant(
+        "a generator runs past the last position",
+        "models/generation.py",
+        "longest + new - 1 > model.positions",
+        "longest + new - 2 > model.positions",
+        (GENERATION,),
+    ),
+    Mutant(
+        "tasks stay where they were when a sentence leaves the batch",
+        "models/generation.py",
+        "[names[i] for i in indices]",
+        "[names[i] for i in range(len(indices))]",
+        (GENERATION,),
+    ),
+    Mutant(
+        "a second head beside a tied one is accepted",
+        "io/pretrained.py",
+        'if not np.array_equal(table, getattr(model.head, "weight")):',
+        "if False:",
+        (DECODER_FILES,),
+    ),
+    Mutant(
+        "a sliding window is ignored",
+        "io/_model_config.py",
+        "_is_integer(window) and window >= positions",
+        "_is_integer(window)",
+        (DECODER_FILES,),
+    ),
+    Mutant(
+        "scaled rotary positions are ignored",
+        "io/_model_config.py",
+        'if scaling != "default" or',
+        "if scaling is None or",
+        (DECODER_FILES,),
     ),
     Mutant(
         "the gradient of an embedding takes rows in the order of the batch",

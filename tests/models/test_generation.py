@@ -26,7 +26,6 @@ from lora_np.models.transformer import Transformer
 from lora_np.run import INFERENCE
 from lora_np.sequences import Past, Spans
 from tests.models.decoders import BUILD, POSITIONS, VOCABULARY, decoder, targets
-from tests.models.test_bert import filled
 
 IDS = np.array([[3, 1, 4, 1], [9, 2, -1, -1], [6, -1, -1, -1]])
 each = pytest.mark.parametrize("name", BUILD)
@@ -239,11 +238,19 @@ def test_draws_repeat_with_the_seed_and_do_not_depend_on_other_prompts_that_end(
 # ---------------------------------------------------------------- tasks and ranks of prompts
 
 
+def strong(model):
+    """The model with adapters of random values that change most tokens."""
+    rng = np.random.default_rng(5)
+    for array in model.named_parameters().values():
+        array[...] = 2 * rng.normal(size=array.shape)
+    return model
+
+
 def routed(name):
     model = apply_lora(lively(name), MultiLoRAAdapter, default_task_name="a", default_rank=2, rng=0)
     for adapter in find(model, MultiLoRAAdapter).values():
         adapter.add_task("b", 1)
-    return filled(model)
+    return strong(model)
 
 
 @each
@@ -263,7 +270,7 @@ def test_a_task_for_each_prompt_is_one_prompt_at_a_time(name):
 @each
 def test_a_rank_for_each_prompt_is_one_prompt_at_a_time(name):
     choices = {"max_rank": 4, "active_ranks": [1, 2, 4], "targets": targets(name), "rng": 0}
-    model, ranks = filled(apply_lora(lively(name), DyLoRAAdapter, **choices)), [4, 1, 2]
+    model, ranks = strong(apply_lora(lively(name), DyLoRAAdapter, **choices)), [4, 1, 2]
     whole = together(model, IDS, 4, rank=ranks)
     for found in (whole, together(model, IDS, 4, rank=np.array(ranks), stop=int(whole[0, 1]))):
         for row, prompt, rank in zip(found, IDS, ranks, strict=True):
