@@ -6,6 +6,7 @@ The limits are lowered, so that small arrays take the ways of large ones, on any
 import os
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_np import kernels
-from lora_np.kernels import blas, panels, tiles
+from lora_np.kernels import blas, panels, tiles, workers
 from tests.strategies import LAYOUTS, leading_axes, seeds
 
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -264,17 +265,121 @@ def test_a_sum_that_fits_neither_operand_is_a_new_array(a, b):
     np.testing.assert_array_equal(b, before[1])
 
 
-@pytest.mark.skipif(not tiles.LIMIT, reason="no small kernel on this processor")
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("shape", [(16, 4), (256, 8), (1024, 64), (1024, 1024), (144, 260), (2112, 96)])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_row_has_the_same_bits_whatever_the_other_rows_are(dtype, shape, order):
-    W = np.random.default_rng(0).normal(size=shape).astype(dtype, order=order)
+def test_a_row_has_the_same_bits_whatever_the_other_rows_are(monkeypatch, dtype, shape, order):
+    W, x = whole_numbers(0, *shape), whole_numbers(1, 700, shape[0])
+    if tiles.LIMIT:  # only the small kernel promises equal bits for numbers whose sums have to be rounded
+        W, x = W + np.pi, x - np.e
+    monkeypatch.setattr(tiles, "LIMIT", 1_000_000)
+    W, x = W.astype(dtype, order=order), x.astype(dtype)
     factor = W if min(shape) <= tiles.THIN else packed(W, backward=False)
-    x = np.random.default_rng(1).normal(size=(700, shape[0])).astype(dtype)
+    np.testing.assert_allclose(kernels.product(x, factor), x @ W, rtol=1e-3)
     whole = kernels.product(x, factor)
     for start, stop in [(0, 2), (5, 8), (3, 20), (1, 34), (100, 613), (699 - 13, 700)]:
         assert kernels.product(x[start:stop].copy(), factor).tobytes() == whole[start:stop].tobytes(), (start, stop)
+
+
+@relaxed
+@given(factors(), st.integers(2, 9))
+def test_a_product_shared_by_threads_matches_numpy(shared, pair, threads):
+    x, W = pair
+    shared.setattr(blas, "threads", lambda: threads)
+    W = packed(W)
+    y = kernels.product(x, W)
+    np.testing.assert_array_equal(y, x @ W)
+    np.testing.assert_array_equal(kernels.product(y, W.T), y @ W.T)
+
+
+@pytest.fixture
+def shared(lowered, monkeypatch):
+    """Every product is worth all threads."""
+    monkeypatch.setattr(panels, "WORTH_A_THREAD", 1)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("shape", [(1024, 1024), (2112, 288)])
+def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, dtype, shape):
+    monkeypatch.setattr(tiles, "LIMIT", 1_000_000)
+    random = np.random.default_rng(0)
+    W, x = random.normal(size=shape).astype(dtype), random.normal(size=(60, shape[0])).astype(dtype)
+    W = packed(W, backward=False)
+    results = set()
+    for threads in (1, 2, 3, 8, 64):
+        monkeypatch.setattr(blas, "threads", lambda threads=threads: threads)
+        results.add(kernels.product(x, W).tobytes())
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "threads", "expected"),
+    [(9, 1, 1), (9, 2, 2), (9, 3, 3), (9, 4, 3), (9, 7, 6), (13, 6, 6), (9, 64, 6), (3, 64, 3), (2, 8, 3)],
+)
+def test_each_thread_has_panels_or_tiles_of_its_own(shared, rows, threads, expected):
+    shared.setattr(blas, "threads", lambda: threads)
+    layout = panels.Panels(whole_numbers(0, 5, 7))  # three panels of two columns, tiles of four rows
+    parts = layout._parts(rows)
+    assert len(parts) == expected
+    done = np.zeros((rows, 3), int)
+    for part in parts:
+        done[part] += 1
+    assert (done == 1).all()
+    assert all(part[0].start % layout.tile == 0 for part in parts)
+
+
+def test_a_small_product_is_not_worth_a_thread(monkeypatch):
+    monkeypatch.setattr(tiles, "LIMIT", 1_000_000)
+    monkeypatch.setattr(blas, "threads", lambda: 8)
+    layout = panels.Panels(np.ones((1024, 1024), np.float32))
+    assert [len(layout._parts(rows)) for rows in (2, 7, 8, 12, 16, 32, 256)] == [1, 1, 2, 3, 4, 8, 8]
+
+
+# ---------------------------------------------------------------- worker threads
+
+
+def test_parts_run_at_the_same_time():
+    barrier, names = threading.Barrier(3, timeout=20), []
+
+    def part():
+        barrier.wait()
+        names.append(threading.current_thread().name)
+
+    workers.run([part] * 3)
+    assert len(set(names)) == 3
+    assert threading.current_thread().name in names
+
+
+def test_an_error_of_a_part_is_raised():
+    def fail():
+        raise MemoryError("here")
+
+    with pytest.raises(MemoryError, match="here"):
+        workers.run([fail, lambda: None])
+
+
+def test_without_workers_the_caller_runs_every_part(monkeypatch):
+    def refuse(count):
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(workers, "_workers", refuse)
+    names = []
+    workers.run([lambda: names.append(threading.current_thread().name)] * 3)
+    assert names == [threading.current_thread().name] * 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_has_workers_too():
+    script = (
+        "import os; from lora_np.kernels import workers\n"
+        "workers.run([int, int])\n"
+        "process = os.fork()\n"
+        "if not process: workers.run([int, int]); os._exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "7\n", done.stderr
 
 
 def test_a_matrix_in_a_buffer_can_be_packed(lowered):
@@ -302,6 +407,7 @@ def test_the_core_has_a_name_and_can_be_forced():
 
 
 def test_an_unknown_blas_uses_numpys_own_products(monkeypatch):
+    monkeypatch.setattr(blas, "_function", blas._function.__wrapped__)
     monkeypatch.setattr(blas.ctypes, "CDLL", lambda path: object())
     assert blas.core_name() == ""
     assert blas.small_kernel_limit() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from functools import cache
 from typing import Any
 
 SMALL_KERNELS = {"SkylakeX": 1_000_000, "Cooperlake": 1_000_000, "SapphireRapids": 1_000_000}
@@ -33,6 +34,7 @@ def small_kernel_limit() -> int:
     return SMALL_KERNELS.get(core_name(), 0)
 
 
+@cache
 def _function(name: str) -> Any:
     """A function of the OpenBLAS that NumPy is linked to; None if it is another BLAS."""
     extension = importlib.import_module("numpy._core._multiarray_umath")

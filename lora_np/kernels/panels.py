@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from .._typing import Array
-from . import tiles
+from . import blas, tiles, workers
 
 PANEL_BYTES = 256
 """The width of a panel: the columns that the kernel handles at once, for either dtype."""
@@ -22,6 +23,8 @@ SPLIT = 1024
 """The approximate number of rows per block of a panel that is too tall for a tile of `tiles.TILE_ROWS`."""
 WORTH_PACKING = 2**15
 """The smallest number of elements for which panels are faster than the matrix itself."""
+WORTH_A_THREAD = 2**22
+"""The smallest M·N·K for which another thread saves more time than it takes to start: about 0.1 ms of work."""
 
 
 class _Packed(NamedTuple):
@@ -148,18 +151,39 @@ class Panels:
         y = np.empty((*x.shape[:-1], n), x.dtype)
         x_rows, y_rows = x.reshape(-1, k), y.reshape(-1, n)
         if self.columns:
-            self._multiply(x_rows, y_rows[:, : self.columns])
+            parts = self._parts(len(x_rows))
+            workers.run([partial(self._multiply, x_rows, y_rows, *part) for part in parts])
         if self.columns < n:
             y_rows[:, self.columns :] = tiles.product(x_rows, self.rest)
         return y
 
-    def _multiply(self, x: Array, y: Array) -> None:
+    def _parts(self, rows: int) -> list[tuple[slice, slice]]:
+        """The rows and panels of the parts of a product, one for each thread that pays.
+
+        Rows are divided between tiles, so the tiles, and the bits of the result, are the same for any number of parts.
+        """
+        work = rows * self.shape[0] * self.columns // WORTH_A_THREAD
+        threads = min(work, blas.threads()) if work > 1 else 1
+        by_panels = min(threads, len(self.panels[0]))
+        by_rows = min(threads // by_panels, rows // self.tile) or 1
+        return list(itertools.product(_shares(rows, by_rows, self.tile), _shares(len(self.panels[0]), by_panels)))
+
+    def _multiply(self, x: Array, y: Array, rows: slice, panels: slice) -> None:
+        """Some rows of ``x @ matrix``, and the columns of some panels."""
+        width = PANEL_BYTES // y.itemsize
+        x, y = x[rows], y[rows, panels.start * width : panels.stop * width]
         first, *others = zip(self.blocks, self.panels, strict=True)
-        _multiply_panels(x[:, first[0]], first[1], y, self.tile)
-        for block, panels in others:
-            part = np.empty(y.shape, y.dtype)
-            _multiply_panels(x[:, block], panels, part, self.tile)
-            y += part
+        _multiply_panels(x[:, first[0]], first[1][panels], y, self.tile)
+        for block, block_panels in others:
+            addend = np.empty(y.shape, y.dtype)
+            _multiply_panels(x[:, block], block_panels[panels], addend, self.tile)
+            y += addend
+
+
+def _shares(length: int, count: int, unit: int = 1) -> list[slice]:
+    """Nearly equal shares of a length; all but the last one end at a multiple of the unit."""
+    bounds = [length // unit * i // count * unit for i in range(count)]
+    return [slice(*pair) for pair in itertools.pairwise([*bounds, length])]
 
 
 def _multiply_panels(x: Array, panels: Array, y: Array, tile: int) -> None:
