@@ -48,6 +48,9 @@ ADAPTING = "tests/test_adapting.py"
 MODEL = "tests/test_model.py"
 TRAINING = "tests/test_training.py"
 WEIGHTS = "tests/test_adapter_weights.py"
+WHOLE = "tests/io/test_peft_whole.py"
+MERGE_WHOLE = "tests/io/test_merge_whole.py"
+PATTERNS = "tests/io/test_patterns.py"
 BRANCHES = "tests/adapters/test_branches.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 ATTENTION = "tests/layers/test_attention.py"
@@ -2659,6 +2662,140 @@ MUTANTS = [
         'if any(name.startswith(f"{model.head_name}.")',
         'if model is None and any(name.startswith(f"{model.head_name}.")',
         (NEXT,),
+    ),
+    # ---------------------------------------------------------------- adapters with whole tensors
+    Mutant(
+        "whole tensors: a trained head is not extracted",
+        "factors/weights.py",
+        "found |= trained_tensors(child, _join(path, name))",
+        "trained_tensors(child, _join(path, name))",
+        (WHOLE,),
+    ),
+    Mutant(
+        "whole tensors: a head is written in the layout of the model",
+        "factors/weights.py",
+        "        return layer.in_layout(array).T  # (out, in)",
+        "        return array",
+        (WHOLE,),
+    ),
+    Mutant(
+        "whole tensors: an applied head does not train",
+        "models/adapting.py",
+        "train=(*_kept(model, train), *replace)",
+        "train=_kept(model, train)",
+        (WHOLE,),
+    ),
+    Mutant(
+        "whole tensors: an applied bias of a base does not train",
+        "io/_applying.py",
+        '        adapter.frozen -= {"base"}\n',
+        "",
+        (WHOLE,),
+    ),
+    Mutant(
+        "whole tensors: a replaced array is shared",
+        "models/replacing.py",
+        'np.array(array, twin.dtype, order="C")',
+        "np.asarray(array, twin.dtype)",
+        (WHOLE,),
+    ),
+    Mutant(
+        "whole tensors: lora_bias is not scaled",
+        "io/_applying.py",
+        "weights.layers[path].scaling * weights.biases[path]",
+        "weights.biases[path]",
+        (WHOLE,),
+    ),
+    Mutant(
+        "whole tensors: unknown tensors are left out",
+        "io/_peft_tensors.py",
+        "            whole[key] = tensor\n    stored.check_all_taken()",
+        "            whole[key] = tensor",
+        (WHOLE, "tests/io/test_peft.py"),
+    ),
+    Mutant(
+        "whole tensors: the head of a task is taken from the first",
+        "io/_applying.py",
+        "    for weights in others:",
+        "    for weights in ():",
+        (WHOLE,),
+    ),
+    Mutant(
+        "whole tensors: a stale configuration is read",
+        "io/peft.py",
+        "if stored.metadata.get(DIGEST, written := digest(config)) != written:",
+        "if stored.metadata.get(DIGEST, written := digest(config)) != written and False:",
+        (WHOLE,),
+    ),
+    Mutant(
+        "merge: rows are replaced in the first window only",
+        "io/_merging.py",
+        "new[indices[inside] - first] = values[inside]",
+        "new[indices[inside]] = values[inside]",
+        (MERGE_WHOLE,),
+    ),
+    Mutant(
+        "merge: a bias is added in the wrong direction when it is subtracted",
+        "io/_merging.py",
+        "change = self._signed(self.adapter.layers[path].scaling) * self.adapter.biases",
+        "change = self.adapter.layers[path].scaling * self.adapter.biases",
+        (MERGE_WHOLE,),
+    ),
+    Mutant(
+        "merge: a tied head is changed without being asked",
+        "io/_merging.py",
+        "        if tied and self.untie:",
+        "        if tied:",
+        (MERGE_WHOLE,),
+    ),
+    Mutant(
+        "merge: a stranger is added as a head",
+        "io/_merging.py",
+        "if not (may_be_new(self.adapter.config, key) or tied):",
+        "if False:",
+        (MERGE_WHOLE,),
+    ),
+    Mutant(
+        "merge: verification does not look at new tensors",
+        "io/merge.py",
+        "for key in dict.fromkeys([*old, *steps]):",
+        "for key in old:",
+        (MERGE_WHOLE,),
+    ),
+    Mutant(
+        "patterns: a run ends one character early",
+        "io/_patterns.py",
+        "return (((starts & where) + where) ^ where) | starts",
+        "return (((starts & where) + where) ^ where) & where | starts",
+        (PATTERNS,),
+    ),
+    Mutant(
+        "patterns: groups may be repeated",
+        "io/_patterns.py",
+        "        if not isinstance(atom, _Char):\n            raise ValueError",
+        "        if not isinstance(atom, _Char):\n            return atom\n            raise ValueError",
+        (PATTERNS,),
+    ),
+    Mutant(
+        "JSON: the last of two equal keys counts",
+        "io/_json.py",
+        "if len(value) < len(pairs):",
+        "if False:",
+        ("tests/io/test_peft.py",),
+    ),
+    Mutant(
+        "combine: different heads are not noticed",
+        "factors/whole.py",
+        "if not np.array_equal(whole.setdefault(key, tensor), tensor):",
+        "if whole.setdefault(key, tensor) is None:",
+        ("tests/cli/test_toolbox_whole.py",),
+    ),
+    Mutant(
+        "diff: whole tensors are not compared",
+        "cli/diff.py",
+        "    one, other = other_changes(first), other_changes(second)",
+        "    one, other = {}, {}",
+        ("tests/cli/test_toolbox_whole.py",),
     ),
 ]
 

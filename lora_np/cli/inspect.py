@@ -120,7 +120,7 @@ def inspected(path: str, arguments: argparse.Namespace) -> Report:
             return _checkpoint(path, arguments)
         reports = [adapter_report(name, adapters) for name in adapters.names]
     except (FormatError, NotSupportedError) as error:
-        files = _readable(path)
+        files = readable_files(path)
         if arguments.plot or not files:
             raise
         return _tensors(path, files, str(error))
@@ -184,7 +184,7 @@ def _checkpoint(path: str, arguments: argparse.Namespace) -> Report:
     return _tensors(path, checkpoint_files(path))
 
 
-def _readable(path: str) -> dict[str, str]:
+def readable_files(path: str) -> dict[str, str]:
     """The safetensors files of an adapter that is not understood, by name; none if one of them is damaged."""
     inside = os.path.join(escape(path), "**", "*.safetensors")
     places = [path] if os.path.isfile(path) else sorted(glob(inside, recursive=True))

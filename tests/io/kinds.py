@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_np.cli._adapters import find_adapters, require_adapters
+from lora_np.cli.inspect import readable_files
 from lora_np.errors import ArgumentError, NotSupportedError
 from lora_np.io.base_names import renamed
 from lora_np.io.diffusers import load_diffusers, save_diffusers
@@ -229,7 +230,7 @@ def _results(name, folder):
             inspected.read(KINDS[name].task or inspected.choose(None))
         row["inspect"] = "tensors" if inspected is None else "layers"
     except (ArgumentError, NotSupportedError) as error:
-        row["inspect"] = reason(error)
+        row["inspect"] = "tensors" if readable_files(str(place(name))) else reason(error)
     try:
         row["merge"] = merge_difference(name, folder / "merged.safetensors")
     except (ArgumentError, NotSupportedError) as error:
