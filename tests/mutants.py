@@ -2693,13 +2693,6 @@ MUTANTS = [
         (WHOLE,),
     ),
     Mutant(
-        "whole tensors: a replaced array is shared",
-        "models/replacing.py",
-        'np.array(array, twin.dtype, order="C")',
-        "np.asarray(array, twin.dtype)",
-        (WHOLE,),
-    ),
-    Mutant(
         "whole tensors: lora_bias is not scaled",
         "io/_applying.py",
         "weights.layers[path].scaling * weights.biases[path]",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from ..layers.dense import AffineLayer
 from ..layers.embedding import Embedding
 from ..layers.lora import LoRALayer
 from ..models.adapting import Factory, apply_adapters
+from ..models.causal import HEAD, CausalLM
 from ..models.replacing import with_arrays
 
 
@@ -71,7 +74,10 @@ def _arrays(model: Layer, weights: AdapterWeights) -> dict[str, dict[str, Array]
     """The new arrays of layers, by path and name, in the layout of the layers."""
     layers = model.walk()
     arrays: dict[str, dict[str, Array]] = {}
+    shared = _shared_table(model, weights)
     for key, tensor in weights.whole.items():
+        if shared and key == f"{HEAD}.weight":
+            continue
         path, name = _owner(layers, key)
         transposed = name == "weight" and path in weights.layers and weights.config.get("fan_in_fan_out")
         arrays.setdefault(path, {})[name] = in_torch_layout(layers[path], name, tensor.T if transposed else tensor)
@@ -91,6 +97,18 @@ def _arrays(model: Layer, weights: AdapterWeights) -> dict[str, dict[str, Array]
             raise ArgumentError(f"{path}: the change has the shape {sizes}, the table {table.shape}")
         arrays.setdefault(path, {})["weight"] = table + change.merge_weights()
     return arrays
+
+
+def _shared_table(model: Layer, weights: AdapterWeights) -> str | None:
+    """The table that is the head of a model too, if it is; an adapter must then change both alike."""
+    if not isinstance(model, CausalLM) or HEAD in model.children():
+        return None
+    table, head = f"{model.head_name}.weight", f"{HEAD}.weight"
+    changed = {table, head} & weights.whole.keys()
+    alike = len(changed) == 2 and np.array_equal(weights.whole[table], weights.whole[head])
+    if (changed and not alike) or model.head_name in weights.embeddings or HEAD in weights.layers:
+        raise ArgumentError(f"the model uses {table} as its head too, and the adapter changes the two differently")
+    return table
 
 
 def _owner(layers: Mapping[str, Layer], key: str) -> tuple[str, str]:
@@ -113,6 +131,16 @@ def _on(arrays: Mapping[str, Array], factory: Factory) -> Factory:
         return adapter
 
     return build
+
+
+def as_in_torch(model: Layer, weights: AdapterWeights, config: Mapping[str, Any]) -> AdapterWeights:
+    """The content of a model with the tensors of PyTorch's model: a tied head too, and weights of Conv1D as (in, out)."""
+    whole = dict(weights.whole)
+    if config.get("fan_in_fan_out"):
+        whole |= {key: whole[key].T for path in weights.layers if (key := f"{path}.weight") in whole}
+    if isinstance(model, CausalLM) and HEAD not in model.children() and (key := f"{model.head_name}.weight") in whole:
+        whole[f"{HEAD}.weight"] = whole[key]
+    return replace(weights, whole=whole)
 
 
 # ---------------------------------------------------------------- adapters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from .._typing import Array
 from ..errors import FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
 from ._checkpoint import Checkpoint
+from ._json import read_json
 from ._peft_tensors import may_be_new
 from .safetensors import TensorInfo, dtype_name
 
@@ -20,6 +22,7 @@ PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-8, "F16": 2.0**-11
 HEADS = ("lm_head", "embed_out")
 """The names of output heads that may be tied to an embedding."""
 
+HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 
 Change = Callable[[Array, int], Array]
@@ -80,7 +83,24 @@ class Merge:
             for key in keys:
                 changes.setdefault(key, []).append(change)
         ordered = [*(key for key in old if key in changes), *(key for key in changes if key not in old)]
-        return {key: self._step(old, key, changes[key]) for key in ordered}
+        steps = {key: self._step(old, key, changes[key]) for key in ordered}
+        if (table := self._shared_table(old)) and HEAD not in steps:
+            steps[HEAD] = Step(HEAD, old.file_of(HEAD), old[table].info(table), "untied", table)
+        return steps
+
+    def _shared_table(self, old: Checkpoint) -> str | None:
+        """The embedding that the adapter changes although the base uses it as its output head, which stays as it was."""
+        whole = self.adapter.whole
+        changed = [*whole, *(f"{path}.weight" for path in self.adapter.embeddings)]
+        table = next((key for key in changed if key == _tied(old, HEAD)), None)
+        if table is None or HEAD in whole or not _is_causal(old, self.adapter):
+            return None
+        if not self.untie:
+            raise FormatError(
+                f"{old.path}: the base uses {table} as its output head too, which the adapter was not trained to change; "
+                "untie=True writes a separate head"
+            )
+        return table
 
     def _step(self, old: Checkpoint, key: str, changes: list[str]) -> Step:
         whole = self.adapter.whole.get(key)
@@ -234,6 +254,16 @@ class Merge:
 
     def _signed(self, scaling: float) -> float:
         return -scaling if self.subtract else scaling
+
+
+def _is_causal(old: Checkpoint, adapter: AdapterWeights) -> bool:
+    """Whether the base is a language model, so that it must have an output head."""
+    config = os.path.join(os.path.dirname(next(iter(old.files.values())).path), "config.json")
+    entries = read_json(config) if os.path.isfile(config) else {}
+    names = entries.get("architectures") if isinstance(entries, dict) else None
+    if isinstance(names, list):
+        return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    return adapter.config.get("task_type") == "CAUSAL_LM"
 
 
 def _tied(old: Checkpoint, key: str) -> str | None:

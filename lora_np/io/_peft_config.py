@@ -190,6 +190,12 @@ def is_target(config: Mapping[str, Any], path: str) -> bool:
     return _layer_index(config, path) in _listed(indices)
 
 
+def target_parameter(config: Mapping[str, Any], path: str) -> str | None:
+    """The entry of target_parameters that names a parameter of a layer, such as the weights of all experts."""
+    modules = {name: name.rpartition(".")[0] for name in config.get("target_parameters") or ()}
+    return next((name for name, module in modules.items() if module and _names([module], path)), None)
+
+
 def _names(targets: str | Iterable[str] | None, path: str) -> bool:
     """Whether a pattern matches the whole path, or a listed name is the end of the path."""
     if isinstance(targets, str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,8 @@ from ..factors.weights import AdapterWeights, Rows
 from ..layers.lora import LoRALayer
 from ._convolutions import Kernel, as_stored, stored_magnitude
 from ._factors import PREFIX, AdapterFile, layer_of, magnitude, pair
-from ._peft_config import alpha_of, is_saved_whole, is_target, rank_of, token_indices
+from ._json import parsed_json
+from ._peft_config import alpha_of, is_saved_whole, is_target, rank_of, target_parameter, token_indices
 
 A, B, BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
 EMBEDDING_A, EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
@@ -47,6 +47,8 @@ def weights_of(stored: AdapterFile, config: Mapping[str, Any], config_name: str)
     for path, factors in parts.items():
         where = f"{stored.label}: {PREFIX}{path}"
         if not is_target(config, path):
+            if name := target_parameter(config, path):
+                raise NotSupportedError(f"{where}: target_parameters names {name!r}, which is not a weight matrix")
             raise FormatError(f"{where}: target_modules of {config_name} does not name it")
         layers[path], kernel = layer, _ = _layer(factors, path, config, settings.get(path), where)
         if kernel:
@@ -99,7 +101,7 @@ def _layer(
 def _settings(metadata: Mapping[str, str], file: str) -> dict[str, DyLoRASettings]:
     """The settings of whole DyLoRA adapters, which `save_peft` keeps in the metadata of the file."""
     try:
-        nested = dict(json.loads(metadata.get("lora_np", "{}")).get("nested", {}).items())
+        nested = dict(parsed_json(metadata.get("lora_np", "{}")).get("nested", {}).items())
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{file}: its lora_np metadata is damaged: {error}") from error
     settings = {}

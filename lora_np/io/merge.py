@@ -43,7 +43,7 @@ class MergedTensor:
     """Set by `verify_checkpoint`: the largest deviation from the result in float64, relative to the largest element of the
     result or of the base."""
     change: str = "low-rank"
-    """What happens to it: ``low-rank``, ``bias``, ``rows``, ``replaced`` or ``added``; a sum if several do."""
+    """What happens to it: ``low-rank``, ``bias``, ``rows``, ``replaced``, ``added`` or ``untied``; a sum if several do."""
     rank: int = 0
     """The rank of a low-rank change."""
 

@@ -48,9 +48,6 @@ def load_mlx(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     """
     root = file_path("folder", folder)
     scale = _scale(os.path.join(root, CONFIG))
-    kind = read_json(os.path.join(root, CONFIG)).get("fine_tune_type", "lora")
-    if kind not in ("lora", "dora"):
-        raise NotSupportedError(f"{os.path.join(root, CONFIG)}: fine_tune_type must be 'lora' or 'dora', got {kind!r}")
     file = os.path.join(root, WEIGHTS)
     if not os.path.isfile(file):
         raise FormatError(f"{root}: {WEIGHTS} not found")
@@ -125,8 +122,16 @@ def save_mlx(folder: Path, weights: AdapterWeights) -> None:
 
 
 def _scale(file: str) -> float:
+    """The scale in a configuration, whose kind of adapter must be known."""
     try:
-        with open(file, encoding="utf-8") as text:
-            return float(json.load(text)["lora_parameters"]["scale"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        config = read_json(file)
+        scale = config["lora_parameters"]["scale"]
+        kind = config.get("fine_tune_type", "lora")
+        if isinstance(scale, bool) or not isinstance(scale, int | float):
+            raise TypeError(f"a number, got {scale!r}")
+        number = float(scale)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FormatError(f"{file}: must be valid JSON with lora_parameters.scale: {error!r}") from error
+    if kind not in ("lora", "dora"):
+        raise NotSupportedError(f"{file}: fine_tune_type must be 'lora' or 'dora', got {kind!r}")
+    return number

@@ -20,7 +20,7 @@ from ..base import Layer
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights, extract, extract_tasks
 from ..models.finding import find, has_multi_lora_adapters
-from ._applying import applied, applied_tasks, check_is_task
+from ._applying import applied, applied_tasks, as_in_torch, check_is_task
 from ._factors import AdapterFile
 from ._json import read_json
 from ._peft_adalora import read_adalora
@@ -237,14 +237,15 @@ def save_peft(
     extra = {} if config is None else dict(config)
     if rank is not None and not isinstance(adapters, Layer):
         raise ArgumentError(f"rank needs a model with DyLoRA adapters, got {type(adapters).__name__}")
-    if isinstance(adapters, Layer) and (vera := vera_of(adapters)) is not None:
-        _write_files(os.fspath(folder), vera_tensors(vera), vera_config(vera) | extra, {})
-        return
-    if isinstance(adapters, Layer) and has_multi_lora_adapters(adapters):
+    if not isinstance(adapters, Layer):
+        _write(folder, adapters, extra)
+    elif (vera := vera_of(adapters)) is not None:
+        _write_files(folder, vera_tensors(vera), vera_config(vera) | extra, {})
+    elif has_multi_lora_adapters(adapters):
         for task, weights in extract_tasks(adapters, _tasks(adapters), rank=rank).items():
-            _write(os.path.join(folder, task), weights, extra)
-        return
-    _write(folder, extract(adapters, rank=rank) if isinstance(adapters, Layer) else adapters, extra)
+            _write(os.path.join(folder, task), as_in_torch(adapters, weights, extra), extra)
+    else:
+        _write(folder, as_in_torch(adapters, extract(adapters, rank=rank), extra), extra)
 
 
 def _write(folder: str, weights: AdapterWeights, extra: Mapping[str, Any]) -> None:

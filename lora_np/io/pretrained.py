@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -177,8 +176,7 @@ def _tensors(folder: str) -> dict[str, Array]:
     names = [WEIGHTS]
     if os.path.isfile(index):
         try:
-            with open(index, encoding="utf-8") as text:
-                places = json.load(text)["weight_map"]
+            places = read_json(index)["weight_map"]
             names = sorted(set(places.values()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(f"{index}: not a valid index: {error}") from error

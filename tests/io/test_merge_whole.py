@@ -210,6 +210,46 @@ def test_a_tied_pair_stays_one(base):
         merged(base, AdapterWeights(Q, whole=whole | {"lm_head.weight": table + 1}))
 
 
+TABLE = "model.embed_tokens.weight"
+CAUSAL = {"task_type": "CAUSAL_LM"}
+CHANGES_OF_THE_TABLE = {
+    "whole": {"layers": Q, "whole": {TABLE: batch(9, 4, seed=9)}},
+    "low-rank": {"layers": {TABLE[:-7]: randomised(LoRALayer(9, 4, 2))}, "embeddings": frozenset({TABLE[:-7]})},
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES_OF_THE_TABLE)
+def test_the_head_does_not_follow_a_change_of_the_embedding(base, kind):
+    weights = AdapterWeights(**CHANGES_OF_THE_TABLE[kind], config=CAUSAL)
+    with pytest.raises(FormatError, match=r"the base uses model\.embed_tokens\.weight as its output head too.* untie=True"):
+        merged(base, weights)
+    tensors, changed = merged(base, weights, untie=True)
+    assert np.array_equal(tensors["lm_head.weight"], TENSORS[TABLE])
+    assert not np.array_equal(tensors[TABLE], TENSORS[TABLE])
+    assert changed["lm_head.weight"].change == "untied"
+
+
+ARCHITECTURES = {"LlamaForCausalLM": True, "GPT2LMHeadModel": True, "LlamaForSequenceClassification": False}
+
+
+@pytest.mark.parametrize(("architecture", "is_tied"), ARCHITECTURES.items())
+def test_the_base_says_whether_it_has_a_head(base, architecture, is_tied):
+    folder = base if base.is_dir() else base.parent
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    weights = AdapterWeights(**CHANGES_OF_THE_TABLE["whole"])
+    if is_tied:
+        with pytest.raises(FormatError, match="as its output head too"):
+            merged(base, weights)
+    else:
+        assert TABLE in merged(base, weights)[1]
+
+
+def test_rows_of_tokens_change_a_tied_head_too(base):
+    rows = {TABLE: Rows.of([1], batch(1, 4))}
+    _, changed = merged(base, AdapterWeights(Q, rows=rows, config=CAUSAL))
+    assert set(changed) == {TABLE, "model.q.weight"}
+
+
 # ---------------------------------------------------------------- what does not fit
 
 REJECTED = {

@@ -93,6 +93,9 @@ CONFIGS = {
     "parameters as a list": {"lora_parameters": [20.0]},
     "scale as text": {"lora_parameters": {"scale": "large"}},
     "null scale": {"lora_parameters": {"scale": None}},
+    "a true scale": {"lora_parameters": {"scale": True}},
+    "a scale in digits": {"lora_parameters": {"scale": "20"}},
+    "a scale beyond floats": {"lora_parameters": {"scale": 10**400}},
 }
 
 

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from lora_np import (
     SGD,
     ArgumentError,
+    CausalLM,
     DenseLayer,
     FormatError,
     FullyConnectedLayer,
+    LlamaModel,
     LoRALayer,
     MultiLoRAAdapter,
     NotSupportedError,
@@ -256,6 +258,56 @@ def test_tasks_with_different_heads_are_refused(tmp_path):
 def test_a_task_has_only_factors_of_weights(case):
     with pytest.raises(NotSupportedError, match=rf"{case}: 'only' changes \S+ otherwise than by factors"):
         apply_peft(text_network(), {"only": TEXT / case})
+
+
+def test_weights_of_conv1d_are_written_as_in_out(tmp_path):
+    model = Sequential({"up": DenseLayer(6, 8, rng=0)})
+    adapted = apply_lora(model, StandardLoRAAdapter, rank=2, freeze_base_layer=False, rng=2)
+    randomised(adapted)
+    save_peft(tmp_path, adapted, config={"fan_in_fan_out": True})
+    stored = load_safetensors(tmp_path / WEIGHTS)["base_model.model.up.base_layer.weight"]
+    assert np.array_equal(stored, adapted.children()["up"].base_layer.weight)
+    x = batch(5, 6)
+    assert np.array_equal(apply_peft(model, tmp_path).predict(x), adapted.predict(x))
+
+
+# ---------------------------------------------------------------- language models, whose head may be the embedding
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+TABLE = "model.embed_tokens"
+TOKENS = [[3, 1, 4], [1, 5, -1]]
+
+
+def language_model():
+    return CausalLM(LlamaModel.new(SIZES | {"vocab_size": 9, "max_position_embeddings": 16}, dtype=np.float64, rng=0))
+
+
+def test_a_trained_tied_table_comes_back_and_is_the_head_too(tmp_path):
+    model = language_model()
+    adapted = apply_lora(model, StandardLoRAAdapter, rank=2, targets=["q_proj"], train=[TABLE], rng=1)
+    adapted.set_parameters(batch(adapted.parameter_count))
+    save_peft(tmp_path, adapted)
+    whole = load_peft(tmp_path).whole
+    assert set(whole) == {f"{TABLE}.weight", "lm_head.weight"}
+    assert np.array_equal(*whole.values())
+    assert np.array_equal(apply_peft(model, tmp_path).predict(TOKENS), adapted.predict(TOKENS))
+
+
+DIFFERENTLY = {
+    "only the table": {"whole": {f"{TABLE}.weight": batch(9, 8)}},
+    "only the head": {"whole": {"lm_head.weight": batch(9, 8)}},
+    "both": {"whole": {f"{TABLE}.weight": batch(9, 8), "lm_head.weight": batch(9, 8, seed=5)}},
+    "a low-rank table": {"layers": {TABLE: LoRALayer(9, 8, 1)}, "embeddings": frozenset({TABLE})},
+    "a low-rank head": {"layers": {"lm_head": LoRALayer(8, 9, 1)}},
+}
+
+
+@pytest.mark.parametrize("kind", DIFFERENTLY)
+def test_a_tied_pair_must_change_alike(tmp_path, kind):
+    layers = {"model.layers.0.self_attn.q_proj": LoRALayer(8, 8, 1)}
+    save_peft(tmp_path, AdapterWeights(**({"layers": layers} | DIFFERENTLY[kind])))
+    with pytest.raises(FormatError, match=r"the model uses model\.embed_tokens\.weight as its head too"):
+        apply_peft(language_model(), tmp_path)
 
 
 # ---------------------------------------------------------------- any adapter
