@@ -39,6 +39,7 @@ TESTING = "tests/test_testing.py"
 CALLS = "tests/fuzz/test_fuzz.py"
 VALIDATION = "tests/test_validation.py"
 CHECKPOINTS = "tests/test_distributed.py"
+THREADS = "tests/test_threads.py"
 ATOMIC = "tests/test_atomic_file.py"
 HOSTILE = "tests/io/test_hostile_npz.py"
 KERNELS = "tests/test_kernels.py"
@@ -885,6 +886,27 @@ MUTANTS = [
         '            _check_shape(layer, key.rpartition(":")[0], array, may_broadcast=True)',
         "            pass",
         (CHECKPOINTS,),
+    ),
+    Mutant(
+        "a removed task is current for a moment",
+        "adapters/multilora.py",
+        "            name, branch = self._current()\n",
+        "            name = self._current_task\n            branch = self._tasks[name]\n",
+        (THREADS,),
+    ),
+    Mutant(
+        "children are read while tasks change",
+        "adapters/task_children.py",
+        "for task, branch in list(self._tasks.items())",
+        "for task, branch in self._tasks.items()",
+        (THREADS,),
+    ),
+    Mutant(
+        "a layer that changes is saved half",
+        "base/serializable.py",
+        "        if description != header(self) or arrays.keys()",
+        "        if False and arrays.keys()",
+        (THREADS,),
     ),
     # ---------------------------------------------------------------- scaling and ranks
     Mutant(

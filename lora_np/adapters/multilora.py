@@ -9,7 +9,7 @@ from typing import Any, Self, final
 from .._typing import RNG
 from .._validation import generator, rank_within
 from ..base import FixedAttributes, Layer
-from ..errors import NotSupportedError
+from ..errors import InvalidOperationError, NotSupportedError
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
 from ..run import Run
@@ -101,16 +101,21 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
 
     def select(self, run: Run) -> Selection:
         """The branch of the task that all rows have, by default the current one; or the branches of all tasks present."""
-        names = (self._current_task,) if run.tasks is None else run.tasks.names
-        if len(names) == 1 and names[0] is not None:
-            return Selection(f"tasks.{names[0]}", self._tasks[names[0]])
-        assert run.tasks is not None
-        return Selection("tasks", MixedBranch(run.tasks, self._tasks, self.lora_layer))
+        if run.tasks is None:
+            name, branch = self._current()
+            return Selection(f"tasks.{name}", branch)
+        first, *others = run.tasks.names or (None,)
+        try:
+            if first is not None and not others:
+                return Selection(f"tasks.{first}", self._tasks[first])
+            return Selection("tasks", MixedBranch(run.tasks, self._tasks, self.lora_layer))
+        except KeyError as error:  # in another thread, after the tasks of the pass were checked
+            raise InvalidOperationError(f"{self.layer_name}: the task {error} was removed during the pass") from None
 
     @property
     def lora_layer(self) -> LoRALayer:
         """The current task's branch."""
-        return self._tasks[self._current_task]
+        return self._current()[1]
 
     def merge_task_to_layer(self, task_name: str) -> AffineLayer:
         """A new layer with ``W + s_t A_t B_t``, in the base's layout; the base and the current task are untouched.
@@ -148,7 +153,7 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
         """The base, each task's branch, and whether the base is frozen."""
         return {
             "base_layer": self.base_layer,
-            "tasks": [[name, branch] for name, branch in self._tasks.items()],
+            "tasks": [[name, branch] for name, branch in list(self._tasks.items())],
             "freeze_base_layer": self.is_base_layer_frozen,
         }
 

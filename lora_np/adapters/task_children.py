@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 
 from ..base import Layer
 
@@ -22,9 +22,18 @@ class TaskChildren(Mapping[str, Layer]):
         return self._tasks[task]
 
     def __iter__(self) -> Iterator[str]:
-        yield "base"
-        for task in self._tasks:
-            yield f"tasks.{task}"
+        return iter(self._copied())
+
+    def items(self) -> ItemsView[str, Layer]:
+        """The names and layers, as they are now: another thread may add or remove tasks while the caller iterates."""
+        return self._copied().items()
+
+    def values(self) -> ValuesView[Layer]:
+        """The layers, as they are now."""
+        return self._copied().values()
+
+    def _copied(self) -> dict[str, Layer]:
+        return {"base": self._base} | {f"tasks.{task}": branch for task, branch in list(self._tasks.items())}
 
     def __len__(self) -> int:
         return 1 + len(self._tasks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -119,18 +118,27 @@ class TaskChoice(Listener):
             return False
         if len(self._tasks) == 1:
             raise InvalidOperationError(f"{self.layer_name}: {task_name!r} is the last task and cannot be removed")
+        if self._current_task == task_name:  # first, because another thread may be reading
+            self._current_task = next(name for name in self._tasks if name != task_name)
         del self._tasks[task_name]
-        if self._current_task == task_name:
-            self._current_task = next(iter(self._tasks))
         return True
 
     def get_task_adapter(self, task_name: str) -> LoRALayer:
         """The branch of a task; an unknown one raises ArgumentError."""
         if task_name is None:
             raise ArgumentNullError("task_name must not be None")
-        if not isinstance(task_name, str) or task_name not in self._tasks:
+        branch = self._tasks.get(task_name) if isinstance(task_name, str) else None
+        if branch is None:
             raise ArgumentError(f"task_name must be one of {', '.join(self._shown_tasks(repr))}; got {task_name!r}")
-        return self._tasks[task_name]
+        return branch
+
+    def _current(self) -> tuple[str, LoRALayer]:
+        """The current task and its branch; consistent, even if another thread removes the task meanwhile."""
+        while True:
+            name = self._current_task
+            branch = self._tasks.get(name)
+            if branch is not None:
+                return name, branch
 
     def get_task_rank(self, task_name: str) -> int:
         """The rank of a task; an unknown one raises ArgumentError."""
@@ -149,6 +157,7 @@ class TaskChoice(Listener):
 
     def _shown_tasks(self, form: Callable[[str], str] = str) -> list[str]:
         """The names of the tasks; if there are more than eight, the first seven and the total number."""
-        count = len(self._tasks)
-        names = [form(name) for name in itertools.islice(self._tasks, count if count <= 8 else 7)]
+        tasks = list(self._tasks)
+        count = len(tasks)
+        names = [form(name) for name in tasks[: count if count <= 8 else 7]]
         return names if count <= 8 else [*names, f"... {count} in all"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import _archive
 from .._typing import Array
-from ..errors import ArgumentError, FormatError, NotSupportedError
+from ..errors import ArgumentError, FormatError, InvalidOperationError, NotSupportedError
 from .parameters import ParameterTree, new_name
 
 # The dot keeps these keys apart from the names of layers, which contain none.
@@ -60,8 +60,15 @@ class Serializable(ParameterTree, ABC):
         ------
         NotSupportedError
             If a layer inside cannot be saved; nothing is written.
+        InvalidOperationError
+            If another thread adds, removes or replaces tasks meanwhile; nothing is written.
         """
-        _archive.write(file, header(self), self.named_parameters(frozen=True))
+        description, arrays = header(self), self.named_parameters(frozen=True)
+        if description != header(self) or arrays.keys() != self.named_parameters(frozen=True).keys():
+            raise InvalidOperationError(
+                f"{self.layer_name} was changed by another thread while it was saved; save it again"
+            )
+        _archive.write(file, description, arrays)
 
     def deserialize(self, file: str | os.PathLike[str] | BinaryIO) -> None:
         """Load arrays and settings from a layer of the same structure; `lora_np.load_layer` also builds the layer.
