@@ -1449,6 +1449,20 @@ MUTANTS = [
         ("tests/sklearn/test_onetask.py::test_without_a_base_the_network_has_the_dtype_of_a_float_x",),
     ),
     Mutant(
+        "the command line overrides the environment",
+        "cli/_threads.py",
+        'any(name in os.environ for name in (*VARIABLES, "OMP_NUM_THREADS"))',
+        "False",
+        ("tests/cli/test_threads.py",),
+    ),
+    Mutant(
+        "the demo on texts uses one thread",
+        "cli/_threads.py",
+        ' and words[1:2] != ["text"]',
+        "",
+        ("tests/cli/test_threads.py",),
+    ),
+    Mutant(
         "the rows of a thread end within a tile",
         "kernels/panels.py",
         "_shares(rows, by_rows, self.tile)",

@@ -10,6 +10,7 @@ from .._version import __version__
 from ..errors import ArgumentError, GradientError, InvalidOperationError, NonFiniteError, NotSupportedError
 from ._streams import any_text, discard_output
 from ._text import as_options, printable
+from ._threads import choose_threads
 from .verb import Verb
 
 VERBS = (
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         If the arguments are invalid, with code 2; after ``--help`` and ``--version``, with code 0.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    choose_threads(words)
     parser = _parser(words[:1])
     arguments, more = parser.parse_known_args(words)
     if more and ("texts" not in arguments or any(text.startswith("-") for text in more)):
