@@ -1124,7 +1124,7 @@ MUTANTS = [
     Mutant(
         "the partial products of a tall matrix are not added",
         "kernels/panels.py",
-        "            y += part\n",
+        "            y += addend\n",
         "            y[...] = part\n",
         (KERNELS,),
     ),
