@@ -65,6 +65,7 @@ NEXT = "tests/models/test_next_token.py"
 GGUF_LLAMA = "tests/io/test_gguf_llama.py"
 GGUF_TEXT = "tests/test_text_gguf.py"
 GENERATE = "tests/cli/test_generate.py"
+STORED = "tests/test_stored.py"
 GGUF = "tests/io/test_gguf.py"
 INSPECT = "tests/cli/test_toolbox_inspect.py"
 TRUNCATING = "tests/test_truncating.py"
@@ -2447,6 +2448,55 @@ MUTANTS = [
     ),
     # ---------------------------------------------------------------- GGUF
     Mutant(
+        "stored weights: the lower halves",
+        "kernels/stored.py",
+        "np.left_shift(bits, 16,",
+        "np.left_shift(bits, 15,",
+        (STORED,),
+    ),
+    Mutant(
+        "stored weights: a tile replaces the sum of those before",
+        "kernels/stored.py",
+        "y += x[:, part] @ widened",
+        "y[...] = x[:, part] @ widened",
+        (STORED,),
+    ),
+    Mutant(
+        "stored weights: a transpose is the matrix",
+        "kernels/stored.py",
+        "StoredMatrix(self.bits, not self.transposed)",
+        "StoredMatrix(self.bits, self.transposed)",
+        (STORED,),
+    ),
+    Mutant(
+        "stored weights: widened all at once",
+        "kernels/stored.py",
+        "height = max(1, TILE // columns)",
+        "height = rows",
+        (STORED,),
+    ),
+    Mutant(
+        "stored weights: the whole room for the last tile",
+        "kernels/stored.py",
+        "yield part, room[: part.stop - start]",
+        "yield part, room[: rows]",
+        (STORED,),
+    ),
+    Mutant(
+        "stored weights: the matrix can be written",
+        "kernels/stored.py",
+        "        self.bits.flags.writeable = False\n",
+        "",
+        (STORED,),
+    ),
+    Mutant(
+        "stored weights: queries as llama.cpp stores them",
+        "io/_gguf_llama.py",
+        "array = array if heads is None else rows_of_halves(array, heads)",
+        "array = array if heads is None or as_stored else rows_of_halves(array, heads)",
+        (STORED,),
+    ),
+    Mutant(
         "generate: the seed is ignored",
         "cli/generate.py",
         "rng=arguments.seed",
@@ -2484,8 +2534,8 @@ MUTANTS = [
     Mutant(
         "GGUF: rows of queries and keys as llama.cpp stores them",
         "io/_gguf_llama.py",
-        "return array if heads is None else rows_of_halves(array, heads)",
-        "return array",
+        "array = array if heads is None else rows_of_halves(array, heads)",
+        "array = array",
         (GGUF_LLAMA,),
     ),
     Mutant(

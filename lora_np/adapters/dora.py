@@ -95,7 +95,7 @@ class DoRAAdapter(LoRAAdapterBase):
         except self.merge_error as error:
             raise ArgumentError(f"base_layer must be a linear DenseLayer or FullyConnectedLayer: {error}") from None
         self.norm_gradient = bool(norm_gradient)
-        self.magnitude: Array = _column_norms(base.matrix)
+        self.magnitude: Array = _column_norms(np.asarray(base.matrix))
 
     @property
     def _bias(self) -> Array | float:

@@ -41,8 +41,8 @@ class Packable(ParameterTree):
         -----
         Packing applies to frozen children (an adapter's base, layers frozen with ``Sequential.freeze``), and to a
         DenseLayer or FullyConnectedLayer on which `pack` is called directly. On processors where packing is not known to be
-        faster, nothing is copied. Do not write through a view taken before packing: NumPy cannot prevent it, and the copy
-        would become stale.
+        faster, and of weights kept as BF16, nothing is copied. Do not write through a view taken before packing: NumPy
+        cannot prevent it, and the copy would become stale.
         """
         memory = one_of("memory", memory, ("lean", "fast", "max"))  # type: ignore[assignment]
         for layer in self._at_rest() if self.children() else [self]:
@@ -69,6 +69,8 @@ class Packable(ParameterTree):
 
     def _make_read_only(self, matrix: Array) -> None:
         """Protect the parameter that a matrix is a view of, also if the parameter is itself a view."""
+        if isinstance(matrix, kernels.StoredMatrix):
+            return
         for name in self.parameter_names:
             if np.may_share_memory(getattr(self, name), matrix):
                 getattr(self, name).flags.writeable = False

@@ -10,6 +10,7 @@ import numpy as np
 
 from .._typing import Array
 from ..errors import FormatError, NotSupportedError
+from ..kernels import StoredMatrix
 from .gguf import GGUFFile
 
 CONFIG = {
@@ -109,18 +110,23 @@ class LlamaTensors(Mapping[str, Array]):
     file : GGUFFile
     config : mapping
         As from `llama_config`.
+    stored : bool
+        Whether to keep BF16 matrices as they are in the file.
     """
 
-    def __init__(self, file: GGUFFile, config: Mapping[str, Any]) -> None:
-        self._file = file
+    def __init__(self, file: GGUFFile, config: Mapping[str, Any], *, stored: bool) -> None:
+        self._file, self._stored = file, stored
         self._names = {_renamed(name): name for name in file}
         heads = config["num_attention_heads"]
         self._heads = {"q_proj": heads, "k_proj": config.get("num_key_value_heads") or heads}
 
-    def __getitem__(self, name: str) -> Array:
-        array = self._file[self._names[name]]
-        heads = self._heads.get(name.split(".")[-2]) if "." in name else None
-        return array if heads is None else rows_of_halves(array, heads)
+    def __getitem__(self, name: str) -> Any:
+        key = self._names[name]
+        info, heads = self._file.info(key), self._heads.get(name.split(".")[-2]) if "." in name else None
+        as_stored = self._stored and info.storage.name == "BF16" and len(info.shape) == 2
+        array = self._file.raw(key).reshape(info.shape) if as_stored else self._file[key]
+        array = array if heads is None else rows_of_halves(array, heads)
+        return StoredMatrix(array) if as_stored else array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

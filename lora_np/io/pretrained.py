@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .._typing import Array
-from .._validation import file_path, float_dtype
+from .._validation import file_path, float_dtype, one_of
 from ..base import Layer
-from ..errors import FormatError, NotSupportedError
+from ..errors import ArgumentError, FormatError, NotSupportedError
+from ..kernels import StoredMatrix
 from ..layers.dense import AffineLayer, DenseLayer, FullyConnectedLayer
 from ..layers.embedding import Embedding
 from ..layers.normalization import LayerNorm, RMSNorm
@@ -36,7 +37,13 @@ UNUSED = {
 """Tensors of a checkpoint that a model does not use: heads of an encoder, masks, and tables that are computed."""
 
 
-def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, strict: bool = True) -> BertModel | CausalLM:
+def load_pretrained(
+    path: str | os.PathLike[str],
+    *,
+    dtype: Any = np.float32,
+    strict: bool = True,
+    weights: Literal["decoded", "stored"] = "decoded",
+) -> BertModel | CausalLM:
     """A pretrained encoder or decoder.
 
     Parameters
@@ -50,6 +57,10 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
     strict : bool, default True
         If True, raise for tensors that the model does not have. Left out in either case are the pooler and the heads of an
         encoder (``cls``, ``classifier``), masks, and a second copy of tied embeddings.
+    weights : {"decoded", "stored"}, default "decoded"
+        With ``"stored"``, matrices of type BF16 stay as they are in the file, memory-mapped, in half of the memory; a pass
+        converts a few rows at a time. They do not train, and pass for read-only float32 arrays: `numpy.asarray` converts
+        one, and `unpack` all of them.
 
     Returns
     -------
@@ -73,11 +84,14 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
     >>> encoder.predict([[101, 7592, 2088, 102], [101, 7592, 102, -1]]).shape  # doctest: +SKIP
     (2, 4, 384)
     """
-    folder = file_path("path", path)
+    folder, stored = file_path("path", path), one_of("weights", weights, ("decoded", "stored")) == "stored"
+    if stored and float_dtype(dtype) != np.float32:
+        raise ArgumentError(f"dtype must be float32 if weights is 'stored', got {dtype!r}")
     if folder.endswith(".gguf"):
         with GGUFFile(folder) as gguf:
             config = check_config(llama_config(gguf), folder)
-            return model_of(config, LlamaTensors(gguf, config), folder, dtype=dtype, strict=strict)
+            tensors = LlamaTensors(gguf, config, stored=stored)
+            return model_of(config, tensors, folder, dtype=dtype, strict=strict)
     file = os.path.join(folder, CONFIG)
     try:
         config = check_config(read_json(file), file)
@@ -85,7 +99,7 @@ def load_pretrained(path: str | os.PathLike[str], *, dtype: Any = np.float32, st
         raise FormatError(
             f"{file}: no such file; a pretrained model is a folder with {CONFIG} and {WEIGHTS}, or a .gguf file"
         ) from None
-    return model_of(config, _tensors(folder), folder, dtype=dtype, strict=strict)
+    return model_of(config, _tensors(folder, stored), folder, dtype=dtype, strict=strict)
 
 
 def load_encoder(path: str | os.PathLike[str]) -> BertModel:
@@ -170,7 +184,7 @@ def _renamed(arrays: Mapping[str, Array], prefix: str, where: str) -> dict[str, 
     return names
 
 
-def _tensors(folder: str) -> dict[str, Array]:
+def _tensors(folder: str, stored: bool) -> dict[str, Array]:
     """The tensors of all files of a checkpoint, memory-mapped, by name."""
     index = os.path.join(folder, INDEX)
     names = [WEIGHTS]
@@ -189,11 +203,19 @@ def _tensors(folder: str) -> dict[str, Array]:
         if not os.path.isfile(file):
             raise FormatError(f"{file}: no such file")
         with SafetensorsFile(file) as tensors:
-            for name, tensor in tensors.items():
+            for name in tensors:
                 if name in arrays:
                     raise FormatError(f"{file}: the tensor {name!r} occurs twice in the checkpoint")
-                arrays[name] = np.asarray(tensor)
+                arrays[name] = _stored(tensors, name) if stored else np.asarray(tensors[name])
     return arrays
+
+
+def _stored(tensors: SafetensorsFile, name: str) -> Any:
+    """A tensor; a BF16 matrix is kept as it is in the file."""
+    info = tensors.info(name)
+    if info.dtype != "BF16" or len(info.shape) != 2:
+        return np.asarray(tensors[name])
+    return StoredMatrix(tensors.raw(name).reshape(info.shape))
 
 
 class _Stored:

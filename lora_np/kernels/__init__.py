@@ -6,3 +6,4 @@ from .products import add as add
 from .products import product as product
 from .products import sum_outer as sum_outer
 from .products import sum_rows as sum_rows
+from .stored import StoredMatrix as StoredMatrix

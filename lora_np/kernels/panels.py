@@ -16,6 +16,7 @@ import numpy as np
 
 from .._typing import Array
 from . import blas, tiles, workers
+from .stored import StoredMatrix
 
 PANEL_BYTES = 256
 """The width of a panel: the columns that the kernel handles at once, for either dtype."""
@@ -53,6 +54,8 @@ def pack(matrix: Array, *, backward: bool) -> None:
     backward : bool
         Whether to make a second copy, for ``dy @ matrix.T``.
     """
+    if isinstance(matrix, StoredMatrix):
+        return  # copies would take more memory than it saves
     owner = matrix.base if isinstance(matrix.base, np.ndarray) else matrix
     owner.flags.writeable = False
     if not (tiles.LIMIT > 0 and matrix.size >= WORTH_PACKING):
@@ -65,7 +68,7 @@ def pack(matrix: Array, *, backward: bool) -> None:
 
 def packed_bytes(array: Array) -> int:
     """The size in bytes of an array's panels; 0 if it has none."""
-    entry = _packed.get(_address(array))
+    entry = None if isinstance(array, StoredMatrix) else _packed.get(_address(array))
     return 0 if entry is None else sum(panels.nbytes for panels in entry[2:] if panels is not None)
 
 
