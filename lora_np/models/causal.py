@@ -119,6 +119,10 @@ class CausalLM(TokenModel):
             gradients[name] = gradients[name] + own["weight"]
         return dx, gradients
 
+    def estimate_flops(self) -> int:
+        """The sum over the body and the head, tied or not."""
+        return self.body.estimate_flops() + self.head.estimate_flops()
+
     def config(self) -> dict[str, Any]:
         """The layers."""
         return {"layers": dict(self.children())}

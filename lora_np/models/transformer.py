@@ -106,9 +106,10 @@ class Transformer(TokenModel):
         dy = self.unpacked_vjp(dy, spans)
         for name in reversed(self._chain(indices)):
             dy = back(name, dy)
-        for name in reversed(indices):
-            dx = back(name, dy)
-        return dx
+        first, *others = indices
+        for name in reversed(others):
+            back(name, dy)
+        return back(first, dy)
 
     def _chain(self, tables: Mapping[str, Any]) -> list[str]:
         return [name for name in self.children() if name not in tables]

@@ -304,6 +304,16 @@ def test_training_on_text_lowers_the_loss(name):
     assert history.epoch_losses[-1] < 0.7 * history.epoch_losses[0]
 
 
+@each
+def test_operations_are_those_of_the_matrices_and_a_few_more(name):
+    """A tied table is a matrix of the head."""
+    model = decoder(name)
+    matrices = sum(array.size for array in model.named_parameters().values() if array.ndim == 2)
+    tables = SIZE * (VOCABULARY + (POSITIONS if name == "gpt2" else 0))
+    used = matrices - tables + (SIZE * VOCABULARY if "untied" not in name else 0)
+    assert 2 * used <= model.estimate_flops() <= 2.6 * used
+
+
 def test_a_model_tells_its_size():
     assert repr(decoder("llama").body) == "LlamaModel(11 -> 8, blocks=2, positions=9, 1,088 parameters)"
     assert repr(decoder("gpt2").body) == "GPT2Model(11 -> 8, blocks=2, positions=9, 1,240 parameters)"
