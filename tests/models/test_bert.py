@@ -124,7 +124,7 @@ def test_gradients_through_adapters_inside_a_classifier(kind, choices):
 @given(st.integers(1, 5))
 def test_a_block_alone_takes_the_rows_of_one_sequence(rows):
     block = encoder().children()["encoder.layer.0"]
-    check_gradients(block, batch(rows, 8), rtol=1e-8)
+    check_gradients(block, batch(rows, 8), allow_vacuous=rows == 1, rtol=1e-8)
     with pytest.raises(ArgumentError, match=r"input must have shape \(rows, 8\), got \(2, 3, 8\)"):
         block.forward(batch(2, 3, 8))
 
