@@ -118,6 +118,8 @@ def matrix(factors: Mapping[str, Array], kind: str, where: str) -> Array:
     """A factor, checked to be present and a matrix."""
     if kind not in factors:
         raise FormatError(f"{where}.{kind} is missing")
+    if factors[kind].dtype.kind != "f":
+        raise FormatError(f"{where}.{kind} must have floating-point elements, got {factors[kind].dtype}")
     if factors[kind].ndim != 2:
         raise NotSupportedError(f"{where}.{kind} must be a matrix, got shape {factors[kind].shape}")
     return factors[kind]
@@ -128,12 +130,18 @@ def pair(factors: Mapping[str, Array], down: str, up: str, where: str) -> tuple[
     for kind in (down, up):
         if kind not in factors:
             raise FormatError(f"{where}.{kind} is missing")
+        if factors[kind].dtype.kind != "f" or not factors[kind].size:
+            given = f"{factors[kind].dtype} of shape {factors[kind].shape}"
+            raise FormatError(f"{where}.{kind} must have floating-point elements, got {given}")
     return as_matrices(factors[down], factors[up], where)
 
 
 def magnitude(factors: Mapping[str, Array], kind: str, layer: LoRALayer, where: str) -> Array:
     """A DoRA magnitude, checked to fit the layer; that of a convolution has further axes of length 1."""
     found = factors[kind]
-    if found.shape not in ((layer.output_size,), (1, layer.output_size, *(1 for _ in found.shape[2:]))):
-        raise FormatError(f"{where}.{kind} must have shape ({layer.output_size},), got {found.shape}")
+    if found.dtype.kind != "f" or found.shape not in (
+        (layer.output_size,),
+        (1, layer.output_size, *(1 for _ in found.shape[2:])),
+    ):
+        raise FormatError(f"{where}.{kind} must have shape ({layer.output_size},), got {found.shape} of {found.dtype}")
     return found.reshape(-1)

@@ -1,7 +1,9 @@
 """Adapters that train more than factors: heads, biases, norms, embeddings, tokens. What PEFT wrote does here what it does
 there; what is written comes back; no tensor is lost."""
 
+import contextlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -355,6 +357,36 @@ def test_write_then_read_is_the_identity(tmp_path_factory, weights):
     assert_same_weights(load_peft(folder), weights)
 
 
+ENTRIES = [
+    *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias"),
+    *("fan_in_fan_out", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters"),
+    *("modules_to_save", "trainable_token_indices", "init_lora_weights", "use_qalora", "task_type"),
+]
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.sampled_from(["(a*)*", 10**400]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+tensors = st.tuples(
+    st.sampled_from([np.float32, np.float64, np.int8, np.bool_]), st.lists(st.integers(0, 3), max_size=4).map(tuple)
+).map(lambda kind: np.ones(kind[1], kind[0]))
+keys = st.sampled_from(["head.lora_A.weight", "head.lora_B.bias", "head.bias", "x", "x.y", "table.lora_embedding_A"])
+
+
+@given(
+    case=st.sampled_from(TEXT_CASES),
+    entries=st.dictionaries(st.sampled_from(ENTRIES), values, max_size=2),
+    changes=st.dictionaries(keys, tensors, max_size=2),
+)
+def test_a_damaged_adapter_is_read_or_refused(tmp_path_factory, case, entries, changes):
+    folder = tmp_path_factory.mktemp("adapter")
+    (folder / CONFIG).write_text(json.dumps(json.loads((TEXT / case / CONFIG).read_text()) | entries))
+    stored = load_safetensors(TEXT / case / WEIGHTS) | {f"base_model.model.{key}": array for key, array in changes.items()}
+    save_safetensors(folder / WEIGHTS, stored)
+    with contextlib.suppress(FormatError, NotSupportedError):
+        assert load_peft(folder).parameter_count == sum(array.size for array in stored.values())
+
+
 # ---------------------------------------------------------------- what does not fit
 
 
@@ -439,6 +471,30 @@ def test_a_folder_of_one_old_and_one_new_file_is_refused(tmp_path, first):
     shutil.copy(tmp_path / "new" / first, tmp_path / "old" / first)
     with pytest.raises(FormatError, match=r"old: adapter_config\.json is not the one that .* was written with"):
         load_peft(tmp_path / "old")
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_an_interrupted_save_leaves_the_old_adapter_or_an_error(tmp_path, monkeypatch, renames):
+    old, new = (AdapterWeights({"head": LoRALayer(4, 3, 1, alpha, rng=0)}) for alpha in (2.0, 4.0))
+    save_peft(tmp_path, old)
+    rename, left = os.replace, [None] * renames
+
+    def interrupted(source, target):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_peft(tmp_path, new)
+    monkeypatch.undo()
+    assert sorted(os.listdir(tmp_path)) == [CONFIG, WEIGHTS]
+    if renames:
+        with pytest.raises(FormatError, match="writing them was interrupted"):
+            load_peft(tmp_path)
+    else:
+        assert_same_weights(load_peft(tmp_path), old)
 
 
 def test_the_base_may_be_renamed(tmp_path):
