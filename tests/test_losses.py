@@ -1,5 +1,7 @@
 """Losses: worked examples, and gradients against numerical derivatives of the value."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -149,6 +151,17 @@ def test_labels_and_one_hot_rows_are_equivalent(seed, shape):
     by_row = SoftmaxCrossEntropy().value_and_gradient(logits, one_hot)
     assert by_label[0] == by_row[0]
     np.testing.assert_array_equal(by_label[1], by_row[1])
+
+
+def test_labels_of_a_large_vocabulary_take_no_square_matrix():
+    logits = np.zeros((2, 20_000), np.float32)
+    tracemalloc.start()
+    value, gradient = SoftmaxCrossEntropy().value_and_gradient(logits, [3, -1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert value == pytest.approx(np.log(20_000))
+    assert not gradient[1].any()
+    assert peak < 10 * logits.nbytes
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])

@@ -192,8 +192,9 @@ class SoftmaxCrossEntropy(Loss):
         remaining = int(np.count_nonzero(targets >= 0))
         if targets.size and not remaining:
             raise ArgumentError("targets must have at least one label other than -1")
-        rows = np.eye(classes + 1, classes, dtype=predictions.dtype)[targets]  # the last row, at index -1, is zero
-        rows *= targets.size / max(remaining, 1)
+        rows = np.zeros((*targets.shape, classes), predictions.dtype)
+        labelled = np.nonzero(targets >= 0)
+        rows[*labelled, targets[labelled]] = targets.size / max(remaining, 1)
         return rows
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
