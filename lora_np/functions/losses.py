@@ -192,10 +192,11 @@ class SoftmaxCrossEntropy(Loss):
         remaining = int(np.count_nonzero(targets >= 0))
         if targets.size and not remaining:
             raise ArgumentError("targets must have at least one label other than -1")
-        rows = np.zeros((*targets.shape, classes), predictions.dtype)
-        labelled = np.nonzero(targets >= 0)
-        rows[*labelled, targets[labelled]] = targets.size / max(remaining, 1)
-        return rows
+        labels = targets.reshape(-1)
+        rows = np.zeros((labels.size, classes), predictions.dtype)
+        labelled = np.flatnonzero(labels >= 0)
+        rows[labelled, labels[labelled]] = labels.size / max(remaining, 1)
+        return rows.reshape(predictions.shape)
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """The value and the gradient."""
