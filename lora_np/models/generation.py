@@ -98,7 +98,8 @@ def generate(
 
 
 def _stop_tokens(stop: int | Iterable[int] | None, vocabulary: int) -> Array:
-    listed = [] if stop is None else [*stop] if isinstance(stop, Iterable) and not isinstance(stop, str) else [stop]
+    given = stop.tolist() if isinstance(stop, np.ndarray) else stop
+    listed = [] if given is None else [*given] if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     tokens = [integer("stop", token) for token in listed]
     for token in tokens:
         if not 0 <= token < vocabulary:
@@ -108,7 +109,7 @@ def _stop_tokens(stop: int | Iterable[int] | None, vocabulary: int) -> Array:
 
 def _runs(model: CausalLM, prompts: Array, tasks: Iterable[str | None] | None, rank: Any) -> Callable[[Array], Run]:
     """The run of the prompts with given indices."""
-    names = None if tasks is None else tasks if isinstance(tasks, str) else tuple(tasks)
+    names = tuple(tasks) if isinstance(tasks, Iterable) and not isinstance(tasks, str) else tasks
     if names is not None:
         Tasks.of(names, len(prompts))
     ranks = checked_rank(rank, len(prompts))

@@ -147,7 +147,8 @@ def test_a_sentence_ends_with_a_stop_token(name, ids, seed, stop):
 def test_one_stop_token_needs_no_list():
     model = lively("llama")
     first = int(together(model, IDS, 1)[0, 0])
-    assert_array_equal(together(model, IDS, 4, stop=first), together(model, IDS, 4, stop=[first]))
+    for stop in (first, np.int64(first), np.array(first), np.array([first]), {first}, iter([first])):
+        assert_array_equal(together(model, IDS, 4, stop=stop), together(model, IDS, 4, stop=[first]))
 
 
 def rows_of_passes(monkeypatch, *arguments, **options):
@@ -301,6 +302,9 @@ def test_a_rank_for_each_prompt_is_one_prompt_at_a_time(name):
         ({"stop": [1, -1]}, ArgumentOutOfRangeError, r"stop must contain ids in 0\.\.10, got -1"),
         ({"stop": "end"}, ArgumentError, "stop must be an integer, got 'end'"),
         ({"stop": [None]}, ArgumentError, "stop must be an integer, got None"),
+        ({"stop": np.array([[1, 2]])}, ArgumentError, r"stop must be an integer, got \[1, 2\]"),
+        ({"stop": np.array([1.0])}, ArgumentError, "stop must be an integer, got 1.0"),
+        ({"tasks": 3}, ArgumentError, "tasks must be a sequence with a name or None"),
         ({"rng": "seed"}, ArgumentError, "rng"),
         ({"tasks": ["a", "b"]}, ArgumentError, "tasks must have one entry for each of 3 rows of input, got 2"),
         ({"tasks": "abc"}, ArgumentError, "tasks must be a sequence with a name or None"),
