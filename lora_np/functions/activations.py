@@ -253,7 +253,7 @@ tanh = Activation("tanh", np.tanh, _tanh_vjp)
 
 def _softplus(z: Array) -> Array:
     # log(1 + exp(z)) = max(z, 0) + log(1 + exp(-|z|)) never overflows.
-    return _relu(z) + np.log1p(np.exp(-_magnitude(z)))
+    return np.where(_positive(z), z, 0) + np.log1p(np.exp(-_magnitude(z)))
 
 
 def _softplus_vjp(dy: Array, z: Array) -> Array:
