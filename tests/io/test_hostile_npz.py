@@ -237,24 +237,24 @@ def test_a_user_class_never_takes_the_place_of_ours(name, forget):
 
 
 def test_user_classes_of_equal_names_are_told_apart_by_their_modules(forget):
-    one, other = forget("HostileScale", "users.one", 2.0), forget("HostileScale", "users.other", 3.0)
+    one, other = forget("Rescale", "users.one", 2.0), forget("Rescale", "users.other", 3.0)
     assert type(load(saved(one))) is one
     assert type(load(saved(other))) is other
 
 
 def test_a_name_that_fits_two_classes_is_refused(forget):
-    one = forget("HostileScale", "users.one")
-    data = with_name(saved(one), "HostileScale")
+    one = forget("Rescale", "users.one")
+    data = with_name(saved(one), "Rescale")
     assert type(load(data)) is one  # a file from before modules were written
-    forget("HostileScale", "users.other")
-    with pytest.raises(FormatError, match=r"2 classes are named 'HostileScale': users\.one\.HostileScale, users\.other\.HostileScale"):
+    forget("Rescale", "users.other")
+    with pytest.raises(FormatError, match=r"2 classes are named 'Rescale': users\.one\.Rescale, users\.other\.Rescale"):
         load(data)
 
 
 def test_a_class_that_has_moved_is_found_by_its_name(forget):
-    kind = forget("HostileScale", "serving.layers")
-    assert type(load(with_name(saved(kind), "__main__.HostileScale"))) is kind
-    assert type(load(with_name(saved(kind), "notebook.Outer.HostileScale"))) is kind
+    kind = forget("Rescale", "serving.layers")
+    assert type(load(with_name(saved(kind), "__main__.Rescale"))) is kind
+    assert type(load(with_name(saved(kind), "notebook.Outer.Rescale"))) is kind
 
 
 def test_a_class_that_was_defined_again_is_the_new_one(forget, monkeypatch):
@@ -270,7 +270,7 @@ def test_a_class_that_was_defined_again_is_the_new_one(forget, monkeypatch):
     "name", ["os.system", "lora_np.layers.dense.DenseLayer", "antigravity.Layer", "", ".", None, 3, []]
 )
 def test_nothing_is_imported_or_called_because_a_file_names_it(name, forget):
-    data = with_name(saved(forget("HostileScale")), name)
+    data = with_name(saved(forget("Rescale")), name)
     with pytest.raises(FormatError, match=r"unknown class|damaged"):
         load(data)
     assert "antigravity" not in sys.modules
