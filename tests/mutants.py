@@ -57,6 +57,11 @@ OPTIMIZERS = "tests/test_optimizers.py"
 ATTENTION = "tests/layers/test_attention.py"
 NORMS = "tests/layers/test_normalization.py"
 SEQUENCES = "tests/test_sequences.py"
+KIND_FILES = "tests/io/test_kinds.py::test_the_merge_is_that_of_the_tool"
+KOHYA = "tests/io/test_kohya.py"
+DIFFUSERS = "tests/io/test_diffusers.py"
+NAMES = "tests/io/test_base_names.py"
+VERA_FILES = "tests/io/test_peft_vera.py"
 ENCODERS = "tests/models/test_bert.py"
 DECODERS = "tests/models/test_decoders.py"
 GENERATION = "tests/models/test_generation.py"
@@ -2875,6 +2880,126 @@ MUTANTS = [
         "    one, other = other_changes(first), other_changes(second)",
         "    one, other = {}, {}",
         ("tests/cli/test_toolbox_whole.py",),
+    ),
+    # ---------------------------------------------------------------- formats of adapter files
+    Mutant(
+        "formats: a patch of a convolution in another order",
+        "io/_convolutions.py",
+        "return down.reshape(len(down), -1).T, up.reshape(up.shape[:2]).T, down.shape[2:]",
+        "return np.moveaxis(down, 1, -1).reshape(len(down), -1).T, up.reshape(up.shape[:2]).T, down.shape[2:]",
+        (KIND_FILES,),
+    ),
+    Mutant(
+        "formats: lora_mid composed along the other axis",
+        "io/_convolutions.py",
+        "axes=(0, 1))",
+        "axes=(0, 0))",
+        (KIND_FILES,),
+    ),
+    Mutant(
+        "formats: a convolution in groups is read as one matrix",
+        "io/_convolutions.py",
+        "if down.ndim > 2 and 0 < up.shape[1]",
+        "if down.ndim > 9 and 0 < up.shape[1]",
+        (KOHYA,),
+    ),
+    Mutant(
+        "formats: kohya's alpha is lost",
+        "io/kohya.py",
+        'if "alpha" not in factors:',
+        'if "alpha" in factors:',
+        (KOHYA,),
+    ),
+    Mutant(
+        "formats: kohya's alpha is rounded",
+        "io/kohya.py",
+        "np.float32 if float(np.float32(value)) == value else np.float64",
+        "np.float32",
+        (KOHYA,),
+    ),
+    Mutant(
+        "formats: two paths become one name",
+        "io/kohya.py",
+        "        if name in names.values():\n",
+        "        if not name:\n",
+        (KOHYA,),
+    ),
+    Mutant(
+        "formats: the alpha of diffusers' metadata is ignored",
+        "io/diffusers.py",
+        'if _name(path, "lora_alpha") not in config:',
+        'if _name(path, "lora_alpha") in config:',
+        (DIFFUSERS,),
+    ),
+    Mutant(
+        "formats: a guess of alpha for layers of several ranks",
+        "io/diffusers.py",
+        "    if len(set(ranks.values())) > 1:\n",
+        "    if len(set(ranks.values())) > 9:\n",
+        (DIFFUSERS,),
+    ),
+    Mutant(
+        "formats: whole tensors are left out silently",
+        "io/_holding.py",
+        "if found and name not in held:",
+        "if found and not held:",
+        (KOHYA,),
+    ),
+    Mutant(
+        "formats: a name that fits two modules",
+        "io/base_names.py",
+        "        if len(found) > 1:\n",
+        "        if len(found) > 2:\n",
+        (NAMES,),
+    ),
+    Mutant(
+        "formats: two names for one module",
+        "io/base_names.py",
+        "        if taken.setdefault(module, path) != path:\n",
+        "        if False:\n",
+        (NAMES,),
+    ),
+    Mutant(
+        "formats: a layer of another component",
+        "io/base_names.py",
+        "if module.component is None or module.component in allowed]",
+        "if module.component is None or allowed]",
+        (NAMES,),
+    ),
+    Mutant(
+        "formats: the scaling of AdaLoRA depends on the rank that is left",
+        "io/_peft_adalora.py",
+        "scaling * len(A), where)",
+        "scaling * 3, where)",
+        (KIND_FILES,),
+    ),
+    Mutant(
+        "formats: VeRA keeps the inputs of the projection",
+        "io/_peft_vera.py",
+        "A = layer.matrix_a[: shape[0 if transposed else 1]]",
+        "A = layer.matrix_a",
+        (KIND_FILES,),
+    ),
+    Mutant(
+        "formats: VeRA layers that do not share their projections",
+        "io/_peft_vera.py",
+        'if not np.array_equal(getattr(branch, f"projection_{name.lower()}").T, shared):',
+        "if False:",
+        (VERA_FILES,),
+    ),
+    Mutant(
+        "formats: a residual base is not asked for",
+        "io/_peft_config.py",
+        "    start = changed_base(config)\n    if start:\n",
+        "    start = changed_base(config)\n    if not config:\n",
+        ("tests/io/test_peft.py",),
+    ),
+    Mutant(
+        "formats: an mlx-lm folder with the scaling of the first layer",
+        "io/mlx.py",
+        'for name in ("rank", "scaling"):',
+        'for name in ("rank",):',
+        ("tests/io/test_mlx.py",),
     ),
 ]
 

@@ -2,13 +2,22 @@
 
 import pytest
 
-from tests.io.kinds import FOLDER, KINDS, cells, printed, results
+from tests.io.kinds import FOLDER, KINDS, cells, merge_difference, printed, results
 
 
 def test_every_kind_has_a_row():
     assert len(KINDS) >= 40
     assert {path.name for path in FOLDER.iterdir()} - {"bases"} == set(KINDS)
     assert [row[1] for row in printed()] == [kind.what for kind in KINDS.values()]
+
+
+MERGED = sorted({path.parent.name for path in FOLDER.glob("*/expected.safetensors")} | {"peft-named"})
+REFUSED = {"peft-target-parameters"}  # PEFT merges it, lora_np does not
+
+
+@pytest.mark.parametrize("name", [name for name in MERGED if name not in REFUSED])
+def test_the_merge_is_that_of_the_tool(tmp_path, name):
+    assert merge_difference(name, tmp_path / "merged.safetensors") <= 5e-7
 
 
 @pytest.mark.parametrize("name", KINDS)
