@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..factors.weights import AdapterWeights
 from ._checkpoint import Checkpoint
 from ._json import read_json
 from ._peft_tensors import may_be_new
+from ._prefixes import with_prefix_of
 from .safetensors import TensorInfo, dtype_name
 
 PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-8, "F16": 2.0**-11}
@@ -67,6 +68,10 @@ class Merge:
                 f"{key} cannot be subtracted: the adapter replaces it, and does not know what it was before; drop={key!r} "
                 "would leave it as it is"
             )
+
+    def on(self, old: Checkpoint) -> Self:
+        """The merge with the names of a base, which may have another prefix."""
+        return replace(self, adapter=with_prefix_of(self.adapter, old))
 
     # ---------------------------------------------------------------- which tensors
 

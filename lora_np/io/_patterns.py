@@ -31,13 +31,16 @@ CLASSES: dict[str, Callable[[str], bool]] = {
 
 
 class Name(NamedTuple):
-    """A name to be matched."""
+    """A name to be matched, and the positions of the characters that pass the tests that have been asked for."""
 
     text: str
+    found: dict[Callable[[str], bool], int]
 
     def where(self, test: Callable[[str], bool]) -> int:
         """The positions of the characters that pass a test."""
-        return sum(1 << i for i, char in enumerate(self.text) if test(char))
+        if test not in self.found:
+            self.found[test] = sum(1 << i for i, char in enumerate(self.text) if test(char))
+        return self.found[test]
 
 
 Part = Callable[[Name, int], int]
@@ -70,7 +73,7 @@ class Pattern:
     def _reaches_end(self, name: str, starts: int) -> bool:
         if len(name) > LONGEST_NAME:
             return False
-        return bool(self._part(Name(name), starts) >> len(name) & 1)
+        return bool(self._part(Name(name, {}), starts) >> len(name) & 1)
 
 
 @lru_cache(maxsize=4096)
@@ -162,7 +165,7 @@ class _Parser:
             return lambda name, starts: starts & 1 << len(name.text)
         if char in "*+?{":
             raise ValueError(f"nothing to repeat at position {self.at - 1}")
-        return _Char((lambda found: found != "\n") if char == "." else char.__eq__)
+        return _Char(_is_no_newline if char == "." else _equal_to(char))
 
     def group(self) -> Part:
         if not self.taken("?:") and self.taken("?"):
@@ -184,7 +187,7 @@ class _Parser:
             return _Char(CLASSES[char])
         if char.isalnum():
             raise ValueError(f"the escape '\\{char}'")
-        return _Char(char.__eq__)
+        return _Char(_equal_to(char))
 
     def character_class(self) -> _Char:
         negated = self.taken("^")
@@ -220,6 +223,15 @@ class _Char(NamedTuple):
         for _ in range(most - least):
             starts |= (starts & where) << 1
         return starts
+
+
+def _is_no_newline(char: str) -> bool:
+    return char != "\n"
+
+
+@lru_cache(maxsize=256)
+def _equal_to(char: str) -> Callable[[str], bool]:
+    return lambda found: found == char
 
 
 def _between(low: str, high: str) -> Callable[[str], bool]:

@@ -72,7 +72,8 @@ def merge_checkpoint(
     Parameters
     ----------
     base : path
-        As for `checkpoint_files`. The weight of the layer at ``path`` is the tensor ``<path>.weight``.
+        As for `checkpoint_files`. The weight of the layer at ``path`` is the tensor ``<path>.weight``; all names may have a
+        prefix more, or one less, such as ``bert.``.
     adapter : AdapterWeights
     output : path
         A safetensors file if the base is a single file; otherwise a folder for the files and their index. Files appear
@@ -112,6 +113,7 @@ def merge_checkpoint(
                 raise ArgumentError(f"output must differ from the base, got {target}")
         if not index and os.path.isdir(target):
             raise ArgumentError(f"output must be a file because the base is a file, got the folder {target}")
+        merge = merge.on(old)
         planned = merge.plan(old)
         if index:
             os.makedirs(target, exist_ok=True)
@@ -155,6 +157,7 @@ def verify_checkpoint(
     written = os.path.join(output, os.path.basename(index)) if index else output
     verified: list[MergedTensor] = []
     with Checkpoint(base) as old, Checkpoint(written) as new:
+        merge = merge.on(old)
         planned = merge.plan(old)
         files = new.files if len(old.files) > 1 else dict(zip(old.files, new.files.values(), strict=False))
         for name in old.files:

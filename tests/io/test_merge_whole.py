@@ -250,6 +250,47 @@ def test_rows_of_tokens_change_a_tied_head_too(base):
     assert set(changed) == {TABLE, "model.q.weight"}
 
 
+# ---------------------------------------------------------------- prefixes
+
+
+def named(key):
+    """The name in a classifier of a tensor of the base, which is a body without a prefix."""
+    return f"bert.{key}"
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_the_base_may_have_a_prefix_more_or_less(tmp_path, more):
+    body = {key.removeprefix("model."): array for key, array in TENSORS.items()}
+    inside = {named(key): array for key, array in body.items()}
+    parts = {
+        "whole": {"norm.weight": batch(4, seed=9), "classifier.bias": batch(3)},
+        "rows": {"embed_tokens.weight": Rows.of([1], batch(1, 4))},
+    }
+    if more:
+        base, paths = write(tmp_path / "base", "file", tensors=inside), ("q",)
+    else:
+        base, paths = write(tmp_path / "base", "file", tensors=body), ("bert.q",)
+        parts = {
+            kind: {key if key.startswith("classifier") else named(key): value for key, value in tensors.items()}
+            for kind, tensors in parts.items()
+        }
+    weights = AdapterWeights({paths[0]: LAYER}, biases={paths[0]: batch(6)}, **parts)
+    output = tmp_path / "merged.safetensors"
+    changed = {tensor.key for tensor in merge_checkpoint(base, weights, output)}
+    names = {"q.weight", "q.bias", "norm.weight", "embed_tokens.weight"}
+    assert changed == {named(key) if more else key for key in names} | {"classifier.bias"}
+    assert {tensor.key for tensor in verify_checkpoint(base, weights, output)} == changed
+    before = inside if more else body
+    q = named("q.weight") if more else "q.weight"
+    assert np.allclose(load_safetensors(output)[q], before[q] + LAYER.merge_weights().T, rtol=0, atol=1e-14)
+
+
+def test_a_prefix_counts_only_if_all_layers_are_there(tmp_path, base):
+    weights = AdapterWeights({"x.model.q": LAYER, "x.model.none": LAYER})
+    with pytest.raises(FormatError, match=r"missing tensor 'x\.model\.q\.weight'"):
+        merge_checkpoint(base, weights, tmp_path / "merged")
+
+
 # ---------------------------------------------------------------- what does not fit
 
 REJECTED = {

@@ -1,0 +1,45 @@
+"""The prefix of a model's body, such as ``bert.``, which checkpoints of the body alone omit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
+
+from ..factors.weights import AdapterWeights
+
+
+def with_prefix_of(weights: AdapterWeights, base: Collection[str]) -> AdapterWeights:
+    """An adapter with the names of a base, whose tensors may have a prefix more, or one less.
+
+    An adapter of ``BertForSequenceClassification`` has layers such as ``bert.encoder.layer.0...`` and a ``classifier``. A
+    checkpoint of ``BertModel`` has ``encoder.layer.0...``, and transformers reads both from it. A prefix is added or
+    removed only if the base then has the weights of all layers.
+    """
+    keys = [f"{path}.weight" for path in weights.layers]
+    if all(key in base for key in keys):
+        return weights
+    shorter = {key.partition(".")[0] for key in keys}
+    longer = {name.partition(".")[0] for name in base}
+    found = [_without(f"{prefix}.") for prefix in shorter] + [_with(f"{prefix}.", base) for prefix in longer]
+    fitting = [rename for rename in found if all(rename(key) in base for key in keys)]
+    return _renamed(weights, fitting[0]) if len(fitting) == 1 else weights
+
+
+def _without(prefix: str) -> Callable[[str], str]:
+    return lambda key: key.removeprefix(prefix)
+
+
+def _with(prefix: str, base: Collection[str]) -> Callable[[str], str]:
+    return lambda key: prefix + key if prefix + key in base else key
+
+
+def _renamed(weights: AdapterWeights, rename: Callable[[str], str]) -> AdapterWeights:
+    paths = {path: rename(f"{path}.weight").removesuffix(".weight") for path in weights.layers}
+    by_path = ("layers", "magnitudes", "nested", "biases", "kernels")
+    by_key = ("whole", "rows")
+    parts: dict[str, Any] = {
+        name: {paths[path]: value for path, value in getattr(weights, name).items()} for name in by_path
+    }
+    parts |= {name: {rename(key): value for key, value in getattr(weights, name).items()} for name in by_key}
+    return replace(weights, **parts, embeddings=frozenset(paths[path] for path in weights.embeddings))
