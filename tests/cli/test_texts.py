@@ -11,6 +11,7 @@ import pytest
 from lora_np import DyLoRAAdapter, SentenceEncoder, SequenceClassifier, apply_lora, load_layer, load_pretrained, save_layer
 from lora_np.cli import main
 from lora_np.io.peft import apply_peft, save_peft
+from lora_np.io.safetensors import SafetensorsFile, save_safetensors
 from lora_np.text import Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -136,3 +137,16 @@ def test_names_that_do_not_fit(folder, capsys, tmp_path, labels):
         shutil.copy(folder / name, tmp_path / name)
     (tmp_path / "labels.json").write_text(labels)
     assert "labels.json: " in refused(capsys, "classify", tmp_path, "a")
+
+
+def test_a_tensor_that_the_model_lacks_is_dropped_on_request(folder, tmp_path, capsys):
+    place = tmp_path / "adapter"
+    shutil.copytree(folder / "adapter", place)
+    file = place / "adapter_model.safetensors"
+    name = "base_model.model.pooler.dense.bias"
+    with SafetensorsFile(file) as stored:
+        save_safetensors(file, dict(stored) | {name: np.ones(3)}, stored.metadata)
+    arguments = ("classify", folder, "--adapter", place, "a cat")
+    assert "--drop 'pooler.dense.bias' would leave it out" in refused(capsys, *arguments)
+    assert main([*map(str, arguments), "--drop", "pooler.*"]) == 0
+    assert capsys.readouterr().err == f"lora-np: {place}: dropped {name}\n"
