@@ -39,6 +39,7 @@ from lora_np.distributed import predict as predict_shards
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io.peft import load_peft, save_peft
 from lora_np.io.safetensors import load_safetensors, save_safetensors
+from tests.fuzz.disk import MEMORY, without_fsync
 from tests.kinds import IN, KINDS, OUT, PLAIN, adapter_builder, batch, bits, randomised, snapshot
 
 REFUSALS = (
@@ -268,7 +269,7 @@ def state(values):
     return found
 
 
-def attempt(target, place, rng):
+def attempt(target, place, rng, pool=None):
     """One call with one or two bad arguments; returns a Fall, or None."""
     call = target.make()
     signature = inspect.signature(call)
@@ -276,7 +277,7 @@ def attempt(target, place, rng):
     arguments = {p.name: GIVEN[p.name](place) for p in parameters if p.default is p.empty and p.name in GIVEN}
     if "model" in arguments and target.name.endswith("apply_lora"):
         arguments |= {"model": plain_model(), "adapter": StandardLoRAAdapter, "rank": 1}
-    pool = evil(place)
+    pool = evil(place) if pool is None else pool
     for parameter in rng.sample(parameters, min(len(parameters), rng.choice([1, 1, 1, 2]))):
         arguments[parameter.name] = rng.choice(pool)
         if "bool" in str(parameter.annotation) and isinstance(arguments[parameter.name], np.ndarray):
@@ -310,7 +311,7 @@ def attack(count, seed=0, deadline=None):
     rng, falls, done = random.Random(seed), [], 0
     every = targets()
     while done < count and not (deadline is not None and deadline()):
-        with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        with tempfile.TemporaryDirectory(dir=MEMORY) as scratch, contextlib.chdir(scratch), without_fsync():
             place = Place(scratch)
             for target in every:
                 if done >= count or (deadline is not None and deadline()):

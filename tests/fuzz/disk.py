@@ -44,6 +44,7 @@ class Disk:
     def __enter__(self):
         self._patches = contextlib.ExitStack()
         really = {name: getattr(os, name) for name in (*CHANGES, "open") if hasattr(os, name)}
+        really["fsync"] = _do_nothing
 
         def patched(name):
             def call(*arguments, **keywords):
@@ -68,6 +69,19 @@ class Disk:
     def _file(self, descriptor, mode, *arguments, **keywords):
         assert mode == "wb"
         return io.BufferedWriter(_Raw(descriptor, self))
+
+
+def _do_nothing(descriptor):
+    """Instead of `os.fsync`, which takes long, and matters only if the power fails."""
+
+
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""A folder that is in memory, for the many files of fuzzers; None if there is none."""
+
+
+def without_fsync():
+    """Context manager: nothing waits for the disk."""
+    return mock.patch.object(os, "fsync", _do_nothing)
 
 
 class _Raw(io.FileIO):
