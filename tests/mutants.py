@@ -1131,7 +1131,7 @@ MUTANTS = [
         "the partial products of a tall matrix are not added",
         "kernels/panels.py",
         "            y += addend\n",
-        "            y[...] = part\n",
+        "            y[...] = addend\n",
         (KERNELS,),
     ),
     Mutant(
