@@ -39,7 +39,7 @@ class CausalLM(TokenModel):
     Raises
     ------
     ArgumentError
-        If the body is not a causal transformer, or if the sizes of the head are not D and V.
+        If the body is not a causal transformer, or if the sizes of the head are not D and V, or its dtype not the body's.
 
     Notes
     -----
@@ -64,8 +64,10 @@ class CausalLM(TokenModel):
             raise ArgumentError(f"body must be a causal transformer such as LlamaModel, got {body!r}")
         layers: dict[str, Layer] = {body.checkpoint_name: body}
         if head is not None:
-            if (head.input_size, head.output_size) != (body.output_size, body.input_size):
-                raise ArgumentError(f"head must be {body.output_size} -> {body.input_size}, got {head!r}")
+            sizes = body.output_size, body.input_size, body.dtype
+            if not isinstance(head, Layer) or (head.input_size, head.output_size, head.dtype) != sizes:
+                rule = f"head must be a layer from {sizes[0]} to {sizes[1]} in {sizes[2]}"
+                raise ArgumentError(f"{rule}, got {head!r}" + (f" in {head.dtype}" if isinstance(head, Layer) else ""))
             layers[HEAD] = head
         super().__init__(layers, body.input_size, body.input_size, body.dtype)
         self.positions = body.positions

@@ -48,7 +48,7 @@ class _Classifier(_OnEncoder):
 
     Parameters
     ----------
-    encoder : BertModel
+    encoder : BertModel, or another Transformer
     classes : int
         The number of outputs.
     rng : seed or numpy.random.Generator, optional
@@ -74,7 +74,7 @@ class SequenceClassifier(_Classifier):
 
     Parameters
     ----------
-    encoder : BertModel
+    encoder : BertModel, or another Transformer
     classes : int
         The number of outputs.
     rng : seed or numpy.random.Generator, optional
@@ -106,7 +106,7 @@ class TokenClassifier(_Classifier):
 
     Parameters
     ----------
-    encoder : BertModel
+    encoder : BertModel, or another Transformer
     classes : int
         The number of outputs.
     rng : seed or numpy.random.Generator, optional
@@ -129,7 +129,7 @@ class SentenceEncoder(_OnEncoder):
 
     Parameters
     ----------
-    encoder : BertModel
+    encoder : BertModel, or another Transformer
     normalize : bool, default True
         Whether to divide each embedding by its length, as Sentence-BERT's models do (Reimers and Gurevych 2019).
 

@@ -179,8 +179,10 @@ def test_a_body_must_be_causal_and_a_head_must_fit():
     for body in (DenseLayer(3, 2), BertModel.new(BERT), decoder("llama")):
         with pytest.raises(ArgumentError, match="body must be a causal transformer such as LlamaModel, got "):
             CausalLM(body)
-    for head in (DenseLayer(SIZE, 12), DenseLayer(7, VOCABULARY)):
-        with pytest.raises(ArgumentError, match="head must be 8 -> 11, got DenseLayer"):
+    for head in (DenseLayer(SIZE, 12), DenseLayer(7, VOCABULARY), DenseLayer(SIZE, VOCABULARY), 3, "head"):
+        with pytest.raises(
+            ArgumentError, match=r"head must be a layer from 8 to 11 in float32, got (Dense.* in float64|3|'head')$"
+        ):
             CausalLM(LlamaModel.new(LLAMA), head)
 
 
