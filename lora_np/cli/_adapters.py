@@ -115,6 +115,8 @@ def find_adapters(
         If the file or folder is damaged.
     ArgumentError
         If there is no such file or folder.
+    NotSupportedError
+        If a file has an adapter of another kind than pairs of factors.
     """
     path = os.path.normpath(path)
     if not os.path.exists(path):
@@ -138,14 +140,9 @@ def require_adapters(
     ------
     FormatError
         If there are none, or as in `find_adapters`.
-    NotSupportedError
-        If the file has an adapter of another kind than pairs of factors.
     """
     found = find_adapters(path, drop=drop, alpha=alpha, base_is_residual=base_is_residual)
     if found is None:
-        kind = None if os.path.isdir(path) else _other_kind(path)
-        if kind:
-            raise NotSupportedError(f"{path}: its kind is {kind}, which is not a pair of factors for each matrix")
         raise FormatError(f"{path}: no adapter found; {EXPECTED}")
     return found
 
@@ -252,11 +249,13 @@ def _file(file: str, drop: Sequence[str], alpha: float | None) -> Adapters | Non
     """The adapter in a safetensors file: kohya's, diffusers', or that of a PEFT folder without its configuration."""
     try:
         with SafetensorsFile(file) as tensors:
-            kind = readable_kind(tensors)
+            kind, other = readable_kind(tensors), other_kind(tensors)
     except FormatError as error:
         if file.endswith(".safetensors"):
             raise
         raise FormatError(f"{file}: unsupported format; {EXPECTED}; {peft.PICKLE}") from error
+    if kind is None and other is not None:
+        raise NotSupportedError(f"{file}: its kind is {other}, which is not a pair of factors for each matrix")
     if kind is None:
         return None
     files = {UNNAMED: file}
@@ -271,11 +270,6 @@ def _file(file: str, drop: Sequence[str], alpha: float | None) -> Adapters | Non
     if kind == "PEFT":
         return Adapters(file, f"PEFT weights without {peft.CONFIG}", (UNNAMED,), load, files, note=note)
     return Adapters(file, "diffusers adapter", (UNNAMED,), load, files, note=note, by_base=with_tensor_names)
-
-
-def _other_kind(file: str) -> str | None:
-    with SafetensorsFile(file) as tensors:
-        return other_kind(tensors)
 
 
 def _npz(file: str) -> Adapters:

@@ -162,7 +162,7 @@ def test_other_kinds_are_named(tmp_path, run, fail):
     for name, kind in {"lycoris-loha": "LoHa", "lycoris-ia3": "IA3", "lycoris-oft": "OFT"}.items():
         message = fail("merge", base_of(name), place(name), "-o", tmp_path / "x.safetensors")
         assert message == f"{place(name)}: its kind is {kind}, which is not a pair of factors for each matrix"
-        assert "safetensors checkpoint" in run("inspect", place(name))
+        assert f"not understood as an adapter:\n{message}" in run("inspect", place(name))
 
 
 def test_inspect_says_that_alpha_is_assumed(quiet):

@@ -2,13 +2,14 @@
 
 import shutil
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from lora_np.cli._adapters import find_adapters, require_adapters
-from lora_np.cli.inspect import readable_files
+from lora_np.cli._adapters import require_adapters
+from lora_np.cli.inspect import inspected
 from lora_np.errors import ArgumentError, NotSupportedError
 from lora_np.io.base_names import renamed
 from lora_np.io.diffusers import load_diffusers, save_diffusers
@@ -30,6 +31,7 @@ class Kind(NamedTuple):
     task: str | None = None
     alpha: float | None = None
     base_is_residual: bool = False
+    again: str = "identical"
 
 
 PEFT = {
@@ -67,9 +69,9 @@ PEFT = {
     "peft-olora": Kind("OLoRA, with its residual base", base_is_residual=True),
     "peft-loftq": Kind("LoftQ, with its residual base", base_is_residual=True),
     "peft-pissa-converted": Kind("PiSSA converted by PEFT's `save_pretrained`"),
-    "peft-adalora": Kind("AdaLoRA"),
-    "peft-adalora-ranks": Kind("AdaLoRA after its allocation of ranks"),
-    "peft-vera": Kind("VeRA"),
+    "peft-adalora": Kind("AdaLoRA", again="as LoRA"),
+    "peft-adalora-ranks": Kind("AdaLoRA after its allocation of ranks", again="as LoRA"),
+    "peft-vera": Kind("VeRA", again="as LoRA; a model's as VeRA"),
     "peft-vera-without-projections": Kind("VeRA, `save_projection=False`"),
     "peft-bare": Kind("weights without adapter_config.json", alpha=3.0),
     "peft-pickle": Kind("adapter_model.bin"),
@@ -85,7 +87,7 @@ PEFT = {
 KOHYA = {
     "kohya-unet": Kind("U-Net, LoRA and LoCon layers", "unet"),
     "kohya-no-alpha": Kind("without alpha", "unet"),
-    "kohya-locon-mid": Kind("LoCon with `lora_mid` (Tucker)", "unet"),
+    "kohya-locon-mid": Kind("LoCon with `lora_mid` (Tucker)", "unet", again="two factors"),
     "kohya-dora": Kind("`dora_scale` by output", "unet"),
     "kohya-pipeline": Kind("U-Net and two text encoders (`lora_te1_`, `lora_te2_`)", "pipeline"),
     "kohya-sd15-single-file": Kind("SD 1.5, names of diffusers, for a single-file base", "ldm"),
@@ -223,14 +225,13 @@ def results(name):
 
 def _results(name, folder):
     tool = next(tool for tool, kinds in TOOLS.items() if name in kinds)
-    row = {"tool": tool, "what": KINDS[name].what}
+    kind = KINDS[name]
+    row = {"tool": tool, "what": kind.what}
+    options = Namespace(drop=(), alpha=None, base_is_residual=True, by_module=False, plot=None)
     try:
-        inspected = find_adapters(str(place(name)), base_is_residual=True)
-        if inspected is not None:
-            inspected.read(KINDS[name].task or inspected.choose(None))
-        row["inspect"] = "tensors" if inspected is None else "layers"
-    except (ArgumentError, NotSupportedError) as error:
-        row["inspect"] = "tensors" if readable_files(str(place(name))) else reason(error)
+        row["inspect"] = "tensors" if "tensors" in inspected(str(place(name)), options) else "layers"
+    except (ArgumentError, NotSupportedError):
+        row["inspect"] = "refused"
     try:
         row["merge"] = merge_difference(name, folder / "merged.safetensors")
     except (ArgumentError, NotSupportedError) as error:
@@ -245,7 +246,7 @@ def _results(name, folder):
             continue
         assert held[target], (name, target)
     row["convert"] = ", ".join(target for target in held if target != tool)
-    row["round trip"] = "identical" if tool in held else ""
+    row["round trip"] = kind.again if tool in held else ""
     return row
 
 
@@ -263,8 +264,7 @@ HEADER = ("tool", "kind", "inspect", "merge", "convert", "round trip")
 def cells(row):
     """A row as it is printed."""
     merge = f"{row['merge']:.1e}" if isinstance(row["merge"], float) else f"refused: {row['merge']}"
-    inspect = row["inspect"] if row["inspect"] in ("layers", "tensors") else "refused"
-    return [row["tool"], row["what"], inspect, merge, row["convert"], row["round trip"]]
+    return [row["tool"], row["what"], row["inspect"], merge, row["convert"], row["round trip"]]
 
 
 def markdown(rows):
