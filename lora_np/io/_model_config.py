@@ -68,6 +68,7 @@ LLAMA = Entries(
         "attention_bias": (False,),
         "mlp_bias": (False,),
         "partial_rotary_factor": (1,),
+        "rope_interleaved": (False,),
         "num_local_experts": (None,),
         "tie_word_embeddings": (False, True),
     },

@@ -32,7 +32,7 @@ def generate(
 
     The first token takes a pass over the prompts, each of the others a pass over one token, because the keys and values of
     all earlier ones are kept. The result is that of passes over everything, up to rounding. A prompt that has ended costs
-    nothing more. The model is only read: several generators may share it.
+    nothing more. The model is only read, so several generators may share it; it must not change before the last token.
 
     Parameters
     ----------

@@ -149,7 +149,7 @@ def test_other_types_are_converted(checkpoint, kind):
         {"layer_types": ["full_attention", "full_attention"]},
         {"tie_word_embeddings": ...},
         {"hidden_act": ..., "attention_bias": ..., "mlp_bias": ...},
-        {"attention_dropout": 0.1, "torch_dtype": "bfloat16"},
+        {"attention_dropout": 0.1, "torch_dtype": "bfloat16", "rope_interleaved": False, "is_llama_config": True},
     ],
     ids=str,
 )
@@ -176,6 +176,7 @@ def test_configurations_of_the_same_function(checkpoint, entries):
         ),
         ({"rope_parameters": {"rope_type": "llama3"}}, NotSupportedError, "rope_parameters must be that of plain rotary"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, NotSupportedError, "rope_parameters must be that of plain"),
+        ({"rope_interleaved": True}, NotSupportedError, "rope_interleaved must be False, got True"),
         ({"partial_rotary_factor": 0.5}, NotSupportedError, "partial_rotary_factor must be 1, got 0.5"),
         ({"rope_parameters": [1]}, FormatError, "rope_parameters must be an object or null"),
         ({"rope_parameters": {"rope_theta": -1}}, FormatError, "rope_theta must be a positive number, got -1"),
