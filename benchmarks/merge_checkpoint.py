@@ -5,8 +5,8 @@ into it (for the attention queries and values, or for every layer), verifies eac
 """
 
 import argparse
+import itertools
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from lora_np.io.merge import merge_checkpoint, verify_checkpoint
 from lora_np.io.safetensors import TensorInfo, stream_safetensors
 from lora_np.layers import LoRALayer
 
-from .processes import status
+from .processes import finished_time, status
 
 LAYERS, WIDTH, HIDDEN, KEYS, VOCABULARY = 8, 2048, 8192, 512, 16_000
 CASES = {"queries and values": ("q_proj", "v_proj"), "every layer": ("proj",)}
@@ -62,17 +62,19 @@ def make_adapter(weights: dict[str, tuple[int, int]], chosen: tuple[str, ...], r
     return AdapterWeights(layers)
 
 
-def peak_megabytes() -> float:
-    """The peak resident memory of this process."""
-    return status("VmHWM") / 2**20
-
-
-def merge_once(base: str, output: str, case: str, scale: float) -> None:
-    """Merge in a subprocess, and print the seconds and the additional megabytes."""
+def merge_once(base: str, output: str, case: str, threads: str, scale: float) -> None:
+    """Merge in a subprocess, and print the wall time, the processor time and the peak memory of the process."""
     adapter = make_adapter(shapes(scale), CASES[case])
-    before, start = peak_megabytes(), time.perf_counter()
-    merge_checkpoint(base, adapter, output)
-    print(time.perf_counter() - start, peak_megabytes() - before)
+    wall, processor = time.perf_counter(), time.process_time()
+    merge_checkpoint(base, adapter, output, threads=int(threads))
+    print(time.perf_counter() - wall, time.process_time() - processor, status("VmHWM") / 2**20)
+
+
+def copy_once(base: str, output: str) -> tuple[float, float]:
+    """The wall time and the processor time of cp."""
+    wall, processor = time.perf_counter(), finished_time()
+    subprocess.run(["cp", base, output], check=True)
+    return time.perf_counter() - wall, finished_time() - processor
 
 
 def main() -> None:
@@ -80,43 +82,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="relative size of the checkpoint (default: 1, about 1 GB)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--once", nargs=3, metavar=("BASE", "OUTPUT", "CASE"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help="where to create the checkpoint (default: the system's temporary folder)")
+    parser.add_argument("--once", nargs=4, metavar=("BASE", "OUTPUT", "CASE", "THREADS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:
         merge_once(*arguments.once, arguments.scale)
         return
-    weights = shapes(arguments.scale)
-    seconds: dict[str, list[float]] = {"copy of the file": [], **{case: [] for case in CASES}}
-    megabytes: dict[str, float] = dict.fromkeys(CASES, 0.0)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        measure(folder, arguments.scale, arguments.rounds)
+
+
+def measure(folder: str, scale: float, rounds: int) -> None:
+    """Measure all cases, and print a table."""
+    weights = shapes(scale)
+    base, output = os.path.join(folder, "base.safetensors"), os.path.join(folder, "merged.safetensors")
+    make_checkpoint(base, weights)
+    print(f"{os.path.getsize(base) / 1e9:.2f} GB of BF16 in {len(weights)} tensors, {rounds} interleaved rounds")
+    results: dict[str, list[list[float]]] = {}
     errors: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        base, output = os.path.join(folder, "base.safetensors"), os.path.join(folder, "merged.safetensors")
-        make_checkpoint(base, weights)
-        size = os.path.getsize(base) / 1e9
-        print(f"{size:.2f} GB of BF16 in {len(weights)} tensors, {arguments.rounds} interleaved rounds")
-        for _ in range(arguments.rounds):
-            start = time.perf_counter()
-            shutil.copyfile(base, output)
-            seconds["copy of the file"].append(time.perf_counter() - start)
+    for _ in range(rounds):
+        results.setdefault("cp", []).append([*copy_once(base, output), 0.0])
+        os.remove(output)
+        for case, threads in itertools.product(CASES, ("1", "2")):
+            command = [sys.executable, "-m", "benchmarks.merge_checkpoint", "--scale", str(scale)]
+            run = [*command, "--once", base, output, case, threads]
+            printed = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+            results.setdefault(f"{case}, {threads} thread{'s' * (threads > '1')}", []).append(
+                [*map(float, printed.split())]
+            )
+            if case not in errors:
+                verified = verify_checkpoint(base, make_adapter(weights, CASES[case]), output)
+                errors[case] = max(tensor.error or 0.0 for tensor in verified)
             os.remove(output)
-            for case in CASES:
-                command = [sys.executable, "-m", "benchmarks.merge_checkpoint", "--scale", str(arguments.scale)]
-                result = subprocess.run(
-                    [*command, "--once", base, output, case], check=True, capture_output=True, text=True
-                ).stdout.split()
-                seconds[case].append(float(result[0]))
-                megabytes[case] = max(megabytes[case], float(result[1]))
-                if case not in errors:
-                    verified = verify_checkpoint(base, make_adapter(weights, CASES[case]), output)
-                    errors[case] = max(tensor.error or 0.0 for tensor in verified)
-                os.remove(output)
-    copy = statistics.median(seconds["copy of the file"])
-    print(f"{'':20}{'median':>9}{'minimum':>9}{'/ copy':>8}{'peak memory':>14}{'largest error':>15}")
-    for case, values in seconds.items():
-        line = f"{case:20}{statistics.median(values):7.2f} s{min(values):7.2f} s{statistics.median(values) / copy:8.1f}"
-        print(line + (f"{megabytes[case]:11.0f} MB{errors[case]:15.1e}" if case in errors else ""))
-    print("Peak memory excludes the memory in use before the merge.")
-    print("Errors are relative to each tensor's largest element; the precision of BF16 is 3.9e-03.")
+    copy = [statistics.median(values) for values in zip(*results["cp"], strict=True)]
+    print(f"{'':32}{'wall':>9}{'/ cp':>7}{'processor':>13}{'/ cp':>7}{'peak memory':>14}")
+    for name, rows in results.items():
+        wall, processor, _ = (statistics.median(values) for values in zip(*rows, strict=True))
+        line = f"{name:32}{wall:7.2f} s{wall / copy[0]:7.1f}{processor:11.2f} s{processor / copy[1]:7.1f}"
+        print(line + (f"{max(row[2] for row in rows):11.0f} MB" if name != "cp" else ""))
+    for case, error in errors.items():
+        print(f"{case}: largest error relative to the largest element of its tensor {error:.1e}; BF16 rounds to 3.9e-03")
 
 
 if __name__ == "__main__":

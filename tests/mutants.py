@@ -72,6 +72,8 @@ GGUF_TEXT = "tests/test_text_gguf.py"
 GENERATE = "tests/cli/test_generate.py"
 STORED = "tests/test_stored.py"
 GGUF = "tests/io/test_gguf.py"
+SAFETENSORS = "tests/io/test_safetensors.py"
+MERGING = "tests/io/test_merge.py"
 INSPECT = "tests/cli/test_toolbox_inspect.py"
 TRUNCATING = "tests/test_truncating.py"
 COMBINING = "tests/test_combining.py"
@@ -423,6 +425,34 @@ MUTANTS = [
         "if len(text) <= LONGEST else",
         "if True else",
         (INSPECT,),
+    ),
+    Mutant(
+        "BF16 by cutting off",
+        "kernels/bfloat16.py",
+        "np.add(scratch, HALF, out=scratch)",
+        "np.multiply(scratch, 0, out=scratch)",
+        (SAFETENSORS,),
+    ),
+    Mutant(
+        "a NaN is rounded to BF16",
+        "kernels/bfloat16.py",
+        "out[np.isnan(values)] = NAN",
+        "pass",
+        (SAFETENSORS,),
+    ),
+    Mutant(
+        "threads share the rows of a window",
+        "io/_pieces.py",
+        "pieces[number :: self.count]",
+        "pieces[number : number + 1]",
+        (MERGING,),
+    ),
+    Mutant(
+        "the rows of a piece are those of the window's start",
+        "io/_pieces.py",
+        "first + start, conversion",
+        "first, conversion",
+        (MERGING,),
     ),
     # ---------------------------------------------------------------- trap 3: the training helper
     Mutant(

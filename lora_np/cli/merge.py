@@ -59,6 +59,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="BASE has the weights that the initialisation of the adapter (PiSSA, OLoRA, CorDA, LoftQ) has changed",
     )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="the number of threads; the result does not depend on it (default: the number of processors, up to 4)",
+    )
     add_task(parser)
     add_alpha(parser)
     add_drop(parser)
@@ -82,7 +88,7 @@ def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
             os.mkdir(place)  # a folder with a single file is merged as a file, into a folder
             base, place = files[SINGLE], os.path.join(place, SINGLE)
         with _bar(sum(map(os.path.getsize, files.values()))) as progress:
-            merged = merge_checkpoint(base, adapter, place, **options, progress=progress)
+            merged = merge_checkpoint(base, adapter, place, **options, threads=arguments.threads, progress=progress)
         if arguments.verify:
             merged = verify_checkpoint(base, adapter, place, **options)
             _check_errors(merged, output)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -26,8 +25,12 @@ HEADS = ("lm_head", "embed_out")
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 
-Change = Callable[[Array, int], Array]
-"""Maps old rows, and the index of the first, to new rows."""
+
+class Change(Protocol):
+    """Computes new rows from old ones, which keep their values; `first` is the index of the first row."""
+
+    def __call__(self, old: Array, first: int, out: Array | None = None) -> Array:
+        """The new rows, in `out` if that is given."""
 
 
 class Step(NamedTuple):
@@ -221,7 +224,7 @@ class Merge:
         if len(changes) < 2:
             return changes[0] if changes else None
         first, second = changes
-        return lambda old, start: second(first(old, start), start)
+        return lambda old, start, out=None: second(first(old, start), start, out)
 
     def _merged(self, path: str, dtype: Any) -> Change:
         """``W + s A B``, or ``m V / ‖V‖``."""
@@ -231,8 +234,9 @@ class Merge:
         left, right = np.ascontiguousarray(self._signed(layer.scaling) * left), np.ascontiguousarray(right)
         magnitude = self.adapter.magnitudes.get(path)
 
-        def merged(old: Array, first: int) -> Array:
-            new: Array = left[first : first + len(old)] @ right  # (rows, r) @ (r, columns) -> (rows, columns)
+        def merged(old: Array, first: int, out: Array | None = None) -> Array:
+            # (rows, r) @ (r, columns) -> (rows, columns)
+            new: Array = np.matmul(left[first : first + len(old)], right, out=out)
             new += old
             if magnitude is not None:
                 norms = np.sqrt((new * new).sum(axis=1))
@@ -244,14 +248,15 @@ class Merge:
     def _with_bias(self, path: str, dtype: Any) -> Change:
         """``b + s c``."""
         change = self._signed(self.adapter.layers[path].scaling) * self.adapter.biases[path].astype(dtype)[:, None]
-        return lambda old, first: old + change[first : first + len(old)].astype(dtype)
+        return lambda old, first, out=None: np.add(old, change[first : first + len(old)].astype(dtype), out=out)
 
     def _replaced(self, key: str, dtype: Any) -> Change:
         indices, values = self.adapter.rows[key]
 
-        def replaced(old: Array, first: int) -> Array:
+        def replaced(old: Array, first: int, out: Array | None = None) -> Array:
             inside = (indices >= first) & (indices < first + len(old))
-            new = old.copy()
+            new = np.empty_like(old) if out is None else out
+            new[...] = old
             new[indices[inside] - first] = values[inside].astype(dtype)
             return new
 

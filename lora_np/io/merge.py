@@ -13,6 +13,7 @@ import numpy as np
 
 from .._archive import atomic_file
 from .._typing import Array
+from .._validation import positive_int
 from ..errors import ArgumentError, FormatError
 from ..factors.weights import AdapterWeights
 from ._checkpoint import INDEX as INDEX
@@ -21,6 +22,7 @@ from ._checkpoint import Checkpoint, index_path, read_index
 from ._checkpoint import checkpoint_files as checkpoint_files
 from ._merging import PRECISIONS as PRECISIONS
 from ._merging import Merge, Step
+from ._pieces import Conversion, Workers, usable_threads
 from .safetensors import DTYPES, SafetensorsFile, Stored, decoded, encoded, stream_safetensors
 
 WINDOW = 1 << 21  # elements mapped and written at a time
@@ -61,6 +63,7 @@ def merge_checkpoint(
     subtract: bool = False,
     fan_in_fan_out: bool = False,
     untie: bool = False,
+    threads: int | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[MergedTensor]:
     """Write a checkpoint with an adapter merged into its weights: ``W + s A B``, or for DoRA ``m V / ‖V‖``.
@@ -85,6 +88,8 @@ def merge_checkpoint(
     untie : bool, default False
         If the base has no output head because it uses its embedding as one: whether to write a separate head when the
         adapter changes it.
+    threads : int, optional
+        The number of threads that compute; the result does not depend on it. Defaults to the number of processors, up to 4.
     progress : callable, optional
         Called for each piece written, with the name of the tensor and the number of bytes.
 
@@ -105,8 +110,9 @@ def merge_checkpoint(
         subtracted that replaces tensors.
     """
     merge = Merge(adapter, subtract, fan_in_fan_out, untie)
+    count = usable_threads() if threads is None else positive_int("threads", threads)
     index, target = index_path(base), os.fspath(output)
-    with Checkpoint(base) as old:
+    with Checkpoint(base) as old, Workers(count) as workers:
         outputs = {name: os.path.join(target, name) if index else target for name in old.files}
         for name, tensors in old.files.items():
             if os.path.exists(outputs[name]) and os.path.samefile(tensors.path, outputs[name]):
@@ -120,7 +126,7 @@ def merge_checkpoint(
         for name, tensors in old.files.items():
             infos = {key: tensors.info(key) for key in tensors}
             infos |= {key: step.info for key, step in planned.items() if step.file == name}
-            content = partial(_content, merge, old, planned, progress)
+            content = partial(_content, merge, old, planned, progress, workers)
             stream_safetensors(outputs[name], infos, content, tensors.metadata)
         if index:
             with atomic_file(os.path.join(target, os.path.basename(index))) as copy:
@@ -178,11 +184,18 @@ def _report(merge: Merge, step: Step) -> MergedTensor:
 
 
 def _content(
-    merge: Merge, old: Checkpoint, planned: Mapping[str, Step], progress: Callable[[str, int], None] | None, key: str
+    merge: Merge,
+    old: Checkpoint,
+    planned: Mapping[str, Step],
+    progress: Callable[[str, int], None] | None,
+    workers: Workers,
+    key: str,
 ) -> Iterator[Array | Stored]:
     """The stored elements of an output tensor, window by window."""
     size = 0
-    windows: Iterator[Array | Stored] = _changed(merge, old, planned[key]) if key in planned else _copied(old[key], key)
+    windows: Iterator[Array | Stored] = (
+        _changed(merge, old, planned[key], workers) if key in planned else _copied(old[key], key)
+    )
     for window in windows:
         yield window
         size += window.nbytes
@@ -197,20 +210,18 @@ def _copied(tensors: SafetensorsFile, key: str) -> Iterator[Stored]:
         yield Stored(tensors, key, start, stop)
 
 
-def _changed(merge: Merge, old: Checkpoint, step: Step) -> Iterator[Array]:
+def _changed(merge: Merge, old: Checkpoint, step: Step, workers: Workers) -> Iterator[Array]:
     rows, columns = step.rows_and_columns
     dtype = np.float64 if step.info.dtype == "F64" else np.float32
-    merged = merge.rows(step.key, dtype)
+    change = merge.rows(step.key, dtype)
     count = max(1, min(PIECE, SMALL_PRODUCT // max(1, merge.rank(step.key))) // max(1, columns))
     for start, stop in _windows(rows, max(1, WINDOW // max(1, columns))):
         before, stored = merge.before(old, step, start, stop)
-        if merged is None:
+        if change is None:
             yield encoded(before, step.info.dtype)
             continue
-        new = np.empty(before.shape, DTYPES[step.info.dtype])
-        for first, last in _windows(len(before), count):
-            piece = decoded(before[first:last], stored).astype(dtype, copy=False)
-            new[first:last] = encoded(merged(piece, start + first), step.info.dtype)
+        new = workers.output(before.shape, DTYPES[step.info.dtype])
+        workers.compute(before, new, start, count, Conversion(stored, change, step.info.dtype), dtype)
         yield new
 
 

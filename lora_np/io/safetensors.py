@@ -13,6 +13,7 @@ from .._archive import atomic_file
 from .._typing import Array
 from .._validation import file_path, mapping
 from ..errors import ArgumentError
+from ..kernels.bfloat16 import narrow
 from ._mapping import mapped
 from ._safetensors_header import DTYPES as DTYPES
 from ._safetensors_header import TensorInfo as TensorInfo
@@ -244,17 +245,10 @@ def decoded(raw: Array, dtype: str) -> Array:
 def encoded(values: Array, dtype: str) -> Array:
     """Convert values to stored elements, contiguous; float32 is rounded to the nearest BF16, ties to even."""
     if dtype == "BF16" and values.dtype != DTYPES["BF16"]:
-        bits = np.ascontiguousarray(values, "<f4").reshape(-1).view("<u4")
-        # Half a unit in the last kept place, minus one bit if that place is even, carries exactly when rounding up is due.
-        rounded = bits >> np.uint32(16)
-        rounded &= np.uint32(1)
-        rounded += np.uint32(0x7FFF)
-        rounded += bits
-        stored = rounded.view("<u2")[1::2].copy()  # the upper halves
-        nan = np.isnan(values)
-        if nan.any():
-            stored[nan.reshape(-1)] = 0x7FC0
-        return stored.reshape(values.shape)
+        wide = np.ascontiguousarray(values, "<f4")
+        stored = np.empty(wide.shape, DTYPES["BF16"])
+        narrow(wide, stored, np.empty(wide.shape, "<u4"))
+        return stored.reshape(values.shape)  # wide has at least one axis
     if dtype == "BOOL" and values.dtype != DTYPES["BOOL"]:
         values = values != 0
     return np.ascontiguousarray(values, DTYPES[dtype])

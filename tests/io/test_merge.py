@@ -9,7 +9,7 @@ import pytest
 
 from lora_np import ArgumentError, FormatError, LoRALayer, NotSupportedError, merge_in_place
 from lora_np.factors.weights import AdapterWeights
-from lora_np.io import merge
+from lora_np.io import _pieces, merge
 from lora_np.io.merge import INDEX, SINGLE, checkpoint_files, merge_checkpoint, verify_checkpoint
 from lora_np.io.peft import apply_peft, load_peft
 from lora_np.io.safetensors import SafetensorsFile, load_safetensors, save_safetensors
@@ -577,6 +577,30 @@ def test_the_output_of_a_single_file_cannot_be_a_folder(tmp_path, output):
     assert not all_files(output)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("small_windows")
+def test_any_number_of_threads_writes_the_same_bytes(tmp_path, output, dtype):
+    base, weights = single(tmp_path, dtype=dtype), adapter(rank=4, dora=dtype == "F32")
+    found = set()
+    for threads in (1, 2, 3, 8):
+        merge_checkpoint(base, weights, output, threads=threads)
+        found.add(output.read_bytes())
+    assert len(found) == 1
+
+
+def test_the_number_of_threads_is_checked(tmp_path, output):
+    with pytest.raises(ArgumentError, match="threads must be at least 1, got 0"):
+        merge_checkpoint(single(tmp_path), adapter(), output, threads=0)
+    assert 1 <= _pieces.usable_threads() <= 4
+    assert _pieces.usable_threads(1) == 1
+
+
+def test_the_number_of_threads_where_the_system_does_not_say(monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert _pieces.usable_threads() == 1
+
+
 class BrokenError(Exception):
     """Raised in the middle of a merge."""
 
@@ -599,7 +623,7 @@ def test_an_error_in_the_middle_leaves_nothing_behind(tmp_path, output, monkeypa
     base = single(tmp_path)
     output.write_bytes(b"older")
     if place == "thread":
-        monkeypatch.setattr(merge, "encoded", breaking(7, merge.encoded))
+        monkeypatch.setattr(_pieces, "decoded", breaking(7, _pieces.decoded))
     with pytest.raises(BrokenError):
         merge_checkpoint(base, adapter(), output, progress=breaking(7) if place == "writer" else None)
     assert output.read_bytes() == b"older"
