@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import demo as demo
     from . import distributed as distributed
     from . import errors as errors
+    from . import exercises as exercises
     from . import factors as factors
     from . import functions as functions
     from . import graph as graph
@@ -255,6 +256,7 @@ _SUBMODULES = (
     "demo",
     "distributed",
     "errors",
+    "exercises",
     "factors",
     "functions",
     "graph",

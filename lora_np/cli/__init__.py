@@ -28,6 +28,7 @@ VERBS = (
     "embed",
     "classify",
     "generate",
+    "exercises",
     "completion",
 )
 
