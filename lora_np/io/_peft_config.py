@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
+from .._typing import Array
 from ..errors import FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
 from ._json import read_json
@@ -16,6 +19,9 @@ from ._patterns import parsed
 
 DEFAULT = 8
 """PEFT's default of r and of lora_alpha."""
+
+HEAD = "lm_head.weight"
+"""The weight of the output head, which many models tie to the embedding."""
 
 LONGEST_NUMBER = 10
 """Digits of the number of a block."""
@@ -285,6 +291,8 @@ def _config_of_others(weights: AdapterWeights) -> dict[str, Any]:
     if theirs and all(is_saved_whole(weights.config, path) for path in saved):
         saved = theirs
     config: dict[str, Any] = {"bias": "none"}
+    if is_tied_pair(weights.whole):
+        saved, config["ensure_weight_tying"] = [path for path in saved if path != "lm_head"], True
     if any("bias" in names[path] for path in names if path in weights.layers):
         config["bias"] = "lora_only"
     if any(names[path] == ["bias"] for path in outside):
@@ -297,6 +305,12 @@ def _config_of_others(weights: AdapterWeights) -> dict[str, Any]:
         tokens = {key.removesuffix(".weight"): rows.indices.tolist() for key, rows in weights.rows.items()}
         config["trainable_token_indices"] = tokens
     return config
+
+
+def is_tied_pair(whole: Mapping[str, Array]) -> bool:
+    """Whether whole tensors have an output head that is equal to the embedding, as in a model that ties the two."""
+    head = whole.get(HEAD)
+    return head is not None and any(key != HEAD and np.array_equal(head, other) for key, other in whole.items())
 
 
 def _contains(path: str, layers: Iterable[str]) -> bool:

@@ -6,7 +6,7 @@
 import numpy as np
 import pytest
 
-from lora_np import DoRAAdapter, merge_in_place, select_task
+from lora_np import DoRAAdapter, StandardLoRAAdapter, apply_lora, load_pretrained, merge_in_place, select_task
 from lora_np.io.merge import merge_checkpoint
 from lora_np.io.peft import WEIGHTS, apply_peft, load_peft, save_peft
 from lora_np.io.safetensors import load_safetensors, save_safetensors
@@ -258,3 +258,24 @@ def test_peft_writes_again_what_we_wrote(tmp_path, case):
     assert set(ours) == set(again)
     for name, array in ours.items():
         assert np.array_equal(again[name], array)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about a name that PEFT uses
+def test_peft_reads_a_trained_table_of_a_tied_language_model(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 9}
+    config = transformers.LlamaConfig(**sizes, max_position_embeddings=16, tie_word_embeddings=True)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    train = ["model.embed_tokens"]
+    model = apply_lora(
+        load_pretrained(tmp_path / "base"), StandardLoRAAdapter, rank=2, targets=["q_proj"], train=train, rng=0
+    )
+    model.set_parameters(np.random.default_rng(1).normal(size=model.parameter_count) / 2)
+    save_peft(tmp_path / "adapter", model)
+    their_model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    their_model = peft.PeftModel.from_pretrained(their_model, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        theirs = their_model(torch.tensor([[3, 1, 4]])).logits.numpy()
+    assert_close(model.predict([[3, 1, 4]]), theirs, 1e-5)
+    restored = apply_peft(load_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    assert np.array_equal(restored.predict([[3, 1, 4]]), model.predict([[3, 1, 4]]))
