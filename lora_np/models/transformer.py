@@ -52,6 +52,10 @@ class Block(Composite):
             raise ArgumentError(f"{name} must have shape (rows, {self.input_size}), got {x.shape}")
         return x
 
+    def get_activation_types(self) -> tuple[str, ...]:
+        """The names of the activations of the layers, and of the one between them."""
+        return (*super().get_activation_types(), self.activation.name)
+
     def config(self) -> dict[str, Any]:
         """The layers, the number of heads, the activation."""
         return {"layers": dict(self.children()), "heads": self.attention.heads, "activation": self.activation}

@@ -316,6 +316,11 @@ def test_operations_are_those_of_the_matrices_and_a_few_more(name):
     assert 2 * used <= model.estimate_flops() <= 2.6 * used
 
 
+@pytest.mark.parametrize(("name", "activation"), [("llama", "swish"), ("gpt2", "gelu")])
+def test_a_model_tells_its_activations(name, activation):
+    assert decoder(name).get_activation_types().count(activation) == 2
+
+
 def test_a_model_tells_its_size():
     assert repr(decoder("llama").body) == "LlamaModel(11 -> 8, blocks=2, positions=9, 1,088 parameters)"
     assert repr(decoder("gpt2").body) == "GPT2Model(11 -> 8, blocks=2, positions=9, 1,240 parameters)"
