@@ -217,6 +217,15 @@ def test_embeddings_stay_embeddings():
         combine([one, two])
 
 
+def test_convolutions_stay_convolutions():
+    one, two = (AdapterWeights({"a": layer()}, kernels={"a": kernel}) for kernel in ((3,), (1, 3)))
+    assert combine([one, one]).result.kernels == {"a": (3,)}
+    for other in (two, AdapterWeights({"a": layer()})):
+        with pytest.raises(NotSupportedError, match="'a' is a convolution of different kernels: "):
+            combine([one, other])
+    assert combine([one, AdapterWeights({"b": layer()})]).result.kernels == {"a": (3,)}
+
+
 # ---------------------------------------------------------------- errors
 
 

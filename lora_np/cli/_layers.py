@@ -1,6 +1,6 @@
 """What the commands report about low-rank layers, measured in float64 from the factors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,11 @@ def summary_cells(report: dict[str, Any]) -> list[str]:
     """The table cells of a `summary`, in the order of `HEADER`."""
     sizes = [str(report[name]) for name in ("input_size", "output_size", "rank")]
     return [printable(report["path"]), *sizes, number(report["alpha"]), number(report["scaling"])]
+
+
+def kernel_text(kernel: Sequence[int]) -> str:
+    """A kernel in words."""
+    return f"convolution, kernel {' x '.join(map(str, kernel))}" if kernel else "dense"
 
 
 def cast(layer: LoRALayer, dtype: type) -> LoRALayer:

@@ -12,7 +12,7 @@ from ..io.safetensors import SafetensorsFile
 from ..layers.lora import LoRALayer
 from ..terminal.table import table
 from ._adapters import Adapters, dropped
-from ._layers import HEADER, frobenius, singular_values, summary, summary_cells
+from ._layers import HEADER, frobenius, kernel_text, singular_values, summary, summary_cells
 from ._others import other_reports, others_text
 from ._text import counted, natural, number, printable, share
 
@@ -50,6 +50,8 @@ def layer_report(path: str, layer: LoRALayer, weights: AdapterWeights) -> Report
         report["norm_magnitude"] = frobenius(weights.magnitudes[path])
     if path in weights.nested:
         report["dylora"] = weights.nested[path].to_json()
+    if path in weights.kernels:
+        report["kernel"] = list(weights.kernels[path])
     return report
 
 
@@ -178,6 +180,12 @@ def adapter_text(report: Report, *, by_module: bool = False) -> str:
     magnitudes = [layer["path"] for layer in report["layers"] if "norm_magnitude" in layer]
     if magnitudes:
         lines.append(f"DoRA ({_which(magnitudes)}): the rows of weight + dW are rescaled to trained norms")
+    kernels: dict[str, list[str]] = {}
+    for layer in report["layers"]:
+        if "kernel" in layer:
+            kernels.setdefault(kernel_text(layer["kernel"]), []).append(layer["path"])
+    for kernel, paths in kernels.items():
+        lines.append(f"{kernel} ({_which(paths)}): in counts the elements of a patch")
     if report["others"]:
         lines += ["", others_text(report["others"])]
     lines += metadata_lines(report)

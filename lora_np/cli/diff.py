@@ -10,7 +10,7 @@ from ..factors.weights import AdapterWeights
 from ..layers.lora import LoRALayer
 from ..terminal.table import table
 from ._adapters import at_rank, dropped, load_from_options
-from ._layers import cast, frobenius, singular_values
+from ._layers import cast, frobenius, kernel_text, singular_values
 from ._options import ADAPTER, add_alpha, add_drop, add_task, positive, tolerance
 from ._others import other_changes
 from ._text import counted, number, plain, printable
@@ -99,6 +99,9 @@ def _mismatch(path: str, first: AdapterWeights, second: AdapterWeights) -> str |
         return f"{sizes[0]} vs. {sizes[1]}"
     if (path in first.embeddings) != (path in second.embeddings):
         return f"an embedding only in {'A' if path in first.embeddings else 'B'}"
+    kernels = [kernel_text(weights.kernels.get(path, ())) for weights in (first, second)]
+    if kernels[0] != kernels[1]:
+        return f"{kernels[0]} vs. {kernels[1]}"
     if (path in first.magnitudes) != (path in second.magnitudes):
         return f"DoRA only in {'A' if path in first.magnitudes else 'B'}"
     for label, name in SETTINGS.items():

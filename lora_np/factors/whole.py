@@ -22,7 +22,8 @@ def with_others(
     Raises
     ------
     NotSupportedError
-        If adapters replace the same tensor by different ones, or if a layer is an embedding for only some of them.
+        If adapters replace the same tensor by different ones, or if a layer is an embedding for only some of them, or a
+        convolution of different kernels.
     """
     whole: dict[str, Array] = {}
     rows: dict[str, Rows] = {}
@@ -41,7 +42,14 @@ def with_others(
     for path in embeddings:
         if any(path in one.layers and path not in one.embeddings for one in sets):
             raise NotSupportedError(f"{path!r} is an embedding for only some of the adapters")
-    return AdapterWeights(layers, whole=whole, rows=rows, biases=biases, embeddings=embeddings)
+    kernels: dict[str, tuple[int, ...]] = {}
+    for path in layers:
+        found = {one.kernels.get(path, ()) for one in sets if path in one.layers}
+        if len(found) > 1:
+            raise NotSupportedError(f"{path!r} is a convolution of different kernels: {', '.join(map(str, sorted(found)))}")
+        if kernel := found.pop():
+            kernels[path] = kernel
+    return AdapterWeights(layers, whole=whole, rows=rows, biases=biases, embeddings=embeddings, kernels=kernels)
 
 
 def _different(key: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from .._validation import file_path, instance
-from ..errors import ArgumentError, FormatError
+from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
 from ._unet_names import diffusers_name, single_file_names
 from .merge import INDEX, SINGLE, checkpoint_files
@@ -144,7 +144,9 @@ def split_component(path: str) -> tuple[str | None, str]:
 
 
 def renamed(weights: AdapterWeights, names: dict[str, str]) -> AdapterWeights:
-    """The layers of `names` and everything that belongs to them, under new paths."""
+    """The layers of `names` and everything that belongs to them, under new paths; NotSupportedError for whole tensors."""
+    for key in [*weights.whole, *weights.rows]:
+        raise NotSupportedError(f"{key!r}, which the adapter replaces, is not a layer whose name could be changed")
 
     def changed(value: Any) -> Any:
         if isinstance(value, frozenset):

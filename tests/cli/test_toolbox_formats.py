@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lora_np import save_layer
+from lora_np.factors.weights import AdapterWeights
 from lora_np.io import load_diffusers, load_kohya, load_mlx, load_peft
 from lora_np.io.safetensors import load_safetensors
 from tests.cli.toolbox import dylora, multilora, weights, write_kohya, write_peft
@@ -174,3 +175,27 @@ def test_inspect_says_that_alpha_is_assumed(quiet):
     assert json.loads(out)["kind"] == "PEFT weights without adapter_config.json"
     out, notes = quiet("inspect", place("peft-bare"), "--alpha", "3")
     assert notes == ""
+
+
+def test_kernels_of_convolutions_are_shown_and_compared(tmp_path, run, run_json):
+    folder = FOLDER / "peft-linear-and-conv"
+    out = run("inspect", folder)
+    assert "convolution, kernel 3 x 2 (conv): in counts the elements of a patch" in out
+    assert "convolution, kernel 3 (wave): in counts" in out
+    kernels = {layer["path"]: layer.get("kernel") for layer in run_json("inspect", folder)["adapters"][0]["layers"]}
+    assert kernels == {"up": None, "conv": [3, 2], "wave": [3]}
+    layers = {"a": weights().layers["first"]}
+    write_peft(tmp_path / "a", AdapterWeights(layers, kernels={"a": (3, 1)}))
+    write_peft(tmp_path / "b", AdapterWeights(layers, kernels={"a": (1, 3)}))
+    write_peft(tmp_path / "c", AdapterWeights(layers))
+    assert "convolution, kernel 3 x 1 vs. convolution, kernel 1 x 3" in run("diff", tmp_path / "a", tmp_path / "b", code=1)
+    assert "convolution, kernel 3 x 1 vs. dense" in run("diff", tmp_path / "a", tmp_path / "c", code=1)
+
+
+def test_truncate_and_combine_keep_convolutions(tmp_path, run):
+    folder = FOLDER / "peft-linear-and-conv"
+    run("truncate", folder, "--rank", "1", "-o", tmp_path / "small")
+    run("combine", folder, folder, "--weights", "0.5", "0.5", "-o", tmp_path / "sum")
+    for written in (tmp_path / "small", tmp_path / "sum"):
+        assert load_peft(written).kernels == load_peft(folder).kernels
+    np.testing.assert_allclose(load_peft(tmp_path / "sum").delta("conv"), load_peft(folder).delta("conv"), atol=1e-6)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lora_np import ArgumentError, FormatError, LoRALayer
+from lora_np import ArgumentError, FormatError, LoRALayer, NotSupportedError
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io._unet_names import BLOCKS, diffusers_name, single_file_names
 from lora_np.io.base_names import components, with_base_names, with_tensor_names
@@ -128,3 +128,8 @@ def test_both_names_of_a_block_lead_to_each_other():
     assert diffusers_name("other.1") is None
     assert single_file_names("other.1") == []
     assert diffusers_name("input_blocks.10") is None  # not input_blocks.1
+
+
+def test_whole_tensors_are_not_renamed():
+    with pytest.raises(NotSupportedError, match=r"'head\.bias', which the adapter replaces, is not a layer"):
+        components(adapter("unet.a", whole={"head.bias": np.zeros(3)}))
