@@ -37,6 +37,15 @@ def add_alpha(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_base_is_residual(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--base-is-residual``."""
+    parser.add_argument(
+        "--base-is-residual",
+        action="store_true",
+        help="BASE has the weights that the initialisation of the adapter (PiSSA, OLoRA, CorDA, LoftQ) has changed",
+    )
+
+
 def positive(text: str) -> int:
     """Parse a positive integer."""
     value = _whole(text)

@@ -12,7 +12,7 @@ from ..errors import ArgumentError, FormatError
 from ..io.merge import INDEX, SINGLE, MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
 from ..terminal.table import table
 from ._adapters import at_rank, dropped, load_from_options
-from ._options import ADAPTER, add_alpha, add_drop, add_task, positive
+from ._options import ADAPTER, add_alpha, add_base_is_residual, add_drop, add_task, positive
 from ._output import add_output, new_output
 from ._text import counted, plain, printable
 from .verb import Verb, add_json, print_json
@@ -54,11 +54,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rank", type=positive, metavar="R", help="the active rank of DyLoRA layers (default: the deployment rank of each)"
     )
-    parser.add_argument(
-        "--base-is-residual",
-        action="store_true",
-        help="BASE has the weights that the initialisation of the adapter (PiSSA, OLoRA, CorDA, LoftQ) has changed",
-    )
+    add_base_is_residual(parser)
     parser.add_argument(
         "--threads",
         type=positive,
