@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def main() -> None:
-    machine.pin()
+    machine.pin(as_avx2="--avx2" in sys.argv)
     # Imported only now, because they import NumPy.
     from .cases import GROUPS
     from .groups import Settings
@@ -31,6 +31,15 @@ def main() -> None:
         metavar="DIR",
         help="a folder with a BERT encoder, such as scripts/get_minilm makes (default: random weights of the same sizes)",
     )
+    parser.add_argument(
+        "--clock",
+        choices=("cpu", "wall"),
+        default="cpu",
+        help="cpu: processor time, for shared machines; wall: elapsed time, for idle ones (default: cpu)",
+    )
+    parser.add_argument(
+        "--avx2", action="store_true", help="measure as on a processor without AVX-512, for lora_np, NumPy and the peers"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results as JSON")
     parser.add_argument("--svg", type=Path, metavar="DIR", help="write a chart of each group")
     parser.add_argument(
@@ -42,6 +51,7 @@ def main() -> None:
         help="write the page benchmarks.md with its charts and results (default folder: docs)",
     )
     parser.add_argument("--results", type=Path, metavar="PATH", help="show the results in this file instead of measuring")
+    parser.add_argument("--beside", type=Path, metavar="PATH", help="results of another machine, for --docs to show beside")
     arguments = parser.parse_args()
     names = [group.name for group in GROUPS] if arguments.only is None else arguments.only.split(",")
     unknown = set(names) - {group.name for group in GROUPS}
@@ -59,9 +69,12 @@ def main() -> None:
             print(tables.text(group, results.groups.get(group.name, [])), end="\n\n")
     else:
         rounds = 2 if arguments.quick else arguments.rounds
-        settings = Settings(ALL if arguments.peers else NUMPY_ONLY, rounds, arguments.quick, arguments.model)
+        known_peers = ALL if arguments.peers else NUMPY_ONLY
+        settings = Settings(known_peers, rounds, arguments.quick, clock=arguments.clock, model=arguments.model)
         weights = "random" if arguments.model is None else arguments.model.resolve().name
-        results = Results(machine.describe() | {"weights of the encoder": weights, "rounds": str(rounds)}, {})
+        results = Results(
+            machine.describe() | {"weights of the encoder": weights, "rounds": str(rounds), "clock": arguments.clock}, {}
+        )
         for group in chosen:
             results.groups[group.name] = list(group.rows(settings))
             print(tables.text(group, results.groups[group.name]), end="\n\n", flush=True)
@@ -78,8 +91,11 @@ def main() -> None:
     if arguments.docs:
         from .report.page import write_page
 
-        write_page(results, GROUPS, arguments.docs)
+        beside = None if arguments.beside is None else Results.load(arguments.beside)
+        write_page(results, GROUPS, arguments.docs, beside)
         results.save(arguments.docs / "benchmarks" / "results.json")
+        if beside is not None:
+            beside.save(arguments.docs / "benchmarks" / "beside.json")
 
 
 if __name__ == "__main__":

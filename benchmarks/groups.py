@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ours, peers
-from .harness import Candidate, Measure, check_agreement, interleave
+from .harness import Candidate, Clock, Measure, check_agreement, interleave
 from .peers import NUMPY_ONLY
 
 
@@ -18,6 +18,8 @@ class Settings:
     rounds: int = 11
     quick: bool = False
     """Whether to use tiny sizes and as little time as possible."""
+    clock: Clock = "cpu"
+    """Whether to measure processor time or wall time."""
     model: Path | None = None
     """The folder of a BERT encoder; None for random weights."""
 
@@ -110,5 +112,5 @@ def timed(settings: Settings, label: str, candidates: Mapping[str, Candidate | N
     """Check that the candidates agree, then time them."""
     present = {name: candidate for name, candidate in candidates.items() if candidate is not None}
     check_agreement(label, present)
-    measures = interleave(present, rounds=settings.rounds, seconds=settings.seconds)
+    measures = interleave(present, rounds=settings.rounds, seconds=settings.seconds, clock=settings.clock)
     return Row(label, {name: measures.get(name) for name in candidates}, x)

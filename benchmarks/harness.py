@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -87,7 +87,14 @@ def check_agreement(case: str, candidates: Mapping[str, Candidate]) -> None:
                 )
 
 
-def interleave(candidates: Mapping[str, Candidate], *, rounds: int, seconds: float) -> dict[str, Measure]:
+Clock = Literal["cpu", "wall"]
+CLOCKS = {"cpu": time.process_time_ns, "wall": time.perf_counter_ns}
+"""Processor time is hardly disturbed by other processes; wall time is what users wait for on an idle machine."""
+
+
+def interleave(
+    candidates: Mapping[str, Candidate], *, rounds: int, seconds: float, clock: Clock = "cpu"
+) -> dict[str, Measure]:
     """Time the candidates in turn: every round runs all of them, each time starting with a different one.
 
     Parameters
@@ -102,29 +109,30 @@ def interleave(candidates: Mapping[str, Candidate], *, rounds: int, seconds: flo
     gc.collect()
     gc.disable()
     try:
-        plans = {name: _plan(candidates[name].run, seconds / rounds) for name in names}
+        read = CLOCKS[clock]
+        plans = {name: _plan(candidates[name].run, seconds / rounds, read) for name in names}
         for turn in range(rounds):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 run, scale = candidates[name].run, candidates[name].scale
                 run(), run()  # brings its data back into the cache
-                medians[name].append(scale * statistics.median(_samples(run, *plans[name])) / 1e9)
+                medians[name].append(scale * statistics.median(_samples(run, *plans[name], read)) / 1e9)
             gc.collect()
     finally:
         gc.enable()
     return {name: Measure(tuple(values)) for name, values in medians.items()}
 
 
-def _plan(run: Callable[[], object], seconds: float) -> tuple[int, int]:
+def _plan(run: Callable[[], object], seconds: float, clock: Callable[[], int]) -> tuple[int, int]:
     """The number of calls per sample, and of samples per round."""
     run(), run()
-    elapsed = max(1.0, min(_samples(run, 1, 3)))
+    elapsed = max(1.0, min(_samples(run, 1, 3, clock)))
     calls = max(1, round(SHORTEST / elapsed))
     return calls, int(np.clip(seconds * 1e9 / (elapsed * calls), 2, MOST_SAMPLES))
 
 
-def _samples(run: Callable[[], object], calls: int, samples: int) -> Sequence[float]:
-    clock, times = time.process_time_ns, []  # not disturbed by other processes
+def _samples(run: Callable[[], object], calls: int, samples: int, clock: Callable[[], int]) -> Sequence[float]:
+    times = []
     for _ in range(samples):
         start = clock()
         for _ in range(calls):

@@ -12,12 +12,27 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB
 PACKAGES = ("lora_np", "numpy", "torch", "peft", "transformers", "jax", "jaxlib")
 
 
-def pin() -> None:
-    """Restrict this process and its children to one core and one thread. Call it before NumPy is imported."""
+AVX2 = {
+    "OPENBLAS_CORETYPE": "Haswell",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "DNNL_MAX_CPU_ISA": "AVX2",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+}
+"""What makes NumPy's BLAS, torch and JAX use the kernels of a processor without AVX-512."""
+
+
+def pin(*, as_avx2: bool = False) -> None:
+    """Restrict this process and its children to one core and one thread, and possibly to the kernels of AVX2.
+
+    Call it before NumPy is imported.
+    """
     if "numpy" in sys.modules:
         raise RuntimeError("pin() must run before NumPy is imported")
     os.environ |= dict.fromkeys(THREADS, "1")
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    if as_avx2:
+        os.environ |= AVX2 | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {AVX2['XLA_FLAGS']}"}
     os.environ["JAX_PLATFORMS"] = "cpu"
     if hasattr(os, "sched_setaffinity"):
         # The last core: interrupts and other programs tend to run on the first.
@@ -36,6 +51,8 @@ def describe() -> dict[str, str]:
         "Python": platform.python_version(),
         "BLAS of NumPy": _blas(np),
     }
+    if all(os.environ.get(name) == value for name, value in AVX2.items() if name != "XLA_FLAGS"):
+        machine["kernels"] = f"those of AVX2, by {', '.join(f'{name}={value}' for name, value in AVX2.items())}"
     for package in PACKAGES:
         version = _version(package)
         if version:

@@ -5,11 +5,25 @@ from functools import partial
 
 from numpy import float32
 
-from lora_np import AdamW, DenseLayer, FullyConnectedLayer, Layer, LoRALayer, MultiLoRAAdapter, StandardLoRAAdapter, find
+from lora_np import (
+    Adam,
+    AdamW,
+    DenseLayer,
+    FullyConnectedLayer,
+    Layer,
+    LoRALayer,
+    MultiLoRAAdapter,
+    Sequential,
+    SoftmaxCrossEntropy,
+    StandardLoRAAdapter,
+    find,
+    fit,
+    relu,
+)
 from lora_np.models.adapting import Factory, apply_adapters
 
 from .encoders import EPSILON, RANK, Factors, RoutedSentences, SentenceProblem
-from .problem import SCALE, Array, MixedProblem, Problem
+from .problem import FIT_EPSILON, SCALE, Array, FitProblem, MixedProblem, Problem
 
 MEMORY = ("lean", "fast", "max")
 
@@ -54,6 +68,34 @@ class LoRA:
 
     def factors(self) -> tuple[Array, Array]:
         return self.adapter.lora_layer.get_matrix_a(), self.adapter.lora_layer.get_matrix_b()
+
+
+class Fit:
+    """An epoch of `fit`."""
+
+    def __init__(self, problem: FitProblem) -> None:
+        self.problem = problem
+        *hidden, last = problem.W
+        layers = [DenseLayer(*W.shape, relu, dtype=float32, rng=0) for W in hidden]
+        base = Sequential([*layers, DenseLayer(*last.shape, dtype=float32, rng=0)])
+        for number, W in enumerate(problem.W):
+            base.set_parameter(f"{number}.weight", W)
+        ranks = {str(number): A.shape[1] for number, A in enumerate(problem.A)}
+        self.model = apply_adapters(
+            base, {path: partial(StandardLoRAAdapter, rank=rank, rng=0) for path, rank in ranks.items()}
+        )
+        for number, A in enumerate(problem.A):
+            self.model.set_parameter(f"{number}.lora.matrix_a", A)
+        self.optimizer = Adam(problem.rate, epsilon=FIT_EPSILON)
+
+    def epoch(self) -> list[float]:
+        p = self.problem
+        data, loss = (p.x, p.labels), SoftmaxCrossEntropy()
+        return fit(self.model, data, loss, self.optimizer, 1, p.batch, shuffle=False, rng=0).step_losses
+
+    def factors(self) -> tuple[list[Array], list[Array]]:
+        branches = [adapter.lora_layer for adapter in find(self.model, StandardLoRAAdapter).values()]
+        return [branch.get_matrix_a() for branch in branches], [branch.get_matrix_b() for branch in branches]
 
 
 class MixedLoRA:

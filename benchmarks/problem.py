@@ -1,5 +1,6 @@
 """The input shared by all candidates of a case."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +11,8 @@ import numpy as np
 Array = np.ndarray
 
 SCALE = 2.0
+FIT_EPSILON = 1e-3
+"""The ε of Adam: large enough that elements whose gradient is nothing but rounding do not move by the whole learning rate."""
 RANKS = (4, 8, 16)
 """The ranks from which those of many tasks are drawn."""
 
@@ -44,6 +47,10 @@ class Problem:
     def slowly(self) -> Self:
         """The problem with a learning rate so small that thousands of timed steps do not diverge."""
         return replace(self, rate=self.rate * 1e-9)
+
+    def with_axes(self, *axes: int) -> Self:
+        """The same rows along several axes, such as sentences and tokens."""
+        return replace(self, x=self.x.reshape(*axes, -1), dy=self.dy.reshape(*axes, -1))
 
     @property
     def rank(self) -> int:
@@ -108,6 +115,38 @@ class MixedProblem:
         return {
             "change of A": np.concatenate([(A[task] - self.A[task]).ravel() for task in self.present]),
             "change of B": np.concatenate([(B[task] - self.B[task]).ravel() for task in self.present]),
+        }
+
+
+@dataclass(frozen=True)
+class FitProblem:
+    """A network of three dense layers with ReLU, as in the demo, a LoRA on each layer, and an epoch of labelled samples."""
+
+    W: list[Array]
+    A: list[Array]
+    x: Array
+    labels: Array
+    batch: int
+    rate: float
+
+    @classmethod
+    def random(cls, sizes: Sequence[int], rank: int, samples: int, batch: int) -> Self:
+        rng = np.random.default_rng(0)
+        pairs = list(itertools.pairwise(sizes))
+        W = [normal(rng, *pair, std=(2 / pair[0]) ** 0.5) for pair in pairs]
+        A = [normal(rng, inputs, min(rank, outputs), std=inputs**-0.5) for inputs, outputs in pairs]
+        return cls(W, A, normal(rng, samples, sizes[0]), rng.integers(0, sizes[-1], samples), batch, 0.01)
+
+    def slowly(self) -> Self:
+        return replace(self, rate=self.rate * 1e-9)
+
+    def answers(self, losses: Sequence[float], A: Sequence[Array], B: Sequence[Array]) -> dict[str, Array]:
+        """The losses of an epoch, and the changes of the factors."""
+        changes = [after - before for after, before in zip(A, self.A, strict=True)]
+        return {
+            "losses": np.array(losses, np.float32),
+            "change of A": np.concatenate([change.ravel() for change in changes]),
+            "B": np.concatenate([each.ravel() for each in B]),
         }
 
 

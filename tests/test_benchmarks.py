@@ -3,19 +3,20 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import ours, peers, processes
-from benchmarks.cases import GROUPS, cold_start, multilora, step, transformer
+from benchmarks import compare, ours, peers, processes
+from benchmarks.cases import GROUPS, cold_start, multilora, step, training, transformer
 from benchmarks.encoders import Encoder, SentenceProblem, checkpoint
 from benchmarks.groups import Group, Row, Settings, timed
 from benchmarks.harness import Candidate, DisagreementError, Measure, check_agreement, interleave
 from benchmarks.peers import JAX, PEFT, TEXTBOOK, textbook
-from benchmarks.problem import MixedProblem, Problem
+from benchmarks.problem import FitProblem, MixedProblem, Problem
 from benchmarks.report import tables
 from benchmarks.results import Results
 
@@ -246,6 +247,58 @@ def test_candidates_take_turns_and_scales_count():
     assert blocks == ["a", "b", "a", "b", "a", "b"]
 
 
+def test_wall_time_counts_waiting_and_processor_time_does_not():
+    waiting = {"wait": Candidate(lambda: time.sleep(0.01))}
+    wall, cpu = (interleave(waiting, rounds=1, seconds=0.03, clock=clock)["wait"].median for clock in ("wall", "cpu"))
+    assert wall > 0.01 > 2 * cpu
+
+
+def test_an_epoch_that_trains_wrongly_is_noticed(monkeypatch):
+    class Wrong(ours.Fit):
+        def factors(self):
+            A, B = super().factors()
+            return A, [each * np.float32(1.001) for each in B]
+
+    problem = FitProblem.random((6, 5, 3), 2, 8, 4)
+    candidates = {"one": training.candidate(ours.Fit, problem), "other": training.candidate(Wrong, problem)}
+    with pytest.raises(DisagreementError, match="B of other"):
+        check_agreement("fit", candidates)
+    check_agreement("fit", candidates | {"other": training.candidate(ours.Fit, problem)})
+
+
+def test_inputs_with_a_sequence_axis_give_the_results_of_their_rows():
+    problem = Problem.random(8, 12, 6, 2)
+    flat, deep = textbook.LoRA(problem), textbook.LoRA(problem.with_axes(2, 4))
+    (y, dx), (y3, dx3) = flat.step(), deep.step()
+    assert y3.shape == (2, 4, 6)
+    np.testing.assert_allclose(y3.reshape(y.shape), y, rtol=1e-5)
+    np.testing.assert_allclose(dx3.reshape(dx.shape), dx, rtol=1e-5)
+    for left, right in zip(flat.factors(), deep.factors(), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5)
+
+
+def test_kernels_of_avx2_can_be_asked_for():
+    program = "from benchmarks.machine import describe, pin; pin(as_avx2=True); print(describe())"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "ATEN_CPU_CAPABILITY=avx2" in result.stdout, result.stderr
+    assert "core" not in result.stdout or "core Haswell" in result.stdout
+
+
+def test_two_versions_are_compared_case_by_case():
+    name = "predict, batch 1, 64 × 64, rank 4"
+    with compare.Version(ROOT) as one, compare.Version(ROOT) as other:
+        (line,) = compare.compare(one, other, [name], rounds=3)
+        assert line.startswith(name)
+        assert 0.2 < float(line[45:].split()[0]) < 5
+        (line,) = compare.compare(one, other, ["no such case"], rounds=1)
+        assert "KeyError" in line
+
+
+def test_an_unknown_commit_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="no such commit: nobody"):
+        compare.unpacked("nobody", tmp_path)
+
+
 def test_ratios_are_taken_within_rounds():
     mine, its = Measure((1.0, 20.0, 3.0)), Measure((2.0, 40.0, 3.0))
     assert mine.ratio_to(its) == 0.5
@@ -323,9 +376,13 @@ def test_the_page_is_the_same_for_the_same_results_and_tells_the_bad_news(tmp_pa
             "curve": [row("1", x=1, base=1.0, lora_np=1.0), row("10", x=10, base=1.0, lora_np=10.0)],
         },
     )
+    beside = Results(
+        {"processor": "an older one", "BLAS of NumPy": "openblas, core Haswell"},
+        {"step": [row(step.label(256, 1024, 8), base=1.0, lora_np=4.0, PEFT=8.0)]},
+    )
     curve = Group("curve", "A curve", "", lambda settings: iter(()), "base", axis="size")
     for folder in ("one", "two"):
-        write_page(results, [group(), curve], tmp_path / folder)
+        write_page(results, [group(), curve], tmp_path / folder, beside)
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / folder).rglob("*.*")} for folder in ("one", "two"))
     assert one == two
     assert set(one) == {"benchmarks.md", "readme.svg", "step.svg", "curve.svg"}
@@ -334,6 +391,9 @@ def test_the_page_is_the_same_for_the_same_results_and_tells_the_bad_news(tmp_pa
     assert "| A step | batch 256, 1024 × 1024, rank 8 | PEFT | 2.00 | 0.500 | it has good days |" in page
     assert "| p | 0.00 | 1.00 |" in page
     assert "a fast one" in page
+    assert "an older one" in page
+    assert "| A step | batch 256, 1024 × 1024, rank 8 | 2.00 | 2.00 | 4.00 | 0.500 |" in page
+    assert "Haswell: lora_np / PEFT" in page
 
 
 def test_a_peer_that_is_not_installed_is_shown_as_such(monkeypatch):

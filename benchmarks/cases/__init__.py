@@ -1,11 +1,12 @@
 """All groups, in the order of the page. A new group needs a function that yields rows, and a line here."""
 
 from ..groups import Group
-from . import cold_start, dylora, forward, growth, memory, multilora, step, transformer
+from . import cold_start, dylora, forward, growth, memory, multilora, step, training, transformer
 
 GROUPS: tuple[Group, ...] = (
     *step.GROUPS,
     *forward.GROUPS,
+    *training.GROUPS,
     *dylora.GROUPS,
     *multilora.GROUPS,
     *transformer.GROUPS,

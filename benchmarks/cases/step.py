@@ -13,6 +13,8 @@ BASE = "base products"
 PEAK = "time at peak speed"
 
 SIZES = [(256, 1024, 8), (32, 1024, 8), (8, 1024, 8), (256, 256, 8), (32, 256, 8), (1, 64, 4)]
+AXES = [(64, 4), (2, 128)]
+"""Leading axes of inputs with a sequence axis, at 1024 × 1024."""
 PEAK_SIZES = [(2048, 1024, 8), (256, 1024, 8), (32, 1024, 8), (256, 768, 8)]
 LARGE = 1024
 
@@ -29,14 +31,15 @@ REASONS = {
 }
 
 
-def label(batch: int, width: int, rank: int) -> str:
+def label(batch: int | str, width: int, rank: int) -> str:
     return f"batch {batch}, {width} × {width}, rank {rank}"
 
 
 def base_products(problem: Problem) -> Candidate:
     """The work of a layer without an adapter: ``x W`` and ``dy Wᵀ`` as plain `np.matmul`."""
-    y, dx, Wt = np.empty_like(problem.dy), np.empty_like(problem.x), problem.W.T
-    return Candidate(lambda: (np.matmul(problem.x, problem.W, out=y), np.matmul(problem.dy, Wt, out=dx)))
+    x, dy = (array.reshape(-1, array.shape[-1]) for array in (problem.x, problem.dy))
+    y, dx, Wt = np.empty_like(dy), np.empty_like(x), problem.W.T
+    return Candidate(lambda: (np.matmul(x, problem.W, out=y), np.matmul(dy, Wt, out=dx)))
 
 
 def at_peak(flops: int, size: int) -> Candidate:
@@ -57,6 +60,11 @@ def rows(settings: Settings) -> Iterator[Row]:
     for batch, width, rank in settings.sizes(SIZES, [(4, 16, 2)]):
         problem = Problem.random(batch, width, width, rank)
         yield row(settings, label(batch, width, rank), problem, {BASE: base_products(problem)})
+    for axes in settings.sizes(AXES, [(2, 2)]):
+        width, rank = (16, 2) if settings.quick else (1024, 8)
+        problem = Problem.random(axes[0] * axes[1], width, width, rank).with_axes(*axes)
+        name = label(f"{axes[0]} × {axes[1]}", width, rank)
+        yield row(settings, name, problem, {BASE: base_products(problem)})
 
 
 def peak_rows(settings: Settings) -> Iterator[Row]:
@@ -72,7 +80,8 @@ GROUPS = (
         "A training step",
         "One LoRA layer around a frozen dense layer with bias, in float32: forward, backward with the gradient of the "
         "input, and a step of gradient descent on A and B. The *base products* are `x W` and `dy Wᵀ` alone, computed by "
-        "plain `np.matmul` into preallocated arrays: the minimum that every implementation must do.",
+        "plain `np.matmul` into preallocated arrays: the minimum that every implementation must do. *Batch 64 × 4* is an input "
+        "with a sequence axis; its base products are those of the 256 rows.",
         rows,
         BASE,
         reasons=REASONS,

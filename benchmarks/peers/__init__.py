@@ -1,5 +1,6 @@
 """What lora_np is compared with. Each module has some of these classes, made from a problem:
 
+- for a small network, `Fit`, with LoRA on its layers, trained with Adam,
 - for one layer, `LoRA`, and `MixedLoRA` with a task for each row,
 - for a transformer, `Encoder`, `AdaptedEncoder` with LoRA on its targets, `RoutedEncoder` with a task for each sentence.
 
@@ -7,6 +8,7 @@ Their methods:
 
 - `forward()` returns y, without anything needed only for training,
 - `step()` returns y and dx (y alone for an encoder, whose input has no gradient), and updates the factors,
+- `epoch()` of a `Fit` trains on all samples once, and returns the loss of each batch,
 - `factors()` returns A and B, as NumPy arrays of shapes (d_in, r) and (r, d_out); those of an encoder by layer.
 """
 

@@ -24,8 +24,9 @@ class LoRA:
         y = p.x @ p.W + p.b + S * (h @ B)
         dh = S * (p.dy @ B.T)
         dx = p.dy @ p.W.T + dh @ A.T
-        self.A = A - rate * (p.x.T @ dh)
-        self.B = B - rate * (S * (h.T @ p.dy))
+        x, h, dh, dy = (array.reshape(-1, array.shape[-1]) for array in (p.x, h, dh, p.dy))
+        self.A = A - rate * (x.T @ dh)
+        self.B = B - rate * (S * (h.T @ dy))
         return y, dx
 
     def factors(self) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..problem import SCALE, Array, MixedProblem, Problem
+from ..problem import FIT_EPSILON, SCALE, Array, FitProblem, MixedProblem, Problem
 
 torch.set_num_threads(1)
 
@@ -44,6 +44,52 @@ class LoRA:
 
     def factors(self) -> tuple[Array, Array]:
         return self.layer.A.detach().numpy(), self.layer.B.detach().numpy()
+
+
+class FitLayer(nn.Module):
+    """``y = x W + (x A) B`` with W frozen, as a linear layer."""
+
+    def __init__(self, W: Array, A: Array) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(W.T.copy()))
+        self.register_buffer("bias", torch.zeros(W.shape[1]))
+        self.A, self.B = nn.Parameter(torch.tensor(A)), nn.Parameter(torch.zeros(A.shape[1], W.shape[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias) + (x @ self.A) @ self.B
+
+
+class Epochs:
+    """The loop over the batches of an epoch, with Adam fused, which is its fastest form."""
+
+    def __init__(self, problem: FitProblem, model: nn.Module, *, fused: bool = True) -> None:
+        self.model, self.batch, self.loss = model, problem.batch, nn.CrossEntropyLoss()
+        self.x, self.labels = torch.tensor(problem.x), torch.tensor(problem.labels)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, problem.rate, eps=FIT_EPSILON, **({"fused": True} if fused else {}))
+
+    def epoch(self) -> list[float]:
+        losses, order = [], torch.arange(len(self.x))
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            self.optimizer.zero_grad()
+            loss = self.loss(self.model(self.x[rows]), self.labels[rows])
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+
+class Fit(Epochs):
+    """Hand-written layers."""
+
+    def __init__(self, problem: FitProblem) -> None:
+        self.layers = [FitLayer(W, A) for W, A in zip(problem.W, problem.A, strict=True)]
+        first, *others = self.layers
+        super().__init__(problem, nn.Sequential(first, *(part for layer in others for part in (nn.ReLU(), layer))))
+
+    def factors(self) -> tuple[list[Array], list[Array]]:
+        return [layer.A.detach().numpy() for layer in self.layers], [layer.B.detach().numpy() for layer in self.layers]
 
 
 class MixedLoRA:

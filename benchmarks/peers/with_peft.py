@@ -3,12 +3,14 @@
 import warnings
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from ..encoders import EPSILON, RANK, TARGETS, Factors, RoutedSentences, SentenceProblem
-from ..problem import SCALE, Array, MixedProblem, Problem
+from ..problem import SCALE, Array, FitProblem, MixedProblem, Problem
+from .torch_by_hand import Epochs
 from .with_transformers import bert, inputs
 
 torch.set_num_threads(1)
@@ -65,6 +67,36 @@ class LoRA:
 
     def factors(self) -> tuple[Array, Array]:
         return get_factors(self.layer, "default")
+
+
+class Fit(Epochs):
+    """A model from `get_peft_model`, trained with Adam as constructed by default."""
+
+    def __init__(self, problem: FitProblem) -> None:
+        layers = [nn.Linear(*W.shape) for W in problem.W]
+        with torch.no_grad():
+            for layer, W in zip(layers, problem.W, strict=True):
+                layer.weight.copy_(torch.tensor(W.T.copy()))
+                layer.bias.zero_()
+        first, *others = layers
+        model = nn.Sequential(first, *(part for layer in others for part in (nn.ReLU(), layer)))
+        rank = max(A.shape[1] for A in problem.A)
+        names = [str(2 * number) for number in range(len(layers))]
+        lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=names, rank_pattern=self._ranks(problem))
+        lora.alpha_pattern = dict(lora.rank_pattern)
+        self.model = get_peft_model(model, lora)
+        self.adapted = [self.model.base_model.model[2 * number] for number in range(len(layers))]
+        for layer, A, W in zip(self.adapted, problem.A, problem.W, strict=True):
+            set_factors(layer, "default", A, np.zeros((A.shape[1], W.shape[1]), np.float32))
+        super().__init__(problem, self.model, fused=False)
+
+    @staticmethod
+    def _ranks(problem: FitProblem) -> dict[str, int]:
+        return {str(2 * number): A.shape[1] for number, A in enumerate(problem.A)}
+
+    def factors(self) -> tuple[list[Array], list[Array]]:
+        pairs = [get_factors(layer, "default") for layer in self.adapted]
+        return [A for A, _ in pairs], [B for _, B in pairs]
 
 
 class MixedLoRA:

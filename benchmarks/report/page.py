@@ -17,7 +17,9 @@ This page is generated: every number was measured, on the machine described at t
 ```
 python -m benchmarks                                # NumPy alone
 scripts/get_minilm minilm                           # a pretrained encoder; without it, random weights of the same sizes
-python -m benchmarks --model minilm --peers --docs  # also PEFT, transformers, torch and JAX; writes this page
+python -m benchmarks --peers --avx2 --only step,forward,fit,mixed,mixed-step --json avx2.json  # as without AVX-512
+python -m benchmarks --model minilm --peers --docs --beside avx2.json  # also PEFT, torch and JAX; writes this page
+python -m benchmarks.compare HEAD~10                # the ratios of this checkout to an earlier commit
 ```
 
 Two more are run separately: `python -m benchmarks.merge_checkpoint` (merging into a 1 GB checkpoint, compared with copying
@@ -28,8 +30,8 @@ Method:
 - All candidates of a case receive the same numbers and are timed only if their results agree, to 1e-4 of the largest
   element of each array; for training steps, this includes the changes of A and B. Inputs and results are never zero.
 - The candidates take turns within one process, on one core with one thread, all in float32: every round runs all of them,
-  each time starting with a different one. Times are processor times, which other processes hardly disturb. Ratios are
-  computed within a round; the tables show the median over the rounds and, after ±, half the interquartile range.
+  each time starting with a different one. Times are processor times, which other processes hardly disturb
+  (`--clock wall` measures elapsed time). Ratios are computed within a round; the tables show the median over the rounds and, after ±, half the interquartile range.
 - lora_np is called through its public methods, with all their checks. The peers are written the way their users write them;
   nothing slows them down deliberately, and if there was a choice, it is the faster one.
 - Ratios carry over to similar machines; times do not.
@@ -41,8 +43,11 @@ Face's model, and *JAX jit* a compiled pure function.
 """
 
 
-def write_page(results: Results, groups: Sequence[Group], folder: Path) -> None:
-    """Write the page and its charts to a folder: benchmarks.md and benchmarks/*.svg."""
+def write_page(results: Results, groups: Sequence[Group], folder: Path, beside: Results | None = None) -> None:
+    """Write the page and its charts to a folder: benchmarks.md and benchmarks/*.svg.
+
+    `beside` holds results of another machine, whose ratios are shown next to those of the first.
+    """
     pictures = folder / "benchmarks"
     pictures.mkdir(parents=True, exist_ok=True)
     parts = [INTRODUCTION]
@@ -57,7 +62,11 @@ def write_page(results: Results, groups: Sequence[Group], folder: Path) -> None:
     curves = [(group, rows) for group, rows in measured if group.axis]
     if curves:
         parts.append(growth(curves))
+    if beside is not None:
+        parts.append(two_machines(results, beside, groups))
     parts += [bad_news(measured), machine(results)]
+    if beside is not None:
+        parts.append(machine(beside, "The other machine"))
     (folder / "benchmarks.md").write_text("\n".join(parts))
 
 
@@ -103,6 +112,30 @@ def bad_news(measured: Sequence[tuple[Group, Sequence[Row]]]) -> str:
     return f"{text}, however small the difference:\n\n{markdown(header, found, left=3)}\n"
 
 
-def machine(results: Results) -> str:
+def two_machines(results: Results, beside: Results, groups: Sequence[Group]) -> str:
+    """The ratios to the reference and to the peer on both machines, for every case that both measured."""
+    body = []
+    for group in groups:
+        others = {row.label: row for row in beside.groups.get(group.name, [])}
+        for row in results.groups.get(group.name, []):
+            if group.unit == "s" and not group.axis and row.label in others:
+                cells = [cell for each in (row, others[row.label]) for cell in _two_ratios(group, each)]
+                body.append([group.title, row.label, *cells])
+    names = [each.machine.get("BLAS of NumPy", "").rpartition("core ")[2] or "unknown core" for each in (results, beside)]
+    header = ["", "case", *(f"{name}: lora_np / {to}" for name in names for to in ("reference", PEER))]
+    text = (
+        "Most processors have AVX2 but not AVX-512. The same cases on both kinds, by the name of the core for which OpenBLAS "
+        "chose its kernels; the reference is that of the sections above."
+    )
+    return f"## AVX-512 and AVX2\n\n{text}\n\n{markdown(header, body, left=2)}\n"
+
+
+def _two_ratios(group: Group, row: Row) -> list[str]:
+    mine = row.values.get("lora_np")
+    others = [None if group.reference == "lora_np" else row.values.get(group.reference), row.values.get(PEER)]
+    return ["" if mine is None or its is None else digits(mine.ratio_to(its)) for its in others]
+
+
+def machine(results: Results, title: str = "The machine") -> str:
     body = [[name, value] for name, value in results.machine.items()]
-    return f"## The machine\n\n{markdown(['', ''], body, left=2)}\n"
+    return f"## {title}\n\n{markdown(['', ''], body, left=2)}\n"
