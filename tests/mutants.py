@@ -74,6 +74,8 @@ STORED = "tests/test_stored.py"
 GGUF = "tests/io/test_gguf.py"
 SAFETENSORS = "tests/io/test_safetensors.py"
 MERGING = "tests/io/test_merge.py"
+ROUNDING = "tests/io/test_rounding.py"
+FOLDERS = "tests/cli/test_toolbox_merge.py"
 INSPECT = "tests/cli/test_toolbox_inspect.py"
 TRUNCATING = "tests/test_truncating.py"
 COMBINING = "tests/test_combining.py"
@@ -453,6 +455,34 @@ MUTANTS = [
         "first + start, conversion",
         "first, conversion",
         (MERGING,),
+    ),
+    Mutant(
+        "weights without an update count as unchanged",
+        "io/rounding.py",
+        "(after == before) & (expected != before)",
+        "(after == before)",
+        (ROUNDING,),
+    ),
+    Mutant(
+        "the loss relative to the base",
+        "io/rounding.py",
+        "lost += float(((after - expected) ** 2).sum())",
+        "lost += float(((after - before) ** 2).sum())",
+        (ROUNDING,),
+    ),
+    Mutant(
+        "a merged folder with old weights",
+        "io/folders.py",
+        "skipped = tuple(name for name in names if name.endswith((*WEIGHTS, INDEX)))",
+        "skipped = ()",
+        (FOLDERS,),
+    ),
+    Mutant(
+        "a separate head stays tied",
+        "io/folders.py",
+        "if untied and CONFIG in copied:",
+        "if False:",
+        (FOLDERS,),
     ),
     # ---------------------------------------------------------------- trap 3: the training helper
     Mutant(

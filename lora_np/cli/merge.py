@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -9,12 +10,15 @@ from dataclasses import asdict
 from functools import partial
 
 from ..errors import ArgumentError, FormatError
+from ..io._merging import HEADS
+from ..io.folders import copy_model_files
 from ..io.merge import INDEX, SINGLE, MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
+from ..io.rounding import RoundingLoss, rounding_losses
 from ..terminal.table import table
 from ._adapters import at_rank, dropped, load_from_options
 from ._options import ADAPTER, add_alpha, add_base_is_residual, add_drop, add_task, positive
 from ._output import add_output, new_output
-from ._text import counted, plain, printable
+from ._text import counted, number, plain, printable, share
 from .verb import Verb, add_json, print_json
 
 Listener = Callable[[str, int], None]
@@ -35,12 +39,31 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the checkpoint: a safetensors file, a folder with model.safetensors, or a folder with shards and their index",
     )
     parser.add_argument("adapter", metavar="ADAPTER", help=f"the adapter: {ADAPTER}")
-    add_output(parser, "the checkpoint to write: a file if BASE is one, otherwise a folder; only weights are written")
+    add_output(parser, "the checkpoint to write: a file if BASE is one, otherwise a folder")
     parser.add_argument(
         "--verify",
         action="store_true",
         help="compare the written weights with those computed in float64, and keep OUT only if they agree",
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="show, for each tensor, the exact change, what rounding to the dtype of BASE loses of it, and how many "
+        "weights have not changed because the update is below half a unit in the last place",
+    )
+    parser.add_argument(
+        "--weights-only",
+        action="store_true",
+        help="if BASE is a folder, do not copy its other files (configuration, tokenizer) to OUT",
+    )
+    _add_details(parser)
+    add_task(parser)
+    add_alpha(parser)
+    add_drop(parser)
+    add_json(parser)
+
+
+def _add_details(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fan-in-fan-out",
         action=argparse.BooleanOptionalAction,
@@ -61,10 +84,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the number of threads; the result does not depend on it (default: the number of processors, up to 4)",
     )
-    add_task(parser)
-    add_alpha(parser)
-    add_drop(parser)
-    add_json(parser)
 
 
 def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
@@ -80,6 +99,7 @@ def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
     is_folder = os.path.isdir(base) or base.endswith(".json")
     _check_output_is_not_base(files, output, is_folder)
     with new_output(output, folder=is_folder, force=arguments.force) as place:
+        output_folder = place
         if os.path.isdir(base) and not os.path.isfile(os.path.join(base, INDEX)):
             os.mkdir(place)  # a folder with a single file is merged as a file, into a folder
             base, place = files[SINGLE], os.path.join(place, SINGLE)
@@ -88,13 +108,31 @@ def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
         if arguments.verify:
             merged = verify_checkpoint(base, adapter, place, **options)
             _check_errors(merged, output)
+        skipped = _complete(arguments, output_folder, merged)
+        losses = rounding_losses(base, adapter, place, **options) if arguments.report else None
+    for name in skipped:
+        print(
+            f"lora-np: {printable(arguments.base)}: not copied: {printable(name)}, weights before the merge",
+            file=sys.stderr,
+        )
     if arguments.json:
         values = {"base": arguments.base, "adapter": arguments.adapter, "output": output, "dropped": dropped(adapter)}
-        print_json(values | {"tensors": _values(merged)})
+        more = {} if losses is None else {"losses": plain([asdict(loss) | {"share": loss.share} for loss in losses])}
+        print_json(values | {"tensors": _values(merged)} | more)
     else:
-        print(_text(merged, several=len(files) > 1))
+        print(_text(merged, several=len(files) > 1) if losses is None else _losses_text(losses))
         print(f"\n{output}: {counted(len(merged), 'tensor')} changed{', all verified' if arguments.verify else ''}")
     return 0
+
+
+def _complete(arguments: argparse.Namespace, folder: str, merged: list[MergedTensor]) -> list[str]:
+    """Copy the other files of a base's folder; the result is the weights in other formats, which are not copied."""
+    if arguments.weights_only or not os.path.isdir(arguments.base):
+        return []
+    untied = arguments.untie and any(tensor.key.rpartition(".")[0].rpartition(".")[2] in HEADS for tensor in merged)
+    skipped = copy_model_files(arguments.base, folder, untied=untied).skipped
+    written = {*os.listdir(folder)}
+    return [name for name in skipped if name not in written]
 
 
 def _check_output_is_not_base(files: dict[str, str], output: str, is_folder: bool) -> None:
@@ -139,6 +177,22 @@ def _text(merged: list[MergedTensor], *, several: bool) -> str:
         for tensor in merged
     ]
     return table(header, rows, left=4 if several else 3)
+
+
+def _losses_text(losses: list[RoundingLoss]) -> str:
+    rows = [
+        [printable(loss.key), loss.dtype, number(loss.change), number(loss.lost), share(loss.share), _unchanged(loss)]
+        for loss in losses
+    ]
+    total = math.hypot(*(loss.change for loss in losses)), math.hypot(*(loss.lost for loss in losses))
+    sizes = sum(loss.unchanged for loss in losses), sum(loss.size for loss in losses)
+    whole = RoundingLoss("all", "", sizes[1], *total, sizes[0])
+    rows.append(["all", "", number(total[0]), number(total[1]), share(whole.share), _unchanged(whole)])
+    return table(["tensor", "dtype", "|change|", "|lost|", "lost", "weights unchanged"], rows, left=2)
+
+
+def _unchanged(loss: RoundingLoss) -> str:
+    return f"{loss.unchanged:,} ({share(loss.unchanged / max(1, loss.size))})"
 
 
 def _values(merged: list[MergedTensor]) -> object:

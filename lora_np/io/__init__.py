@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from . import base_names as base_names
     from . import diffusers as diffusers
     from . import extract as extract
+    from . import folders as folders
     from . import gguf as gguf
     from . import kohya as kohya
     from . import merge as merge
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from . import onnx as onnx
     from . import peft as peft
     from . import pretrained as pretrained
+    from . import rounding as rounding
     from . import safetensors as safetensors
     from .base_names import with_base_names
     from .diffusers import load_diffusers, save_diffusers
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .mlx import load_mlx, save_mlx
     from .peft import apply_peft, load_peft, save_peft
     from .pretrained import load_pretrained
+    from .rounding import rounding_losses
     from .safetensors import SafetensorsFile, save_safetensors
 else:  # a type checker that saw __getattr__ would accept any attribute
 
@@ -53,6 +56,7 @@ __all__ = [
     "merge_checkpoint",
     "save_diffusers",
     "save_kohya",
+    "rounding_losses",
     "save_layer",
     "save_mlx",
     "save_peft",
@@ -64,6 +68,7 @@ _SUBMODULES = (
     "base_names",
     "diffusers",
     "extract",
+    "folders",
     "gguf",
     "kohya",
     "merge",
@@ -72,6 +77,7 @@ _SUBMODULES = (
     "onnx",
     "peft",
     "pretrained",
+    "rounding",
     "safetensors",
 )
 
@@ -89,6 +95,7 @@ _HOMES = {
     "save_diffusers": "diffusers",
     "save_kohya": "kohya",
     "save_mlx": "mlx",
+    "rounding_losses": "rounding",
     "save_peft": "peft",
     "save_safetensors": "safetensors",
     "with_base_names": "base_names",

@@ -1,16 +1,18 @@
 """``merge`` and ``unmerge``: correct numbers, no partial output, and nothing overwritten without ``--force``."""
 
 import errno
+import json
 import os
 import sys
 
 import numpy as np
 import pytest
 
-from lora_np import LoRALayer, NotSupportedError, save_layer
+from lora_np import ArgumentError, LoRALayer, NotSupportedError, save_layer
 from lora_np.cli import _output, main
 from lora_np.cli import merge as verb
 from lora_np.factors.weights import AdapterWeights
+from lora_np.io.folders import copy_model_files
 from lora_np.io.merge import MergedTensor, merge_checkpoint
 from lora_np.io.safetensors import load_safetensors, save_safetensors
 from tests.cli.toolbox import (
@@ -363,3 +365,62 @@ def test_the_bar_is_on_standard_error_and_is_cleared(tmp_path, capsys, monkeypat
     captured = capsys.readouterr()
     assert "\r" not in captured.out
     assert captured.err.endswith("\r")
+
+
+@pytest.mark.parametrize("write", [write_base, write_shards])
+def test_the_report_of_rounding(tmp_path, run, run_json, write):
+    base, adapter = write(tmp_path / "base"), write_peft(tmp_path / "a", weights(dtype=np.float32))
+    report = run_json("merge", base, adapter, "-o", tmp_path / "out", "--report")
+    for loss in report["losses"]:
+        path = loss["key"].removesuffix(".weight")
+        assert loss["change"] == pytest.approx(np.linalg.norm(weights().delta(path)), rel=1e-5)
+        assert 0 < loss["share"] < 1e-6
+        assert loss["unchanged"] == 0
+    lines = run("merge", base, adapter, "-o", tmp_path / "out", "--report", "--force").splitlines()
+    assert lines[0].split() == ["tensor", "dtype", "|change|", "|lost|", "lost", "weights", "unchanged"]
+    assert lines[2].split()[:2] == ["first.weight", "F32"]
+    assert lines[4].split()[0] == "all"
+    assert lines[4].endswith("0 (0.00 %)")
+    assert "losses" not in run_json("merge", base, adapter, "-o", tmp_path / "out", "--force")
+
+
+def model_folder(folder, write=write_base):
+    """A folder as transformers writes it, with weights in another format too."""
+    if write is write_shards:
+        write(folder)
+    else:
+        folder.mkdir()
+        write(folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "x"}')
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("[]")
+    (folder / "pytorch_model.bin").write_bytes(b"old")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("main")
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_base, write_shards])
+def test_a_merged_folder_is_complete(tmp_path, capsys, run, write):
+    base, adapter = model_folder(tmp_path / "base", write), write_peft(tmp_path / "a")
+    assert main(["merge", str(base), adapter, "-o", str(tmp_path / "out"), "--verify"]) == 0
+    assert capsys.readouterr().err == f"lora-np: {base}: not copied: pytorch_model.bin, weights before the merge\n"
+    before, after = tree(base), tree(tmp_path / "out")
+    assert after.keys() == before.keys() - {"pytorch_model.bin", ".git/HEAD"}
+    others = ("config.json", "tokenizer.json", "1_Pooling/config.json")
+    assert {name: after[name] for name in others} == {name: before[name] for name in others}
+    run("merge", base, adapter, "-o", tmp_path / "weights", "--weights-only")
+    assert tree(tmp_path / "weights").keys() == {name for name in before if "model.safe" in name or "model-0" in name}
+
+
+def test_a_separate_head_is_not_tied_in_the_configuration(tmp_path):
+    folder = model_folder(tmp_path / "base")
+    (tmp_path / "out").mkdir()
+    found = copy_model_files(folder, tmp_path / "out", untied=True)
+    assert found.skipped == ("model.safetensors", "pytorch_model.bin")
+    assert set(found.copied) == {"config.json", "tokenizer.json", os.path.join("1_Pooling", "config.json")}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == {"model_type": "x", "tie_word_embeddings": False}
+    with pytest.raises(ArgumentError, match="base must be a folder, got "):
+        copy_model_files(tmp_path / "base" / "config.json", tmp_path / "out")

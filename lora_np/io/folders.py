@@ -1,0 +1,77 @@
+"""The files of a model's folder besides its weights: configuration, tokenizer, licence, and so on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .._archive import atomic_file
+from .._validation import file_path
+from ..errors import ArgumentError
+from ._json import read_json
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl")
+"""The endings of files with weights, which would be those before a merge."""
+
+INDEX = ".index.json"
+CONFIG = "config.json"
+
+Path = str | os.PathLike[str]
+
+
+class CopiedFiles(NamedTuple):
+    """The result of `copy_model_files`: paths relative to the folder."""
+
+    copied: tuple[str, ...]
+    skipped: tuple[str, ...]
+    """Weights and their indices."""
+
+
+def copy_model_files(base: Path, output: Path, *, untied: bool = False) -> CopiedFiles:
+    """Copy all files of a folder except weights, so that a merged folder is complete: transformers loads it.
+
+    Parameters
+    ----------
+    base : path
+        The folder of the base. Hidden files and folders are ignored.
+    output : path
+        The folder with the merged weights. Existing files of the same names are replaced.
+    untied : bool, default False
+        Whether the merge has written a separate output head: then ``tie_word_embeddings`` in config.json becomes false.
+
+    Returns
+    -------
+    CopiedFiles
+        What was copied, and what was not because it has weights.
+
+    Raises
+    ------
+    ArgumentError
+        If `base` is not a folder.
+    FormatError
+        If `untied` is True, and config.json is not valid JSON.
+    """
+    source, target = file_path("base", base), file_path("output", output)
+    if not os.path.isdir(source):
+        raise ArgumentError(f"base must be a folder, got {source}")
+    names = sorted(_files(source))
+    skipped = tuple(name for name in names if name.endswith((*WEIGHTS, INDEX)))
+    copied = tuple(name for name in names if name not in skipped)
+    for name in copied:
+        os.makedirs(os.path.dirname(os.path.join(target, name)), exist_ok=True)
+        shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
+    if untied and CONFIG in copied:
+        config = read_json(os.path.join(source, CONFIG))
+        with atomic_file(os.path.join(target, CONFIG)) as file:
+            file.write(json.dumps(config | {"tie_word_embeddings": False}, indent=2, ensure_ascii=False).encode() + b"\n")
+    return CopiedFiles(copied, skipped)
+
+
+def _files(folder: str) -> Iterator[str]:
+    """The paths of all files that are not hidden, relative to the folder."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.relpath(os.path.join(place, name), folder) for name in names if not name.startswith("."))
