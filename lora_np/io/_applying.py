@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..models.replacing import with_arrays
 def applied(model: Layer, weights: AdapterWeights) -> Layer:
     """A model with an adapter; see `apply_peft`. Raises ArgumentError if it does not fit."""
     _check_layers(weights)
+    model = _untied(model, [weights])
     arrays = _arrays(model, weights)
     factories = {
         path: _on(arrays.pop(path, {}), _factory(weights, path))
@@ -57,6 +58,7 @@ def applied_tasks(model: Layer, tasks: Mapping[str, AdapterWeights]) -> Layer:
         for key in dict.fromkeys([*first.whole, *weights.whole]):
             if not (key in first.whole and key in weights.whole and np.array_equal(first.whole[key], weights.whole[key])):
                 raise NotSupportedError(f"the tasks must agree on {key}, which replaces a tensor of the model")
+    model = _untied(model, tasks.values())
     arrays = _arrays(model, first)
     paths = dict.fromkeys(path for weights in tasks.values() for path in weights.layers)
     return _adapted(model, {path: _on(arrays.pop(path, {}), _multi_factory(tasks, path)) for path in paths}, arrays)
@@ -74,10 +76,10 @@ def _arrays(model: Layer, weights: AdapterWeights) -> dict[str, dict[str, Array]
     """The new arrays of layers, by path and name, in the layout of the layers."""
     layers = model.walk()
     arrays: dict[str, dict[str, Array]] = {}
-    shared = _shared_table(model, weights)
+    is_tied = isinstance(model, CausalLM) and HEAD not in model.children()
     for key, tensor in weights.whole.items():
-        if shared and key == f"{HEAD}.weight":
-            continue
+        if is_tied and key == f"{HEAD}.weight":
+            continue  # equal to the embedding
         path, name = _owner(layers, key)
         transposed = name == "weight" and path in weights.layers and weights.config.get("fan_in_fan_out")
         arrays.setdefault(path, {})[name] = in_torch_layout(layers[path], name, tensor.T if transposed else tensor)
@@ -99,16 +101,22 @@ def _arrays(model: Layer, weights: AdapterWeights) -> dict[str, dict[str, Array]
     return arrays
 
 
-def _shared_table(model: Layer, weights: AdapterWeights) -> str | None:
-    """The table that is the head of a model too, if it is; an adapter must then change both alike."""
-    if not isinstance(model, CausalLM) or HEAD in model.children():
-        return None
+def _untied(model: Layer, tasks: Iterable[AdapterWeights]) -> Layer:
+    """The model, with a separate head if it uses its embedding as one, and an adapter changes one of the two alone."""
+    if not isinstance(model, CausalLM) or HEAD in model.children() or all(_alike(model, weights) for weights in tasks):
+        return model
+    twin = CausalLM(model.body, model.head)  # as in PEFT, which then computes with two tables
+    twin._is_training = twin.head._is_training = model.is_training
+    return twin
+
+
+def _alike(model: CausalLM, weights: AdapterWeights) -> bool:
+    """Whether an adapter leaves the embedding and the head of a model equal."""
     table, head = f"{model.head_name}.weight", f"{HEAD}.weight"
     changed = {table, head} & weights.whole.keys()
-    alike = len(changed) == 2 and np.array_equal(weights.whole[table], weights.whole[head])
-    if (changed and not alike) or model.head_name in weights.embeddings or HEAD in weights.layers:
-        raise ArgumentError(f"the model uses {table} as its head too, and the adapter changes the two differently")
-    return table
+    if model.head_name in weights.embeddings or HEAD in weights.layers or len(changed) == 1:
+        return False
+    return not changed or np.array_equal(weights.whole[table], weights.whole[head])
 
 
 def _owner(layers: Mapping[str, Layer], key: str) -> tuple[str, str]:

@@ -146,7 +146,8 @@ def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, drop: Iterabl
         A folder with one adapter yields StandardLoRAAdapter, DoRAAdapter or DyLoRAAdapter layers. Named adapters in its
         subfolders become the tasks of MultiLoRAAdapter layers, of which the first by name is current; so do the adapters of
         a mapping from task names to folders. A task that has no factors for a layer adds nothing there. Whole tensors of an
-        adapter, such as a trained head, replace those of the model and stay trainable; tasks must agree on them.
+        adapter, such as a trained head, replace those of the model and stay trainable; tasks must agree on them. If a
+        CausalLM uses its embedding as its head, and an adapter changes one of the two alone, it gets a separate head.
     drop : iterable of str, optional
         As in `load_peft`.
 

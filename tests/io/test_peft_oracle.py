@@ -260,22 +260,59 @@ def test_peft_writes_again_what_we_wrote(tmp_path, case):
         assert np.array_equal(again[name], array)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about a name that PEFT uses
-def test_peft_reads_a_trained_table_of_a_tied_language_model(tmp_path):
+LANGUAGE_MODEL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+LANGUAGE_MODEL |= {"vocab_size": 9, "max_position_embeddings": 16, "tie_word_embeddings": True}
+OF_TRANSFORMERS = pytest.mark.filterwarnings("ignore::FutureWarning")  # about a name that PEFT uses
+
+
+@pytest.fixture
+def language_model(tmp_path):
+    """The folder of a small language model of transformers whose head is its embedding."""
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 9}
-    config = transformers.LlamaConfig(**sizes, max_position_embeddings=16, tie_word_embeddings=True)
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
-    train = ["model.embed_tokens"]
-    model = apply_lora(
-        load_pretrained(tmp_path / "base"), StandardLoRAAdapter, rank=2, targets=["q_proj"], train=train, rng=0
-    )
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**LANGUAGE_MODEL)).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def assert_same_logits(model, their_model):
+    ids = [[3, 1, 4, 8]]
+    with torch.no_grad():
+        assert_close(model.predict(ids), their_model.eval()(torch.tensor(ids)).logits.numpy(), 1e-5)
+
+
+@OF_TRANSFORMERS
+def test_peft_reads_a_trained_table_of_a_tied_language_model(tmp_path, language_model):
+    transformers = pytest.importorskip("transformers")
+    options = {"rank": 2, "targets": ["q_proj"], "train": ["model.embed_tokens"], "rng": 0}
+    model = apply_lora(load_pretrained(language_model), StandardLoRAAdapter, **options)
     model.set_parameters(np.random.default_rng(1).normal(size=model.parameter_count) / 2)
     save_peft(tmp_path / "adapter", model)
-    their_model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
-    their_model = peft.PeftModel.from_pretrained(their_model, tmp_path / "adapter").eval()
+    their_model = transformers.LlamaForCausalLM.from_pretrained(language_model)
+    assert_same_logits(model, peft.PeftModel.from_pretrained(their_model, tmp_path / "adapter"))
+    assert_same_logits(apply_peft(load_pretrained(language_model), tmp_path / "adapter"), their_model)
+
+
+OF_A_TIED_PAIR = {
+    "a low-rank table": {"target_modules": ["embed_tokens", "q_proj"]},
+    "a low-rank head": {"target_modules": ["lm_head", "q_proj"]},
+    "a trained table": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "a trained head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "both": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "both alike": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 1]},
+}
+
+
+@OF_TRANSFORMERS
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT warns of the difference that is tested here
+@pytest.mark.parametrize("kind", OF_A_TIED_PAIR)
+def test_what_peft_trains_of_a_tied_language_model(tmp_path, language_model, kind):
+    transformers = pytest.importorskip("transformers")
+    base = transformers.LlamaForCausalLM.from_pretrained(language_model)
+    their_model = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=3, **OF_A_TIED_PAIR[kind]))
+    torch.manual_seed(1)
     with torch.no_grad():
-        theirs = their_model(torch.tensor([[3, 1, 4]])).logits.numpy()
-    assert_close(model.predict([[3, 1, 4]]), theirs, 1e-5)
-    restored = apply_peft(load_pretrained(tmp_path / "base"), tmp_path / "adapter")
-    assert np.array_equal(restored.predict([[3, 1, 4]]), model.predict([[3, 1, 4]]))
+        for parameter in their_model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape) / 2)
+    their_model.save_pretrained(tmp_path / "adapter")
+    assert_same_logits(apply_peft(load_pretrained(language_model), tmp_path / "adapter"), their_model)
