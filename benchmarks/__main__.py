@@ -72,9 +72,8 @@ def main() -> None:
         known_peers = ALL if arguments.peers else NUMPY_ONLY
         settings = Settings(known_peers, rounds, arguments.quick, clock=arguments.clock, model=arguments.model)
         weights = "random" if arguments.model is None else arguments.model.resolve().name
-        results = Results(
-            machine.describe() | {"weights of the encoder": weights, "rounds": str(rounds), "clock": arguments.clock}, {}
-        )
+        run = {"weights of the encoder": weights, "rounds": str(rounds), "clock": arguments.clock}
+        results = Results(machine.describe() | run, {})
         for group in chosen:
             results.groups[group.name] = list(group.rows(settings))
             print(tables.text(group, results.groups[group.name]), end="\n\n", flush=True)

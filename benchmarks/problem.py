@@ -12,7 +12,7 @@ Array = np.ndarray
 
 SCALE = 2.0
 FIT_EPSILON = 1e-3
-"""The ε of Adam: large enough that elements whose gradient is nothing but rounding do not move by the whole learning rate."""
+"""The ε of Adam: so large that elements whose gradient is only rounding do not move by the whole learning rate."""
 RANKS = (4, 8, 16)
 """The ranks from which those of many tasks are drawn."""
 

@@ -80,8 +80,8 @@ GROUPS = (
         "A training step",
         "One LoRA layer around a frozen dense layer with bias, in float32: forward, backward with the gradient of the "
         "input, and a step of gradient descent on A and B. The *base products* are `x W` and `dy Wᵀ` alone, computed by "
-        "plain `np.matmul` into preallocated arrays: the minimum that every implementation must do. *Batch 64 × 4* is an input "
-        "with a sequence axis; its base products are those of the 256 rows.",
+        "plain `np.matmul` into preallocated arrays: the minimum that every implementation must do. *Batch 64 × 4* is an "
+        "input with a sequence axis; its base products are those of the 256 rows.",
         rows,
         BASE,
         reasons=REASONS,

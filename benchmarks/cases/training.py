@@ -39,8 +39,8 @@ GROUPS = (
         "fit",
         "An epoch of training",
         f"The network of the demo, {' → '.join(map(str, SIZES))} with ReLU, a LoRA of rank {RANK} on each layer, softmax "
-        f"cross-entropy, Adam: an epoch of {SAMPLES} samples by `fit`. The peers run the usual loop over batches; torch by hand "
-        "with the fused form of Adam, which PEFT's users have to ask for. Losses and factors after an epoch are compared.",
+        f"cross-entropy, Adam: an epoch of {SAMPLES} samples by `fit`. The peers run the usual loop over batches; torch by "
+        "hand with the fused form of Adam, PEFT with the default one. Losses and factors after an epoch are compared.",
         rows,
         "lora_np",
         reasons={TORCH: "Its optimizer updates all arrays in one compiled call."},

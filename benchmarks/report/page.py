@@ -30,8 +30,9 @@ Method:
 - All candidates of a case receive the same numbers and are timed only if their results agree, to 1e-4 of the largest
   element of each array; for training steps, this includes the changes of A and B. Inputs and results are never zero.
 - The candidates take turns within one process, on one core with one thread, all in float32: every round runs all of them,
-  each time starting with a different one. Times are processor times, which other processes hardly disturb
-  (`--clock wall` measures elapsed time). Ratios are computed within a round; the tables show the median over the rounds and, after ±, half the interquartile range.
+  each time starting with a different one. Times are processor times, which other processes hardly disturb (`--clock wall`
+  measures elapsed time). Ratios are computed within a round; the tables show the median over the rounds and, after ±, half
+  the interquartile range.
 - lora_np is called through its public methods, with all their checks. The peers are written the way their users write them;
   nothing slows them down deliberately, and if there was a choice, it is the faster one.
 - Ratios carry over to similar machines; times do not.
@@ -124,8 +125,8 @@ def two_machines(results: Results, beside: Results, groups: Sequence[Group]) -> 
     names = [each.machine.get("BLAS of NumPy", "").rpartition("core ")[2] or "unknown core" for each in (results, beside)]
     header = ["", "case", *(f"{name}: lora_np / {to}" for name in names for to in ("reference", PEER))]
     text = (
-        "Most processors have AVX2 but not AVX-512. The same cases on both kinds, by the name of the core for which OpenBLAS "
-        "chose its kernels; the reference is that of the sections above."
+        "Most processors have AVX2 but not AVX-512. The same cases on both kinds, by the name of the core for which "
+        "OpenBLAS chose its kernels; the reference is that of the sections above."
     )
     return f"## AVX-512 and AVX2\n\n{text}\n\n{markdown(header, body, left=2)}\n"
 
