@@ -198,7 +198,8 @@ def is_target(config: Mapping[str, Any], path: str) -> bool:
 
 def target_parameter(config: Mapping[str, Any], path: str) -> str | None:
     """The entry of target_parameters that names a parameter of a layer, such as the weights of all experts."""
-    modules = {name: name.rpartition(".")[0] for name in config.get("target_parameters") or ()}
+    names = [name for name in config.get("target_parameters") or () if not name.endswith(".weight")]
+    modules = {name: name.rpartition(".")[0] for name in names}
     return next((name for name, module in modules.items() if module and _names([module], path)), None)
 
 

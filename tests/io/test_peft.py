@@ -323,6 +323,50 @@ def test_a_layer_that_is_not_targeted_is_refused(folder, targets):
     assert list(load_peft(folder, drop="body*").layers) == ["head"]
 
 
+Q = "model.layers.3.self_attn.q_proj"
+
+TARGETS = [
+    ({"target_modules": ["q_proj"]}, Q, True),
+    ({"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}, Q, False),
+    ({"target_modules": ["q_proj"], "exclude_modules": r".*layers\.3\..*"}, Q, False),
+    ({"target_modules": ["q_proj"], "exclude_modules": ["proj"]}, Q, True),
+    ({"target_modules": ["q_proj"], "layers_to_transform": 3}, Q, True),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [1, 3]}, Q, True),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, Q, False),
+    ({"target_modules": ["q_proj"], "layers_to_transform": []}, Q, True),
+    ({"target_modules": [Q], "layers_to_transform": [1]}, Q, True),
+    ({"target_modules": ".*q_proj", "layers_to_transform": [1]}, Q, True),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [3], "layers_pattern": "layers"}, Q, True),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [3], "layers_pattern": ["h", "lay.*"]}, Q, True),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [3], "layers_pattern": "h"}, Q, False),
+    ({"target_modules": ["q"], "layers_to_transform": [0]}, "layers.0.q", False),
+    ({"target_modules": ["q"], "layers_to_transform": [0], "layers_pattern": "layers"}, "layers.0.q", True),
+    ({"target_modules": ["w"], "layers_to_transform": [2]}, "model.layers.2.experts.0.w", True),
+    ({"target_modules": ["w"], "layers_to_transform": [0]}, "model.layers.2.experts.0.w", False),
+    ({"target_parameters": ["self_attn.q_proj.weight"]}, Q, True),
+    ({"target_modules": ["v_proj"], "target_parameters": ["q_proj.weight"], "exclude_modules": ["q_proj"]}, Q, False),
+]
+"""Configurations, names of modules, and whether PEFT targets them; compared with PEFT itself in test_peft_oracle.py."""
+
+
+@pytest.mark.parametrize(("entries", "path", "named"), TARGETS)
+def test_all_entries_that_name_layers_are_read(tmp_path, entries, path, named):
+    folder = saved(tmp_path, AdapterWeights({path: LoRALayer(4, 3, 1, 1.0)}))
+    edit_config(folder, **({"target_modules": None} | entries))
+    if named:
+        assert list(load_peft(folder).layers) == [path]
+    else:
+        with pytest.raises(FormatError, match=r"target_modules of adapter_config\.json does not name it"):
+            load_peft(folder)
+
+
+def test_a_parameter_that_is_not_a_weight_is_named(tmp_path):
+    folder = saved(tmp_path, AdapterWeights({"mlp.experts": LoRALayer(4, 3, 1)}))
+    edit_config(folder, target_modules=None, target_parameters=["experts.down_proj"])
+    with pytest.raises(NotSupportedError, match=r"target_parameters names 'experts\.down_proj', which is not a weight"):
+        load_peft(folder)
+
+
 @pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal"])
 def test_initial_values_that_leave_the_base_alone_are_fine(folder, start):
     edit_config(folder, init_lora_weights=start)

@@ -25,6 +25,7 @@ from tests.io.networks import (
     network,
     text_network,
 )
+from tests.io.test_peft import TARGETS
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -209,6 +210,14 @@ def test_a_merge_into_weights_stored_as_in_out(tmp_path):
     merged = their_model.merge_and_unload().state_dict()
     for name, array in load_safetensors(output).items():
         assert_close(array, merged[name].numpy())
+
+
+@pytest.mark.parametrize(
+    ("entries", "path", "named"), [target for target in TARGETS if "target_parameters" not in target[0]]
+)
+def test_the_names_of_layers_mean_what_they_mean_in_peft(entries, path, named):
+    module = pytest.importorskip("peft.tuners.tuners_utils")
+    assert bool(module.check_target_module_exists(peft.LoraConfig(**entries), path)) == named
 
 
 # ---------------------------------------------------------------- whole tensors
