@@ -34,7 +34,7 @@ def run(*arguments):
 
 
 def test_the_suite_measures_writes_and_draws(tmp_path):
-    timed_ones = [group.name for group in GROUPS if group.unit == "s" and group.name not in ("start", "encoder-start")]
+    timed_ones = [group.name for group in GROUPS if group.unit == "s" and not group.name.endswith("start")]
     result = run("--quick", "--only", ",".join(timed_ones), "--json", tmp_path / "results.json", "--docs", tmp_path)
     assert result.returncode == 0, result.stderr
     results = Results.load(tmp_path / "results.json")
@@ -55,7 +55,7 @@ def test_the_suite_measures_writes_and_draws(tmp_path):
 
 @pytest.mark.skipif(not processes.can_measure_memory(), reason="needs /proc")
 def test_the_suite_measures_memory_and_starts(tmp_path):
-    names = "memory,start,resident,disk,encoder-start,encoder-resident"
+    names = "memory,start,resident,disk,encoder-start,encoder-resident,decoder-start,decoder-resident"
     result = run("--quick", "--only", names, "--json", tmp_path / "results.json")
     assert result.returncode == 0, result.stderr
     groups = Results.load(tmp_path / "results.json").groups
@@ -68,6 +68,9 @@ def test_the_suite_measures_memory_and_starts(tmp_path):
     assert groups["start"][0].values["lora_np"].median > 0.01
     assert groups["encoder-start"][0].values["lora_np"].median > 0.01
     assert groups["encoder-resident"][0].values["lora_np"].median > 5e6
+    for name in ("lora_np", "lora_np, stored"):
+        assert groups["decoder-start"][0].values[name].median > 0.01
+        assert groups["decoder-resident"][0].values[name].median > 5e6
 
 
 def test_an_unknown_group_is_refused():

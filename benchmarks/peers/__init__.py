@@ -2,7 +2,8 @@
 
 - for a small network, `Fit`, with LoRA on its layers, trained with Adam,
 - for one layer, `LoRA`, and `MixedLoRA` with a task for each row,
-- for a transformer, `Encoder`, `AdaptedEncoder` with LoRA on its targets, `RoutedEncoder` with a task for each sentence.
+- for a transformer, `Encoder`, `AdaptedEncoder` with LoRA on its targets, `RoutedEncoder` with a task for each sentence,
+- for a language model, `Decoder`, whose only method is `tokens()`, the greedy tokens of its prompts.
 
 Their methods:
 

@@ -1,9 +1,10 @@
-"""Hugging Face's BertModel in eager float32. Batches are padded; full ones have no attention mask."""
+"""Hugging Face's BertModel and LlamaForCausalLM in eager float32. Batches are padded; full ones have no attention mask."""
 
 import torch
 import transformers
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+from ..decoders import PromptProblem
 from ..encoders import SentenceProblem
 from ..problem import Array
 
@@ -34,3 +35,22 @@ class Encoder:
     def forward(self) -> Array:
         with torch.no_grad():
             return self.model(**self.inputs).last_hidden_state.numpy()
+
+
+class Decoder:
+    """LlamaForCausalLM."""
+
+    def __init__(self, problem: PromptProblem) -> None:
+        config = LlamaConfig(**problem.decoder.config, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+        self.model, self.new = LlamaForCausalLM(config).eval(), problem.new
+        weights = {name: torch.tensor(array) for name, array in problem.decoder.weights.items()}
+        self.model.load_state_dict(weights, strict=False)
+        self.model.tie_weights()
+        self.ids = torch.tensor(problem.ids)
+
+    def tokens(self) -> Array:
+        with torch.no_grad():
+            tokens = self.model.generate(
+                self.ids, attention_mask=torch.ones_like(self.ids), max_new_tokens=self.new, do_sample=False
+            )
+        return tokens[:, self.ids.shape[1] :].numpy()
