@@ -103,14 +103,11 @@ class MixedLoRA:
 
     def __init__(self, problem: MixedProblem, memory: str = "lean") -> None:
         self.problem = problem
-        first, *others = problem.names
-        self.adapter = MultiLoRAAdapter(frozen_base(problem.W, problem.b), first, 1, rng=0)
-        for name in others:
-            self.adapter.add_task(name, 1)
-        ranks = [A.shape[1] for A in problem.A]
-        for name, A, B, rank in zip(problem.names, problem.A, problem.B, ranks, strict=True):
-            branch = self.adapter.get_task_adapter(name).from_factors(A, B, SCALE * rank)
-            self.adapter.replace_task(name, branch)
+        branches = {
+            name: LoRALayer.from_factors(A, B, SCALE * A.shape[1])
+            for name, A, B in zip(problem.names, problem.A, problem.B, strict=True)
+        }
+        self.adapter = MultiLoRAAdapter.around_tasks(frozen_base(problem.W, problem.b), branches)
         _packed(self.adapter, memory)
 
     def forward(self) -> Array:

@@ -22,12 +22,10 @@ class Tasks(NamedTuple):
 
     names: tuple[str | None, ...]
     """The distinct tasks in order of first occurrence; None means the base alone."""
+    codes: Array
+    """The task of each entry, as an index into the names."""
     counts: Array
     """The number of entries of each task."""
-    order: Array | None
-    """The indices that sort the entries by task; None if they are sorted already."""
-    inverse: Array | None
-    """The indices that undo `order`."""
 
     @classmethod
     def of(cls, tasks: Iterable[str | None], rows: int) -> Self:
@@ -39,38 +37,18 @@ class Tasks(NamedTuple):
             codes = np.array([number.setdefault(task, len(number)) for task in tasks], dtype=np.intp)
         except TypeError:  # an entry is not hashable, so it is not a name
             raise ArgumentError(f"tasks must contain names or None, got {tasks!r}") from None
-        for name in number:
-            if not (name is None or isinstance(name, str)):
-                raise ArgumentError(f"tasks must contain names or None, got {name!r}")
+        if not set(map(type, number)) <= {str, type(None)}:
+            for name in number:
+                if not (name is None or isinstance(name, str)):
+                    raise ArgumentError(f"tasks must contain names or None, got {name!r}")
         if len(codes) != rows:
             raise ArgumentError(f"tasks must have one entry for each of {rows} rows of input, got {len(codes)}")
-        return cls.grouped(tuple(number), codes)
-
-    @classmethod
-    def grouped(cls, names: tuple[str | None, ...], codes: Array) -> Self:
-        """The tasks of entries, each given as an index into the names."""
-        order = inverse = None
-        if (codes[1:] < codes[:-1]).any():
-            order = codes.argsort(kind="stable")
-            inverse = np.empty_like(order)
-            inverse[order] = np.arange(len(codes))
-        return cls(names, np.bincount(codes, minlength=len(names)), order, inverse)
+        return cls(tuple(number), codes, np.bincount(codes, minlength=len(number)))
 
     def spread(self, lengths: Array) -> Tasks:
         """The tasks of the rows of sequences, given those of the sequences and their lengths."""
-        codes = np.arange(len(self.names)).repeat(self.counts)
-        codes = codes if self.inverse is None else codes[self.inverse]
-        return self.grouped(self.names, codes.repeat(lengths))
-
-    def together(self, x: Array) -> Array:
-        """The rows sorted by task: (rows, ..., size) -> (all rows, size)."""
-        x = x if self.order is None else x.take(self.order, axis=0)
-        return x.reshape(-1, x.shape[-1])
-
-    def apart(self, y: Array, shape: tuple[int, ...]) -> Array:
-        """The inverse of `together`: rows in their original order, with the leading axes of `shape`."""
-        y = y.reshape(*shape[:-1], y.shape[-1])
-        return y if self.inverse is None else y.take(self.inverse, axis=0)
+        codes = self.codes.repeat(lengths)
+        return Tasks(self.names, codes, np.bincount(codes, minlength=len(self.names)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,7 @@ STANDARD = "tests/adapters/test_standard.py"
 DYLORA = "tests/adapters/test_dylora.py"
 MULTILORA = "tests/adapters/test_multilora.py"
 MIXED = "tests/adapters/test_mixed.py"
+TASK_MEMORY = "tests/adapters/test_task_memory.py"
 DORA = "tests/adapters/test_dora.py"
 VERA = "tests/adapters/test_vera.py"
 LOSSES = "tests/test_losses.py"
@@ -595,15 +596,15 @@ MUTANTS = [
     Mutant(
         "adding a task makes it current",
         "adapters/task_choice.py",
-        "self._tasks[name] = self.fitted(branch)",
-        "self._tasks[name] = self.fitted(branch)\n        self._current_task = name",
+        "self._keep({name: self.fitted(branch)})",
+        "self._keep({name: self.fitted(branch)})\n        self._current_task = name",
         (MULTILORA,),
     ),
     Mutant(
         "removing the current task makes the last current",
         "adapters/task_choice.py",
-        "self._current_task = next(iter(self._tasks))",
-        "self._current_task = list(self._tasks)[-1]",
+        "next(name for name in self._tasks if name != task_name)",
+        "[name for name in self._tasks if name != task_name][-1]",
         (MULTILORA,),
     ),
     Mutant(
@@ -624,29 +625,29 @@ MUTANTS = [
     Mutant(
         "routing gives the groups to the wrong tasks",
         "run.py",
-        "return cls.grouped(tuple(number), codes)",
-        "return cls.grouped(tuple(number)[::-1], codes)",
+        "return cls(tuple(number), codes,",
+        "return cls(tuple(number)[::-1], codes,",
         (MIXED,),
     ),
     Mutant(
         "routing does not restore the order of the rows",
-        "run.py",
+        "adapters/task_groups.py",
         "y.take(self.inverse, axis=0)",
         "y.take(self.order, axis=0)",
         (MIXED,),
     ),
     Mutant(
         "a batch that is not sorted counts as sorted",
-        "run.py",
-        "(codes[1:] < codes[:-1]).any()",
-        "(codes[1:] < codes[:-1]).all()",
+        "adapters/task_groups.py",
+        "(codes[1:] >= codes[:-1]).all()",
+        "(codes[1:] >= codes[:-1]).any()",
         (MIXED,),
     ),
     Mutant(
         "a batch that is sorted is moved",
-        "run.py",
-        "(codes[1:] < codes[:-1]).any()",
-        "len(codes)",
+        "adapters/task_groups.py",
+        "(codes[1:] >= codes[:-1]).all()",
+        "not len(codes)",
         (MIXED,),
     ),
     Mutant(
@@ -659,14 +660,14 @@ MUTANTS = [
     Mutant(
         "gradients of a mixed batch without the scalings",
         "adapters/mixed.py",
-        "self._tasks.together(dy) * scaling",
-        "self._tasks.together(dy) * 1",
+        "groups.together(dy) * scaling",
+        "groups.together(dy) * 1",
         (MIXED,),
     ),
     Mutant(
         "the factors of a complex step are taken for real",
         "adapters/mixed.py",
-        "np.result_type(x, *{factor.dtype for factors in self._factors for factor in factors})",
+        "np.result_type(x, *groups.dtypes())",
         "x.dtype",
         (MIXED,),
     ),
@@ -679,23 +680,23 @@ MUTANTS = [
     ),
     Mutant(
         "rows without a task go to the current one",
-        "adapters/mixed.py",
-        "layers = [None if name is None else",
-        "layers = [like if name is None else",
+        "adapters/multilora.py",
+        "branches = [None if name is None else",
+        "branches = [self.lora_layer if name is None else",
         (MIXED,),
     ),
     Mutant(
         "routed gradients from other rows",
-        "adapters/mixed.py",
-        "g = dy_rows[start:stop]",
-        "g = dy_rows[start:stop][::-1]",
+        "kernels/stacks.py",
+        "h.T.dot(x[start:stop], memory[first:last])",
+        "h.T.dot(x[start:stop][::-1], memory[first:last])",
         (MIXED,),
     ),
     Mutant(
         "routed gradients under the name of the current task",
         "adapters/multilora.py",
-        'Selection(f"tasks.{names[0]}", self._tasks[names[0]])',
-        'Selection(f"tasks.{self._current_task}", self._tasks[names[0]])',
+        'Selection(f"tasks.{first}", self._tasks[first])',
+        'Selection(f"tasks.{self._current_task}", self._tasks[first])',
         (MIXED,),
     ),
     Mutant(
@@ -711,6 +712,90 @@ MUTANTS = [
         "if name is not None and name not in self._tasks:",
         "if False:",
         (MULTILORA,),
+    ),
+    Mutant(
+        "many equal tasks are multiplied one at a time",
+        "adapters/task_groups.py",
+        "if sizes.max() >= STACK else",
+        "if False else",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "tasks with three rows are gathered",
+        "adapters/task_groups.py",
+        "is_single = counts > FEW_ENTRIES",
+        "is_single = counts > FEW_ENTRIES + 1",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "large factors are gathered",
+        "adapters/task_groups.py",
+        "(ranks > GATHERED_BYTES // row_bytes)",
+        "(ranks > 2 * (GATHERED_BYTES // row_bytes))",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "a branch in another memory is gathered from this one",
+        "adapters/task_groups.py",
+        "place is None or place[0] is not memory",
+        "place is None",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "a branch with other factors is still gathered",
+        "layers/movable_factors.py",
+        'self.__dict__["place"] = None',
+        "pass",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "read-only factors move",
+        "layers/movable_factors.py",
+        "self.place is None and self.matrix_a.flags.writeable",
+        "self.place is None and self.matrix_a.size",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "copies share the memory of the original",
+        "layers/movable_factors.py",
+        'super().__getstate__() | {"place": None}',
+        "super().__getstate__()",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "gradients of two rows of a gathered task are not summed",
+        "kernels/stacks.py",
+        "groups, count * inner, array.shape[2]",
+        "groups * count, inner, array.shape[2]",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "places are never used again",
+        "kernels/factor_memory.py",
+        "released.append(number)",
+        "None",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "a place is used again while it is viewed",
+        "kernels/factor_memory.py",
+        ".view(_Block), 0",
+        ", 0",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "the scalings of gathered tasks are those of others",
+        "adapters/task_groups.py",
+        "memory.scalings[numbers[:stacked]]",
+        "memory.scalings[numbers[:stacked]][::-1]",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "a copy of an adapter moves the branches that it shares",
+        "adapters/multilora.py",
+        "    def __copy__(self)",
+        "    def _copy(self)",
+        (TASK_MEMORY,),
     ),
     # ---------------------------------------------------------------- trap 6: the flat vector
     Mutant(
@@ -1738,21 +1823,21 @@ MUTANTS = [
     Mutant(
         "the number of rows of each task is that of another one",
         "run.py",
-        "np.bincount(codes, minlength=len(names))",
-        "np.sort(np.bincount(codes, minlength=len(names)))",
+        "codes, np.bincount(codes, minlength=len(number)))",
+        "codes, np.sort(np.bincount(codes, minlength=len(number))))",
         (MIXED,),
     ),
     Mutant(
         "the rows of a mixed batch are sorted backwards",
-        "run.py",
+        "adapters/task_groups.py",
         'codes.argsort(kind="stable")',
         'codes.argsort(kind="stable")[::-1]',
         (MIXED,),
     ),
     Mutant(
         "the inverse of the order is the order",
-        "run.py",
-        "inverse[order] = np.arange(len(codes))",
+        "adapters/task_groups.py",
+        "inverse[order] = np.arange(len(order))",
         "inverse[...] = order",
         (MIXED,),
     ),
@@ -2099,8 +2184,8 @@ MUTANTS = [
     Mutant(
         "a copy with other branches shares the tasks",
         "adapters/multilora.py",
-        "self._tasks = self._tasks | {",
-        "self._tasks |= {",
+        "self._tasks = self._tasks.copy()",
+        "pass",
         (BRANCHES,),
     ),
     Mutant(
@@ -2325,8 +2410,8 @@ MUTANTS = [
     Mutant(
         "rows have the tasks of sequences in another order",
         "run.py",
-        "codes = codes if self.inverse is None else codes[self.inverse]",
-        "pass",
+        "codes = self.codes.repeat(lengths)",
+        "codes = self.codes[::-1].repeat(lengths)",
         (ENCODERS,),
     ),
     Mutant(

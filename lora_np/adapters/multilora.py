@@ -10,6 +10,7 @@ from .._typing import RNG
 from .._validation import generator, rank_within
 from ..base import FixedAttributes, Layer
 from ..errors import InvalidOperationError, NotSupportedError
+from ..kernels import FactorMemory
 from ..layers.dense import AffineLayer
 from ..layers.lora import LoRALayer
 from ..run import Run
@@ -83,6 +84,7 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
         super().__init__(base_layer, freeze_base_layer)
         self._rng = generator(rng)
         self._tasks: dict[str, LoRALayer] = {}
+        self._memory = FactorMemory(self.input_size, self.output_size, self.dtype)
         rank_within(default_rank, self.input_size, self.output_size, "default_rank")
         self._add("default_task_name", default_task_name, default_rank, alpha)
         self._current_task = default_task_name
@@ -93,9 +95,10 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
         adapter = cls.__new__(cls)
         AdditiveAdapter.__init__(adapter, base_layer, freeze_base_layer)
         adapter._rng, adapter._tasks = generator(None), {}
-        for name, branch in branches.items():
+        adapter._memory = FactorMemory(adapter.input_size, adapter.output_size, adapter.dtype)
+        for name in branches:
             adapter._check_new("branches", name)
-            adapter._tasks[name] = adapter.fitted(branch)
+        adapter._keep({name: adapter.fitted(branch) for name, branch in branches.items()})
         adapter._current_task = next(iter(branches))
         return adapter
 
@@ -108,9 +111,10 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
         try:
             if first is not None and not others:
                 return Selection(f"tasks.{first}", self._tasks[first])
-            return Selection("tasks", MixedBranch(run.tasks, self._tasks, self.lora_layer))
+            branches = [None if name is None else self._tasks[name] for name in run.tasks.names]
         except KeyError as error:  # in another thread, after the tasks of the pass were checked
             raise InvalidOperationError(f"{self.layer_name}: the task {error} was removed during the pass") from None
+        return Selection("tasks", MixedBranch(run.tasks, branches, self._memory))
 
     @property
     def lora_layer(self) -> LoRALayer:
@@ -147,7 +151,21 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
 
     def _set_branches(self, branches: Mapping[str, LoRALayer]) -> None:
         self._rng = copy.deepcopy(self._rng)
-        self._tasks = self._tasks | {name.removeprefix("tasks."): branch for name, branch in branches.items()}
+        self._tasks = self._tasks.copy()
+        self._keep({name.removeprefix("tasks."): branch for name, branch in branches.items()})
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        twin.__dict__ |= super().__getstate__()  # the branches stay where they are
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_memory"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._memory = FactorMemory(self.input_size, self.output_size, self.dtype)
+        self._keep(self._tasks)
 
     def config(self) -> dict[str, Any]:
         """The base, each task's branch, and whether the base is frozen."""

@@ -12,6 +12,7 @@ from .._typing import Generator
 from .._validation import not_none
 from ..base import Layer, Listener
 from ..errors import ArgumentError, ArgumentNullError, InvalidOperationError
+from ..kernels import FactorMemory
 from ..layers.lora import LoRALayer
 from ..run import Run
 
@@ -28,6 +29,7 @@ class TaskChoice(Listener):
     _tasks: dict[str, LoRALayer]
     _current_task: str
     _rng: Generator
+    _memory: FactorMemory
 
     @property
     def task_adapters(self) -> Mapping[str, LoRALayer]:
@@ -81,7 +83,19 @@ class TaskChoice(Listener):
     def _add(self, argument: str, name: str, rank: int, alpha: float) -> None:
         self._check_new(argument, name)
         branch = LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, rng=self._rng)
-        self._tasks[name] = self.fitted(branch)
+        self._keep({name: self.fitted(branch)})
+
+    def _keep(self, branches: Mapping[str, LoRALayer]) -> None:
+        """Store fitted branches, after moving their factors into the memory of the adapter.
+
+        Factors stay where they are if they are read-only, such as a mapped file, or in the memory of another adapter.
+        """
+        moving = [branch for branch in branches.values() if branch.is_movable]
+        if len(moving) > 1:
+            self._memory.reserve(sum(branch.rank for branch in moving))
+        for branch in moving:
+            branch.move_to(self._memory)
+        self._tasks |= branches
 
     def _check_new(self, argument: str, name: str) -> None:
         not_none(argument, name)
@@ -93,13 +107,15 @@ class TaskChoice(Listener):
     def replace_task(self, task_name: str, branch: LoRALayer) -> None:
         """Replace the branch of a task with another of the same sizes and dtype, and any rank.
 
+        Its factors move to the memory of the tasks, so arrays obtained from it before no longer belong to it.
+
         Raises
         ------
         ArgumentError
             If the task is unknown, or if the branch does not fit; nothing is changed.
         """
         self.get_task_adapter(task_name)
-        self._tasks[task_name] = self.fitted(branch)
+        self._keep({task_name: self.fitted(branch)})
 
     def remove_task(self, task_name: str) -> bool:
         """Remove a task and its branch. If it was the current task, the first remaining task becomes current.

@@ -1,9 +1,13 @@
 """Matrix products for the layers, as fast as NumPy's BLAS can run them; layers call these functions instead of ``@``."""
 
+from .factor_memory import FactorMemory as FactorMemory
+from .factor_memory import Place as Place
 from .panels import pack as pack
 from .panels import packed_bytes as packed_bytes
 from .products import add as add
 from .products import product as product
 from .products import sum_outer as sum_outer
 from .products import sum_rows as sum_rows
+from .stacks import multiply_twice as multiply_twice
+from .stacks import outer_each as outer_each
 from .stored import StoredMatrix as StoredMatrix

@@ -14,6 +14,7 @@ from ..functions.initializers import normal
 from ..kernels import product, sum_outer
 from ..run import Run
 from .low_rank import LowRankLayer
+from .movable_factors import MovableFactors
 
 
 class LoRACache(NamedTuple):
@@ -28,7 +29,7 @@ class LoRACache(NamedTuple):
 
 
 @final
-class LoRALayer(LowRankLayer):
+class LoRALayer(MovableFactors, LowRankLayer):
     """``y = s (x A) B``: the low-rank update of Hu et al. (2021), eq. 3.
 
     Parameters

@@ -20,7 +20,6 @@ from lora_np import (
     relu,
     tanh,
 )
-from lora_np.adapters.mixed import MixedBranch
 from lora_np.base import pending
 from lora_np.run import Run, Tasks
 from tests.kinds import batch, bits, randomised
@@ -119,7 +118,7 @@ ROWS = ["b", None, "a", "b", "e", "a"]
 
 
 def branch_of(adapter, tasks):
-    return MixedBranch(Tasks.of(tasks, len(tasks)), adapter.task_adapters, adapter.lora_layer)
+    return adapter.select(Run(tasks=Tasks.of(tasks, len(tasks)))).branch
 
 
 @pytest.mark.parametrize("tasks", [ROWS, sorted(ROWS, key=str)], ids=["mixed", "sorted"])
