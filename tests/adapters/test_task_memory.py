@@ -110,13 +110,13 @@ def test_the_rule_of_the_stacks(tasks, count):
     assert stacked(together(), tasks) == count
 
 
-@pytest.mark.parametrize("inputs", [GATHERED_BYTES // 8 - 1, GATHERED_BYTES // 8], ids=["small", "large"])
-def test_large_factors_are_not_gathered(inputs):
+@pytest.mark.parametrize(("inputs", "count"), [(GATHERED_BYTES // 16 - 2, STACK), (GATHERED_BYTES // 16 - 1, 0)])
+def test_large_factors_are_not_gathered(inputs, count):
     names = list(map(str, range(STACK)))
-    adapter = MultiLoRAAdapter(DenseLayer(inputs, 1), "0", 1, rng=0)
+    adapter = MultiLoRAAdapter(DenseLayer(inputs, 2), "0", 2, rng=0)
     for name in names[1:]:
-        adapter.add_task(name, 1)
-    assert stacked(adapter, names) == (STACK if inputs < GATHERED_BYTES // 8 else 0)
+        adapter.add_task(name, 2)
+    assert stacked(adapter, names) == count
 
 
 def test_stacks_keep_float32():
