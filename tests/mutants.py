@@ -481,8 +481,8 @@ MUTANTS = [
     Mutant(
         "a separate head stays tied",
         "io/folders.py",
-        "if untied and CONFIG in copied:",
-        "if False:",
+        '{"tie_word_embeddings": False} if untied else {}',
+        "{}",
         (FOLDERS,),
     ),
     # ---------------------------------------------------------------- trap 3: the training helper

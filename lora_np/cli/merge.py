@@ -10,7 +10,8 @@ from dataclasses import asdict
 from functools import partial
 
 from ..errors import ArgumentError, FormatError
-from ..io._merging import HEADS
+from ..factors.weights import AdapterWeights
+from ..io._merging import EMBEDDINGS, HEADS
 from ..io.folders import copy_model_files
 from ..io.merge import INDEX, SINGLE, MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
 from ..io.rounding import RoundingLoss, rounding_losses
@@ -108,7 +109,7 @@ def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
         if arguments.verify:
             merged = verify_checkpoint(base, adapter, place, **options)
             _check_errors(merged, output)
-        skipped = _complete(arguments, output_folder, merged)
+        skipped = _complete(arguments, adapter, output_folder, merged)
         losses = rounding_losses(base, adapter, place, **options) if arguments.report else None
     for name in skipped:
         print(
@@ -125,14 +126,24 @@ def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
     return 0
 
 
-def _complete(arguments: argparse.Namespace, folder: str, merged: list[MergedTensor]) -> list[str]:
+def _complete(arguments: argparse.Namespace, adapter: AdapterWeights, folder: str, merged: list[MergedTensor]) -> list[str]:
     """Copy the other files of a base's folder; the result is the weights in other formats, which are not copied."""
     if arguments.weights_only or not os.path.isdir(arguments.base):
         return []
-    untied = arguments.untie and any(tensor.key.rpartition(".")[0].rpartition(".")[2] in HEADS for tensor in merged)
-    skipped = copy_model_files(arguments.base, folder, untied=untied).skipped
+    untied = arguments.untie and any(_module(tensor.key) in HEADS for tensor in merged)
+    skipped = copy_model_files(arguments.base, folder, untied=untied, vocab_size=_vocabulary(adapter)).skipped
     written = {*os.listdir(folder)}
     return [name for name in skipped if name not in written]
+
+
+def _vocabulary(adapter: AdapterWeights) -> int | None:
+    """The number of tokens of the embedding and the head that an adapter has, which may be resized."""
+    sizes = {len(tensor) for key, tensor in adapter.whole.items() if _module(key) in (*EMBEDDINGS, *HEADS)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _module(key: str) -> str:
+    return key.rpartition(".")[0].rpartition(".")[2]
 
 
 def _check_output_is_not_base(files: dict[str, str], output: str, is_folder: bool) -> None:

@@ -30,7 +30,7 @@ class CopiedFiles(NamedTuple):
     """Weights and their indices."""
 
 
-def copy_model_files(base: Path, output: Path, *, untied: bool = False) -> CopiedFiles:
+def copy_model_files(base: Path, output: Path, *, untied: bool = False, vocab_size: int | None = None) -> CopiedFiles:
     """Copy all files of a folder except weights, so that a merged folder is complete: transformers loads it.
 
     Parameters
@@ -41,6 +41,8 @@ def copy_model_files(base: Path, output: Path, *, untied: bool = False) -> Copie
         The folder with the merged weights. Existing files of the same names are replaced.
     untied : bool, default False
         Whether the merge has written a separate output head: then ``tie_word_embeddings`` in config.json becomes false.
+    vocab_size : int, optional
+        The number of rows of an embedding of another size that the merge has written: the new vocab_size in config.json.
 
     Returns
     -------
@@ -52,7 +54,7 @@ def copy_model_files(base: Path, output: Path, *, untied: bool = False) -> Copie
     ArgumentError
         If `base` is not a folder.
     FormatError
-        If `untied` is True, and config.json is not valid JSON.
+        If config.json must change, and is not valid JSON.
     """
     source, target = file_path("base", base), file_path("output", output)
     if not os.path.isdir(source):
@@ -63,10 +65,13 @@ def copy_model_files(base: Path, output: Path, *, untied: bool = False) -> Copie
     for name in copied:
         os.makedirs(os.path.dirname(os.path.join(target, name)), exist_ok=True)
         shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
-    if untied and CONFIG in copied:
+    if (untied or vocab_size) and CONFIG in copied:
         config = read_json(os.path.join(source, CONFIG))
-        with atomic_file(os.path.join(target, CONFIG)) as file:
-            file.write(json.dumps(config | {"tie_word_embeddings": False}, indent=2, ensure_ascii=False).encode() + b"\n")
+        changes: dict[str, int] = {"tie_word_embeddings": False} if untied else {}
+        changes |= {"vocab_size": vocab_size} if vocab_size and "vocab_size" in config else {}
+        if config != config | changes:
+            with atomic_file(os.path.join(target, CONFIG)) as file:
+                file.write(json.dumps(config | changes, indent=2, ensure_ascii=False).encode() + b"\n")
     return CopiedFiles(copied, skipped)
 
 

@@ -176,3 +176,21 @@ def test_inspect_refuses_a_file_that_is_not_readable(tmp_path, fail):
     place = edited(tmp_path, use_qalora=True)
     (tmp_path / WEIGHTS).write_bytes(b"no header")
     assert "use_qalora" in fail("inspect", place)
+
+
+@pytest.mark.parametrize("tokens", [5, 7])
+def test_a_merged_folder_has_the_vocabulary_of_the_adapter(tmp_path, run, tokens):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    tensors = {"model.embed_tokens.weight": batch(5, 6), "model.first.weight": batch(5, 6), "lm_head.weight": batch(5, 6)}
+    save_safetensors(folder / "model.safetensors", tensors)
+    config = {"vocab_size": 5, "architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    table = {"model.embed_tokens.weight": batch(tokens, 6), "lm_head.weight": batch(tokens, 6, seed=3)}
+    layers = {"model.first": weights().layers["first"]}
+    run(
+        "merge", folder, write_peft(tmp_path / "a", AdapterWeights(layers, whole=table)), "-o", tmp_path / "out", "--verify"
+    )
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == config | {"vocab_size": tokens}
+    same = (folder / "config.json").read_bytes() == (tmp_path / "out" / "config.json").read_bytes()
+    assert same == (tokens == 5)
