@@ -292,6 +292,20 @@ SIZES = {
     "transformer": TRANSFORMER,
     "llama": LLAMA,
 }
+SEPARATE = {  # Flux in diffusers, where queries, keys and values are modules of their own
+    **{f"transformer_blocks.0.attn.to_{name}": (4, 4) for name in "qkv"},
+    **{f"single_transformer_blocks.0.attn.to_{name}": (4, 4) for name in "qkv"},
+    "single_transformer_blocks.0.proj_mlp": (6, 4),
+    "transformer_blocks.0.ff.net.0.proj": (6, 4),
+}
+FUSED = {  # the modules of the first Flux, and those whose rows they stack
+    "double_blocks.0.img_attn.qkv": [f"transformer_blocks.0.attn.to_{name}" for name in "qkv"],
+    "single_blocks.0.linear1": [
+        *(f"single_transformer_blocks.0.attn.to_{name}" for name in "qkv"),
+        "single_transformer_blocks.0.proj_mlp",
+    ],
+    "double_blocks.0.img_mlp.0": ["transformer_blocks.0.ff.net.0.proj"],
+}
 BASES: dict[str, Tensors] = {}
 
 Pair = tuple[torch.Tensor, torch.Tensor, float]
@@ -410,6 +424,22 @@ def make_kohya() -> None:
     make_refused_lycoris()
 
 
+def make_flux_separate() -> None:
+    """kohya's Flux file, merged into the separate modules of diffusers: the rows of the fused change."""
+    torch.manual_seed(500)
+    BASES["flux-diffusers"] = {f"{path}.weight": torch.randn(shape) for path, shape in SEPARATE.items()}
+    save_file(BASES["flux-diffusers"], TARGET / "bases" / "flux-diffusers.safetensors")
+    tensors, after = {}, {}
+    for path, parts in FUSED.items():
+        weights = [BASES["flux-diffusers"][f"{part}.weight"] for part in parts]
+        down, up, alpha = pair((sum(map(len, weights)), 4))
+        name = flat("lora_unet_")(path)
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(alpha)}
+        new = merged(torch.cat(weights), down, up, alpha / 2).split([len(weight) for weight in weights])
+        after |= {f"{part}.weight": tensor for part, tensor in zip(parts, new, strict=True)}
+    file_kind("kohya-flux-diffusers", "flux-diffusers", tensors, after)
+
+
 def make_locon_tucker() -> None:
     """LoCon with lora_mid: a Tucker decomposition, 1x1 down, k x k in between, 1x1 up."""
     shape, weight = UNET["conv_in"], "conv_in.weight"
@@ -509,8 +539,10 @@ def main() -> None:
     make_kohya()
     make_diffusers()
     make_mlx()
-    for config in TARGET.rglob("adapter_config.json"):  # as it is, but on one line
-        config.write_text(json.dumps(json.loads(config.read_text()), separators=(",", ":")) + "\n")
+    make_flux_separate()
+    for config in TARGET.rglob("adapter_config.json"):  # as it is, but on one line and without the entries that are null
+        entries = {name: value for name, value in json.loads(config.read_text()).items() if value is not None}
+        config.write_text(json.dumps(entries, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

@@ -3147,6 +3147,27 @@ MUTANTS = [
         (NAMES,),
     ),
     Mutant(
+        "formats: the parts of a fused layer share the first rows",
+        "io/_flux_names.py",
+        "            start = rows.stop\n",
+        "",
+        (NAMES,),
+    ),
+    Mutant(
+        "formats: the parts of a fused layer in another order",
+        "io/_flux_names.py",
+        '("attn_to_q", "attn_to_k", "attn_to_v"),',
+        '("attn_to_k", "attn_to_q", "attn_to_v"),',
+        (KIND_FILES,),
+    ),
+    Mutant(
+        "formats: combine forgets the kernels",
+        "factors/whole.py",
+        "kernels[path] = kernel",
+        "pass",
+        ("tests/test_combining.py",),
+    ),
+    Mutant(
         "formats: the scaling of AdaLoRA depends on the rank that is left",
         "io/_peft_adalora.py",
         "scaling * len(A), where)",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from .._validation import file_path, instance
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
+from ._flux_names import separated
 from ._unet_names import diffusers_name, single_file_names
 from .merge import INDEX, SINGLE, checkpoint_files
 from .safetensors import SafetensorsFile
@@ -65,6 +66,8 @@ class Module(NamedTuple):
     """Its name within the component; the names of U-Nets are those of diffusers."""
     tensor: str
     """The name of its weight in the base, without ``.weight``."""
+    size: int
+    """The number of its outputs: the length of the first axis of its weight."""
 
 
 def with_base_names(weights: AdapterWeights, base: Path, *, component: str | None = None) -> AdapterWeights:
@@ -89,6 +92,11 @@ def with_base_names(weights: AdapterWeights, base: Path, *, component: str | Non
     FormatError
         If a name fits no module of the base, or several, or if two names fit the same one. The message names them.
 
+    Notes
+    -----
+    For Flux, a layer of a fused module (``double_blocks.0.img_attn.qkv``) becomes layers of the separate modules of a base
+    of diffusers (``transformer_blocks.0.attn.to_q`` and so on), which share A.
+
     Examples
     --------
     >>> import tempfile
@@ -105,8 +113,9 @@ def with_base_names(weights: AdapterWeights, base: Path, *, component: str | Non
     """
     instance("weights", weights, AdapterWeights, "AdapterWeights")
     check_component(component)
+    weights, matches = _matched(weights, base)
     names = {}
-    for path, module in matched_modules(weights, base).items():
+    for path, module in matches.items():
         part = module.component or component or _component(path, module.path)
         names[path] = f"{part}.{module.path}" if part else module.path
     return renamed(weights, names)
@@ -120,7 +129,8 @@ def check_component(component: str | None) -> None:
 
 def with_tensor_names(weights: AdapterWeights, base: Path) -> AdapterWeights:
     """An adapter whose layers have the names of the tensors that they change in a base, for `merge_checkpoint`."""
-    return renamed(weights, {path: module.tensor for path, module in matched_modules(weights, base).items()})
+    weights, matches = _matched(weights, base)
+    return renamed(weights, {path: module.tensor for path, module in matches.items()})
 
 
 def needs_base_names(weights: AdapterWeights) -> bool:
@@ -160,11 +170,17 @@ def renamed(weights: AdapterWeights, names: dict[str, str]) -> AdapterWeights:
 # ---------------------------------------------------------------- matching
 
 
-def matched_modules(weights: AdapterWeights, base: Path) -> dict[str, Module]:
-    """The module of the base that each layer adapts."""
+def _matched(weights: AdapterWeights, base: Path) -> tuple[AdapterWeights, dict[str, Module]]:
+    """The adapter, without fused layers where the base has separate ones, and the module that each of its layers adapts."""
     label = file_path("base", base)
+    modules = base_modules(base)
+    sizes = {module.path.replace(".", "_"): module.size for module in modules if module.component in (None, "transformer")}
+    try:
+        weights = separated(weights, {path: _flat_name(path) for path in weights.layers}, sizes)
+    except FormatError as error:
+        raise FormatError(f"{label}: {error}") from error
     by_name: dict[str, list[Module]] = {}
-    for module in base_modules(base):
+    for module in modules:
         for name in _flat_names(module):
             by_name.setdefault(name, []).append(module)
     matches: dict[str, Module] = {}
@@ -180,7 +196,7 @@ def matched_modules(weights: AdapterWeights, base: Path) -> dict[str, Module]:
         module = matches[path] = found[0]
         if taken.setdefault(module, path) != path:
             raise FormatError(f"{label}: both {taken[module]!r} and {path!r} are {module.tensor!r}")
-    return matches
+    return weights, matches
 
 
 def base_modules(base: Path) -> list[Module]:
@@ -192,8 +208,8 @@ def base_modules(base: Path) -> list[Module]:
     for component, place in places.items():
         for file in checkpoint_files(place or root).values():
             with SafetensorsFile(file) as tensors:
-                names = [key.removesuffix(".weight") for key in tensors if key.endswith(".weight")]
-            modules += [_module(name, component or None) for name in names]
+                infos = {key.removesuffix(".weight"): tensors.info(key) for key in tensors if key.endswith(".weight")}
+            modules += [_module(name, component or None, *info.shape[:1]) for name, info in infos.items()]
     return modules
 
 
@@ -201,15 +217,15 @@ def _model_file(folder: str) -> str | None:
     return next((file for name in WEIGHT_FILES if os.path.isfile(file := os.path.join(folder, name))), None)
 
 
-def _module(name: str, component: str | None) -> Module:
+def _module(name: str, component: str | None, size: int = 1) -> Module:
     if component:
-        return Module(component, name, name)
+        return Module(component, name, name, size)
     for prefix, part in SINGLE_FILE_PREFIXES.items():
         if name.startswith(prefix):
             path = name.removeprefix(prefix)
-            return Module(part, (part == "unet" and diffusers_name(path)) or path, name)
+            return Module(part, (part == "unet" and diffusers_name(path)) or path, name, size)
     component, path = split_component(name)
-    return Module(component, path, name)
+    return Module(component, path, name, size)
 
 
 def _flat_names(module: Module) -> Iterator[str]:

@@ -93,6 +93,7 @@ KOHYA = {
     "kohya-sd15-single-file": Kind("SD 1.5, names of diffusers, for a single-file base", "ldm"),
     "kohya-sdxl-single-file": Kind("SDXL, names of the single file", "sdxl"),
     "kohya-flux": Kind("Flux (`lora_unet_double_blocks_`)", "flux"),
+    "kohya-flux-diffusers": Kind("Flux, for a base of diffusers with separate modules", "flux-diffusers", again="separate"),
     "kohya-transformer": Kind("`lora_transformer_`", "transformer"),
 }
 LYCORIS = {

@@ -95,6 +95,56 @@ def test_what_does_not_match_is_named(base, paths, modules, message):
             match(adapter(*paths), base(*modules))
 
 
+BFL = "double_blocks.3.img_attn.qkv"
+FUSED = "lora_unet_double_blocks_3_img_attn_qkv"
+SEPARATE = [f"transformer_blocks.3.attn.to_{name}" for name in "qkv"]
+
+
+@pytest.fixture
+def flux(tmp_path):
+    """A base with separate modules of the given output sizes."""
+
+    def written(*sizes, prefix="", **more):
+        tensors = {f"{prefix}{name}.weight": np.zeros((size, 4)) for name, size in zip(SEPARATE, sizes, strict=True)}
+        save_safetensors(tmp_path / "flux.safetensors", tensors | more)
+        return tmp_path / "flux.safetensors"
+
+    return written
+
+
+@pytest.mark.parametrize(
+    "path", [FUSED, "transformer.double_blocks.3.img_attn.qkv", "diffusion_model.double_blocks.3.img_attn.qkv"]
+)
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_a_fused_layer_becomes_those_of_its_parts(flux, path, prefix):
+    A, B = np.arange(8.0).reshape(4, 2), np.arange(18.0).reshape(2, 9)
+    whole = AdapterWeights({path: LoRALayer.from_factors(A, B, 3.0, scaling="rslora")}, {path: np.arange(9.0)})
+    named = with_tensor_names(whole, flux(2, 3, 4, prefix=prefix))
+    names = [f"{prefix}{name}" for name in SEPARATE]
+    assert list(named.layers) == names
+    assert np.array_equal(
+        np.hstack([named.layers[name].merge_weights() for name in names]), whole.layers[path].merge_weights()
+    )
+    assert np.array_equal(np.concatenate([named.magnitudes[name] for name in names]), np.arange(9))
+    assert [named.layers[name].scaling_rule for name in names] == ["rslora"] * 3
+
+
+def test_a_fused_layer_of_other_sizes_is_refused(flux):
+    message = rf"flux\.safetensors: '{FUSED}' has 3 outputs, but transformer_blocks_3_attn_to_q, .* have 9"
+    with pytest.raises(FormatError, match=message):
+        with_tensor_names(adapter(FUSED), flux(2, 3, 4))
+
+
+def test_a_fused_layer_stays_one_if_the_base_has_it_or_lacks_a_part(flux, base):
+    file = flux(2, 3, 4, **{f"{BFL}.weight": np.zeros((9, 4))})
+    assert list(with_tensor_names(adapter(FUSED), file).layers) == [BFL]
+    with pytest.raises(FormatError, match=f"no module has the name of '{FUSED}'"):
+        with_tensor_names(adapter(FUSED), base(*SEPARATE[:2]))
+    for unknown in ("lora_unet_double_blocks_3_other", "lora_unet_double_blocks"):
+        with pytest.raises(FormatError, match=f"no module has the name of '{unknown}'"):
+            with_tensor_names(adapter(unknown), flux(2, 3, 4))
+
+
 def test_the_component_of_a_base_can_be_given(base):
     file = base("a.b")
     assert list(with_base_names(adapter("a.b"), file, component="unet").layers) == ["unet.a.b"]

@@ -33,4 +33,4 @@ def test_the_row_is_true(name):
 
 
 def test_the_files_are_small():
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 155_000
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 150_000
