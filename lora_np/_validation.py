@@ -198,7 +198,7 @@ def float_dtype(dtype: object) -> np.dtype[Any]:
     """The dtype of a layer: float32 or float64 (float16 matrix products lack hardware support)."""
     try:
         kind = np.dtype(dtype)  # type: ignore[call-overload]
-    except TypeError:
+    except (TypeError, ValueError):
         kind = None
     if kind not in (np.float32, np.float64):
         raise ArgumentError(f"dtype must be float32 or float64, got {dtype!r}")

@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 
 from .._typing import RNG, Array, Part
-from .._validation import file_path, generator, integer, positive_int
+from .._validation import file_path, function, generator, integer, positive_int
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
@@ -139,6 +139,7 @@ def fit_shards(
     callbacks = check_parts(model, loss, optimizer, callbacks)
     epochs, every = positive_int("epochs", epochs), positive_int("checkpoint_every", checkpoint_every)
     batch_size = None if batch_size is None else positive_int("batch_size", batch_size)
+    function("rank_schedule", rank_schedule)
     if checkpoint is not None or resume:
         file_path("checkpoint", checkpoint)
     source: Source = Given(model) if replica is None else replica

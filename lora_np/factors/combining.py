@@ -316,7 +316,8 @@ def _weights_at(path: str, weights: Weights, count: int) -> list[float]:
         if not matching:
             raise ArgumentError(f"weights must have a pattern that matches {path!r}, got {', '.join(map(repr, weights))}")
         weights = matching[0]
-    factors = [finite_float("each of weights", weight) for weight in weights]
+    numbers = sequence("weights", weights, "numbers")
+    factors = [finite_float("each of weights", number) for number in numbers]
     if len(factors) != count:
         raise ArgumentError(f"weights must have one element for each of {count} subjects, got {len(factors)}")
     return factors

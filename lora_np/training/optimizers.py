@@ -14,7 +14,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from .._typing import Array, Part, Parts
-from .._validation import finite_float, fraction, instance, mapping, non_negative_float, same_shape
+from .._validation import finite_float, fraction, instance, mapping, non_negative_float, real_array, same_shape
 from ..base import Layer, pending, trained_by
 from ..errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 
@@ -78,7 +78,7 @@ class Optimizer(ABC):
         fields: dict[str, dict[str, Array]] = {}
         for key, array in arrays.items():
             name, _, field = key.rpartition(":")
-            fields.setdefault(name, {})[field] = array.copy()
+            fields.setdefault(name, {})[field] = real_array(key, array, copy=True)
         try:
             self._states = {name: self.state_type(**copies) for name, copies in fields.items()}  # type: ignore[misc]
         except TypeError:

@@ -199,6 +199,9 @@ FUNCTIONS = {
 }
 
 
+FUNCTIONS_OF_CALLERS = ("rank", "loss_function", "rank_schedule", "mapping", "function", "initializer", "callbacks")
+"""Arguments that may be functions, whose own errors pass through unchanged."""
+
 OWN = ("from the caller's own iterator", "positional argument")
 """Errors of the caller's own iterators and functions, which pass through unchanged."""
 
@@ -294,13 +297,15 @@ def attempt(target, place, rng, pool=None):
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             call(*positional, **arguments)
+    except errors.NonFiniteError:
+        pass  # the training began, so it has drawn numbers
     except REFUSALS as error:
         if state(involved) != before:
             return Fall(target.name, shown, f"changed something, then raised {error!r:.100}")
         if not str(error):
             return Fall(target.name, shown, f"{type(error).__name__} without a message")
     except (MemoryError, Exception) as error:
-        if any(word in str(error) for word in OWN):
+        if any(word in str(error) for word in OWN) or any(callable(arguments.get(name)) for name in FUNCTIONS_OF_CALLERS):
             return None
         return Fall(target.name, shown, f"{type(error).__name__}: {error}"[:200])
     return None
