@@ -1614,6 +1614,20 @@ MUTANTS = [
         ("tests/cli/test_threads.py",),
     ),
     Mutant(
+        "an activation reads what it has overwritten",
+        "functions/fused.py",
+        "z_all[part].copy() if overwrite else z_all[part]",
+        "z_all[part]",
+        ("tests/test_fused.py::test_the_results_may_be_written_to_the_argument",),
+    ),
+    Mutant(
+        "value and slope share the memory of the argument",
+        "functions/fused.py",
+        "(np.empty_like(z_all), last) if slope",
+        "(last, last) if slope",
+        ("tests/test_fused.py::test_the_results_may_be_written_to_the_argument",),
+    ),
+    Mutant(
         "the rows of a thread end within a tile",
         "kernels/panels.py",
         "_shares(rows, by_rows, self.tile)",

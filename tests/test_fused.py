@@ -175,6 +175,28 @@ def test_the_argument_is_not_modified(activation):
 
 
 @each
+@pytest.mark.parametrize("slope", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_results_may_be_written_to_the_argument(monkeypatch, activation, slope, dtype):
+    monkeypatch.setattr(fused, "PIECE", 5)
+    z = (3 * batch(4, 7)).astype(dtype)
+    expected = activation.value_and_slope(z, slope=slope)
+    for reused in (z.copy(), np.asfortranarray(z)):
+        y, derivative = activation.value_and_slope(reused, slope=slope, overwrite=True)
+        assert y.tobytes() == expected[0].tobytes()
+        assert (derivative is None) == (not slope)
+        if slope:
+            assert derivative.tobytes() == expected[1].tobytes()
+            assert not np.shares_memory(y, derivative)
+
+
+def test_a_result_is_in_the_memory_of_an_argument_that_may_be_overwritten():
+    z = batch(4, 7).astype(np.float32)
+    assert np.shares_memory(gelu_exact.value_and_slope(z, overwrite=True)[1], z)
+    assert np.shares_memory(gelu_exact.value_and_slope(z, slope=False, overwrite=True)[0], z)
+
+
+@each
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_without_the_slope_the_value_is_the_same_to_the_bit(activation, dtype):
     z = (3 * batch(64, 7)).astype(dtype)

@@ -66,7 +66,7 @@ class Activation:
         y = self.function(z)
         return y if self is identity or not np.may_share_memory(y, z) else y.copy()
 
-    def value_and_slope(self, z: Array, *, slope: bool = True) -> tuple[Array, Array | None]:
+    def value_and_slope(self, z: Array, *, slope: bool = True, overwrite: bool = False) -> tuple[Array, Array | None]:
         """``f(z)`` and ``f'(z)`` of an elementwise activation: with the slope, ``dz = f'(z) dy`` needs no z.
 
         Parameters
@@ -76,6 +76,8 @@ class Activation:
             is at most 2e-7 max(1, abs(z)) in ``f(z)`` and 2.5e-7 in ``f'(z)``, also at -∞.
         slope : bool, default True
             Whether the slope is needed; if not, it is None.
+        overwrite : bool, default False
+            Whether a result may be written to z, which the caller must no longer need. This saves memory.
 
         Raises
         ------
@@ -85,7 +87,7 @@ class Activation:
         if self is softmax:
             raise NotSupportedError("softmax has no slope: it does not act elementwise")
         if self.fused is not None and type(z) is np.ndarray and z.dtype == np.float32:
-            return fused.value_and_slope(self.fused, z, slope=slope)
+            return fused.value_and_slope(self.fused, z, slope=slope, overwrite=overwrite)
         return self.apart(z), self.vjp(np.ones_like(z), z) if slope else None
 
     def __reduce__(self) -> str | tuple[Any, ...]:

@@ -100,14 +100,15 @@ def _multiply(p: Array, z: Array, c: Array) -> None:
     p *= c
 
 
-def value_and_slope(piece: Piece, z: Array, *, slope: bool) -> tuple[Array, Array | None]:
-    """f(z), and f'(z) or None, of a float32 array of any shape."""
+def value_and_slope(piece: Piece, z: Array, *, slope: bool, overwrite: bool) -> tuple[Array, Array | None]:
+    """f(z), and f'(z) or None, of a float32 array of any shape; the last of them in the memory of z if that is allowed."""
     z_all = z.reshape(-1)
-    y_all = np.empty_like(z_all)
-    slope_all = np.empty_like(z_all) if slope else None
+    last = z_all if overwrite else np.empty_like(z_all)
+    y_all, slope_all = (np.empty_like(z_all), last) if slope else (last, None)
     c, t = np.empty((2, min(PIECE, z.size)), z.dtype)
     for start in range(0, z.size, PIECE):
         part = slice(start, start + PIECE)
-        n = z_all[part].size
-        piece(z_all[part], y_all[part], None if slope_all is None else slope_all[part], c[:n], t[:n])
+        z_part = z_all[part].copy() if overwrite else z_all[part]
+        n = z_part.size
+        piece(z_part, y_all[part], None if slope_all is None else slope_all[part], c[:n], t[:n])
     return y_all.reshape(z.shape), None if slope_all is None else slope_all.reshape(z.shape)

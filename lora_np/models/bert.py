@@ -56,8 +56,9 @@ class BertBlock(Block):
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
         """``a = LN₁(x + O attend(Q x, K x, V x))``, ``y = LN₂(a + W f(U a))``."""
         c, attended = self.attend(call(Q, x), call(K, x), call(V, x), run)  # (N, D)
+        attended = attended if run.keep else None  # frees the scores before the largest products
         a = call(NORM1, x + call(O, c))
-        h, slope = self.activation.value_and_slope(call(UP, a), slope=run.keep)  # (N, 4 D)
+        h, slope = self.activation.value_and_slope(call(UP, a), slope=run.keep, overwrite=True)  # (N, 4 D)
         return call(NORM2, a + call(DOWN, h)), (attended, slope)
 
     def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
