@@ -55,6 +55,7 @@ class BertBlock(Block):
 
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
         """``a = LN₁(x + O attend(Q x, K x, V x))``, ``y = LN₂(a + W f(U a))``."""
+        attended: Cache
         c, attended = self.attend(call(Q, x), call(K, x), call(V, x), run)  # (N, D)
         attended = attended if run.keep else None  # frees the scores before the largest products
         a = call(NORM1, x + call(O, c))
