@@ -32,8 +32,10 @@ def number(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """A fraction as a percentage; 100 % only if it is exactly 1."""
+    """A fraction as a percentage; 100 % only if it is exactly 1, and 0 % only if it is exactly 0."""
     text = f"{100 * value:.2f} %"
+    if text == "0.00 %" and value > 0:
+        return "< 0.01 %"
     return "> 99.99 %" if text == "100.00 %" and value < 1 else text
 
 
