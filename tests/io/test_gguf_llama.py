@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lora_np import CausalLM, FormatError, FullyConnectedLayer, LlamaModel, NotSupportedError, load_pretrained
-from lora_np.io._gguf_llama import rows_of_halves
+from lora_np.io._gguf_llama import LlamaTensors, rows_of_halves
+from lora_np.io.gguf import GGUFFile
 from tests.io.gguf_files import gguf_bytes, llama_metadata, llama_tensors
 
 CONFIG = {
@@ -86,6 +87,14 @@ def test_rows_of_halves_by_hand(heads, half, columns):
         for j in range(half):  # components 2 j and 2 j + 1 turn together in the file
             assert back[2 * half * head + j, 0] == 2 * half * head + 2 * j
             assert back[2 * half * head + half + j, 0] == 2 * half * head + 2 * j + 1
+
+
+def test_tensors_have_the_names_of_hugging_face(path, model):
+    write(path, model)
+    with GGUFFile(path) as file:
+        tensors = LlamaTensors(file, CONFIG, stored=False)
+        assert set(tensors) == set(model.named_parameters())
+        assert len(tensors) == len(file)
 
 
 def test_without_the_optional_metadata(path, model):
