@@ -83,6 +83,12 @@ def _read(found: Adapters, arguments: argparse.Namespace) -> dict[str, AdapterWe
 
 def _named(found: Adapters, weights: AdapterWeights, arguments: argparse.Namespace) -> AdapterWeights:
     """The adapter with the names and sizes of a base, where the file does not tell them."""
+    if found.by_base is None and arguments.base is not None:
+        raise ArgumentError(f"{found.path}: --base is for files that do not name their modules, and this one does")
+    if found.by_base is not with_tensor_names and arguments.component and arguments.to in FOLDERS:
+        raise ArgumentError(
+            f"{found.path}: --component is for image models, and neither this nor {arguments.to} is for one"
+        )
     if found.by_base is not None and arguments.base is not None:
         if found.by_base is not with_tensor_names:
             return found.by_base(weights, arguments.base)

@@ -107,6 +107,14 @@ def test_names_and_sizes_that_a_file_does_not_tell(tmp_path, quiet):
     assert same(load_peft(tmp_path / "x"), loaded("peft-vera"))
 
 
+def test_options_without_a_meaning_are_refused(tmp_path, fail):
+    source = write_peft(tmp_path / "in")
+    message = fail("convert", source, "--to", "mlx", "--base", base_of("peft-lora"), "-o", tmp_path / "x")
+    assert message == f"{source}: --base is for files that do not name their modules, and this one does"
+    message = fail("convert", source, "--component", "unet", "-o", tmp_path / "x")
+    assert message == f"{source}: --component is for image models, and neither this nor peft is for one"
+
+
 def test_a_component_for_names_that_do_not_tell_it(tmp_path, run):
     source = write_kohya(tmp_path / "a.safetensors")
     run("convert", source, "-o", tmp_path / "out")
