@@ -9,15 +9,22 @@ from lora_np import MultiLoRAAdapter
 from .. import ours, peers
 from ..groups import Group, Row, Settings, contenders, forward_candidate, step_candidate, timed
 from ..harness import Candidate
-from ..peers import JAX, PEFT, TEXTBOOK, TORCH
+from ..peers import GATHER, JAX, PEFT, TEXTBOOK, TORCH
 from ..problem import MixedProblem, normal
 from .forward import BASE as BASE_PRODUCT
 from .forward import base_product
 from .step import BASE as BASE_PRODUCTS
 from .step import base_products
 
-GATHERED = "It gathers factors that were padded and stacked beforehand; lora_np loops over the tasks present in Python."
-REASONS = {TEXTBOOK: "It has no checks and does not store gradients by name.", JAX: GATHERED, TORCH: GATHERED}
+GATHERED = (
+    "It gathers factors that were padded and stacked beforehand, without checking or grouping the tasks of the batch."
+)
+REASONS = {
+    GATHER: GATHERED,
+    TEXTBOOK: "It has no checks and does not store gradients by name.",
+    JAX: GATHERED,
+    TORCH: GATHERED,
+}
 
 FULL = [
     (256, 1024, 16, "uniform"),
@@ -104,8 +111,8 @@ GROUPS = (
         "mixed",
         "A mixed batch, forward",
         "One base and many LoRAs of ranks 4, 8 and 16, with a task for each row of the batch. The tasks are drawn "
-        "uniformly, or by Zipf's law (a few tasks have most rows). PEFT uses `adapter_names`; torch by hand and JAX gather "
-        "each row's factors, padded to the same rank.",
+        "uniformly, or by Zipf's law (a few tasks have most rows). PEFT uses `adapter_names`; NumPy gather, torch by hand "
+        "and JAX gather each row's factors, padded to the same rank.",
         forward_rows,
         BASE_PRODUCT,
         reasons=REASONS,
@@ -114,7 +121,8 @@ GROUPS = (
         "mixed-step",
         "A mixed batch, training",
         "A training step on the same batches, which trains the tasks present. PEFT does not support mixed batches in "
-        "training, so it processes one sub-batch per task, followed by one optimizer step for all.",
+        "training, so it processes one sub-batch per task, followed by one optimizer step for all. NumPy gather and "
+        "torch by hand gather the padded factors of each row in training, too.",
         training_rows,
         BASE_PRODUCTS,
         reasons=REASONS,

@@ -17,10 +17,18 @@ import importlib
 import importlib.util
 from types import ModuleType
 
-TEXTBOOK, PEFT, TORCH, TRANSFORMERS, JAX = "NumPy textbook", "PEFT", "torch by hand", "transformers", "JAX jit"
+TEXTBOOK, GATHER, PEFT, TORCH, TRANSFORMERS, JAX = (
+    "NumPy textbook",
+    "NumPy gather",
+    "PEFT",
+    "torch by hand",
+    "transformers",
+    "JAX jit",
+)
 
 MODULES = {
     TEXTBOOK: "textbook",
+    GATHER: "gather",
     PEFT: "with_peft",
     TORCH: "torch_by_hand",
     TRANSFORMERS: "with_transformers",
@@ -28,13 +36,14 @@ MODULES = {
 }
 LIBRARIES = {
     TEXTBOOK: ("numpy",),
+    GATHER: ("numpy",),
     PEFT: ("torch", "peft"),
     TORCH: ("torch",),
     TRANSFORMERS: ("torch", "transformers"),
     JAX: ("jax",),
 }
 
-NUMPY_ONLY = (TEXTBOOK,)
+NUMPY_ONLY = (TEXTBOOK, GATHER)
 ALL = tuple(MODULES)
 
 

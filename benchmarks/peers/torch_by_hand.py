@@ -93,39 +93,38 @@ class Fit(Epochs):
 
 
 class MixedLoRA:
-    """The forward pass gathers the factors of each row, padded to the same rank and stacked, for a batched product.
+    """The factors of each row are gathered, padded to the same rank and stacked, for a batched product.
 
-    The step loops over tasks, because gathering would have to scatter a gradient as large as all factors.
+    The step gathers those of the tasks present first, because the gradient of a gather is as large as what it gathers from.
     """
 
     def __init__(self, problem: MixedProblem) -> None:
         self.problem, self.rate = problem, problem.rate
         self.weight, self.bias = torch.tensor(problem.W.T.copy()), torch.tensor(problem.b)
-        self.A = [torch.tensor(A, requires_grad=True) for A in problem.A]
-        self.B = [torch.tensor(B, requires_grad=True) for B in problem.B]
-        rank = max(A.shape[1] for A in problem.A)
-        self.padded_A = torch.tensor(np.stack([np.pad(A, ((0, 0), (0, rank - A.shape[1]))) for A in problem.A]))
-        self.padded_B = torch.tensor(np.stack([np.pad(B, ((0, rank - B.shape[0]), (0, 0))) for B in problem.B]))
+        self.ranks = [A.shape[1] for A in problem.A]
+        rank = max(self.ranks)
+        self.A = torch.tensor(np.stack([np.pad(A, ((0, 0), (0, rank - A.shape[1]))) for A in problem.A]))
+        self.B = torch.tensor(np.stack([np.pad(B, ((0, rank - B.shape[0]), (0, 0))) for B in problem.B]))
         self.tasks = torch.tensor(problem.tasks)
         self.x, self.dy = torch.tensor(problem.x, requires_grad=True), torch.tensor(problem.dy)
-        self.rows = {task: torch.tensor(rows) for task, rows in problem.present.items()}
+
+    def output(self, A: Tensor, B: Tensor, tasks: Tensor) -> Tensor:
+        h = torch.bmm(self.x[:, None], A[tasks])
+        return linear(self.x, self.weight, self.bias) + SCALE * torch.bmm(h, B[tasks])[:, 0]
 
     def forward(self) -> Array:
         with torch.no_grad():
-            base = linear(self.x, self.weight, self.bias)
-            h = torch.bmm(self.x[:, None], self.padded_A[self.tasks])
-            return (base + SCALE * torch.bmm(h, self.padded_B[self.tasks])[:, 0]).numpy()
+            return self.output(self.A, self.B, self.tasks).numpy()
 
     def step(self) -> tuple[Array, Array]:
-        x, groups = self.x, self.rows.items()
-        order = torch.cat(list(self.rows.values()))
-        parts = [SCALE * (x[rows] @ self.A[task]) @ self.B[task] for task, rows in groups]
-        y = linear(x, self.weight, self.bias).index_add(0, order, torch.cat(parts))
-        trained = [factor for task in self.rows for factor in (self.A[task], self.B[task])]
-        dx, *gradients = torch.autograd.grad(y, [x, *trained], self.dy)
-        with torch.no_grad():
-            torch._foreach_add_(trained, gradients, alpha=-self.rate)
+        present, tasks = torch.unique(self.tasks, return_inverse=True)
+        A, B = self.A[present].requires_grad_(), self.B[present].requires_grad_()
+        y = self.output(A, B, tasks)
+        dx, dA, dB = torch.autograd.grad(y, (self.x, A, B), self.dy)
+        self.A.index_add_(0, present, dA, alpha=-self.rate)
+        self.B.index_add_(0, present, dB, alpha=-self.rate)
         return y.detach().numpy(), dx.numpy()
 
     def factors(self) -> tuple[list[Array], list[Array]]:
-        return [A.detach().numpy() for A in self.A], [B.detach().numpy() for B in self.B]
+        A = [A[:, :rank].numpy() for A, rank in zip(self.A, self.ranks, strict=True)]
+        return A, [B[:rank].numpy() for B, rank in zip(self.B, self.ranks, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Self, final
 
 from .._typing import RNG
@@ -137,6 +138,12 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
     def children(self) -> Mapping[str, Layer]:
         """The base layer and every task's branch: a live, read-only view."""
         return TaskChildren(self.base_layer, self._tasks)
+
+    def _count(self, *, frozen: bool = False) -> int:
+        """Without listing the arrays, of which there may be many."""
+        base = 0 if self.is_base_layer_frozen and not frozen else self.base_layer._count(frozen=frozen)
+        ranks = sum(map(attrgetter("rank"), self._tasks.copy().values()))
+        return base + (self.input_size + self.output_size) * ranks
 
     def compute_auxiliary_loss(self) -> Any:
         """The penalty of the base, unless it is frozen; branches have none."""

@@ -67,7 +67,7 @@ class DiagnosticsProvider(ParameterTree, ABC):
 
     def __repr__(self) -> str:
         trainable = self.parameter_count
-        total = sum(array.size for array in self.named_parameters(frozen=True).values())
+        total = self._count(frozen=True)
         size = f"{trainable:,} parameters" if trainable == total else f"{trainable:,} of {total:,} parameters train"
         words = [f"{self.input_size} -> {self.output_size}"]
         words += [f"{name.rpartition('.')[2]}={value}" for name, value in self._details().items()]

@@ -98,7 +98,11 @@ class ParameterTree:
     @property
     def parameter_count(self) -> int:
         """The number of trainable parameters: the length of the flat vector."""
-        return sum(array.size for array in self.named_parameters().values())
+        return self._count()
+
+    def _count(self, *, frozen: bool = False) -> int:
+        """The number of elements of all arrays that `named_parameters` returns."""
+        return sum(array.size for array in self.named_parameters(frozen=frozen).values())
 
     def get_parameters(self) -> Array:
         """A copy of all trainable parameters as one vector, row-major, in the order of `named_parameters`."""

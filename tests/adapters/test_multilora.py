@@ -809,6 +809,14 @@ def test_diagnostics_of_many_tasks_stay_short():
     assert adapter.get_diagnostics()["multilora.tasks"].endswith("task 3, ... 9 in all")
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_number_of_parameters_is_that_of_all_arrays(frozen):
+    adapter = built(frozen=frozen)
+    assert adapter.parameter_count == sum(array.size for array in adapter.named_parameters().values())
+    total = sum(array.size for array in adapter.named_parameters(frozen=True).values())
+    assert f"{total:,}" in repr(adapter)
+
+
 def test_resetting_forgets_the_pass_of_every_task():
     adapter = built()
     passed(adapter)
