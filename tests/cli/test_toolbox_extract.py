@@ -48,6 +48,23 @@ def test_different_ranks_and_tensors_that_one_checkpoint_lacks(tmp_path, run):
     assert ": 2 layers (1 of rank 4, 1 of rank 5), 0 whole tensors, " in out
 
 
+def test_what_is_not_low_rank_is_stored_whole_and_merged(tmp_path, run, run_json):
+    first = checkpoint()
+    second = first | {"norm.weight": np.full(3, 2, np.float32), "second.weight": first["second.weight"] * 2}
+    save_safetensors(tmp_path / "base", first)
+    save_safetensors(tmp_path / "tuned", second)
+    out = run("extract", tmp_path / "base", tmp_path / "tuned", "-o", tmp_path / "found", "--rank", 4)
+    assert "stored whole: norm.weight (3)\n" in out
+    assert ": 1 layer, 1 whole tensor, " in out
+    run("merge", tmp_path / "base", tmp_path / "found", "-o", tmp_path / "merged", "--verify")
+    merged = load_safetensors(tmp_path / "merged")
+    assert merged.keys() == second.keys()
+    for key, value in second.items():
+        np.testing.assert_allclose(merged[key], value, atol=1e-6)
+    arguments = ["extract", tmp_path / "base", tmp_path / "tuned", "-o", tmp_path / "found", "--rank", 4, "--force"]
+    assert run_json(*arguments)["whole"] == [{"name": "norm.weight", "shape": [3]}]
+
+
 def test_only_some_layers_and_dropped_tensors(tmp_path, tuned, capsys, run):
     from lora_np.cli import main
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lora_np.cli import _streams, main
-from lora_np.cli._text import counted, natural, plain, printable
+from lora_np.cli._text import counted, natural, plain, printable, share
 from tests.cli.toolbox import weights, write_kohya, write_peft
 
 VERBS = ["inspect", "merge", "unmerge", "truncate", "combine", "convert", "extract", "diff"]
@@ -107,3 +107,11 @@ def test_text():
     assert plain({"a": [1.0, float("nan")], "b": (float("inf"), "c", None)}) == {"a": [1.0, None], "b": [None, "c", None]}
     assert sorted(["b10", "b9", "a", "b", "b09", "10", "b0x"], key=natural) == ["10", "a", "b", "b0x", "b09", "b9", "b10"]
     assert natural("9" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0.00 %"), (1e-9, "< 0.01 %"), (0.5, "50.00 %"), (1 - 1e-9, "> 99.99 %"), (1, "100.00 %"), (0.00006, "0.01 %")],
+)
+def test_a_percentage_is_0_or_100_only_if_it_is_exact(value, text):
+    assert share(value) == text
