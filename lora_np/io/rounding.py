@@ -97,6 +97,7 @@ def rounding_losses(
     index = index_path(base)
     written = os.path.join(output, os.path.basename(index)) if index else output
     with Checkpoint(base) as old, Checkpoint(written) as new:
+        merge = merge.on(old)
         return [
             _loss(merge, old, new, step)
             for step in merge.plan(old).values()

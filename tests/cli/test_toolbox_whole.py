@@ -194,3 +194,10 @@ def test_a_merged_folder_has_the_vocabulary_of_the_adapter(tmp_path, run, tokens
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config | {"vocab_size": tokens}
     same = (folder / "config.json").read_bytes() == (tmp_path / "out" / "config.json").read_bytes()
     assert same == (tokens == 5)
+
+
+def test_a_report_of_a_merge_into_the_body_of_a_classifier(tmp_path, run_json, base):
+    layers = {f"bert.{path}": layer for path, layer in weights().layers.items()}
+    adapter = write_peft(tmp_path / "a", AdapterWeights(layers, whole={"classifier.weight": batch(2, 4)}))
+    report = run_json("merge", base, adapter, "-o", tmp_path / "out.safetensors", "--verify", "--report")
+    assert {loss["key"] for loss in report["losses"]} == {"first.weight", "second.weight"}
