@@ -16,6 +16,7 @@ from lora_np import (
     apply_lora,
     merge_in_place,
 )
+from lora_np.io._peft_vera import with_base_sizes
 from lora_np.io.peft import CONFIG, WEIGHTS, apply_peft, load_peft, peft_type, save_peft
 from lora_np.io.safetensors import load_safetensors, save_safetensors
 from tests.io.kinds import FOLDER
@@ -232,3 +233,9 @@ def test_the_type_of_a_damaged_configuration_is_unknown(tmp_path):
     assert peft_type(tmp_path) == ""
     (tmp_path / CONFIG).write_text("{")
     assert peft_type(tmp_path) == ""
+
+
+def test_a_layer_that_the_base_lacks_keeps_the_inputs_of_the_projection():
+    weights = load_peft(VERA)
+    assert with_base_sizes(weights, FOLDER / "bases" / "unet.safetensors").layers == weights.layers
+    assert with_base_sizes(weights, FOLDER / "bases" / "net.safetensors").layers["head"].input_size == 5
