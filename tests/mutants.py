@@ -1651,7 +1651,7 @@ MUTANTS = [
     Mutant(
         "small products are shared too",
         "kernels/panels.py",
-        "threads = min(work, blas.threads()) if work > 1 else 1",
+        "threads = max(1, min(work, blas.threads()))",
         "threads = blas.threads()",
         (KERNELS,),
     ),

@@ -154,8 +154,10 @@ class Panels:
         y = np.empty((*x.shape[:-1], n), x.dtype)
         x_rows, y_rows = x.reshape(-1, k), y.reshape(-1, n)
         if self.columns:
-            parts = self._parts(len(x_rows))
-            workers.run([partial(self._multiply, x_rows, y_rows, *part) for part in parts])
+            if x.size * self.columns < 2 * WORTH_A_THREAD:
+                self._multiply(x_rows, y_rows, slice(None), slice(0, len(self.panels[0])))
+            else:
+                workers.run([partial(self._multiply, x_rows, y_rows, *part) for part in self._parts(len(x_rows))])
         if self.columns < n:
             y_rows[:, self.columns :] = tiles.product(x_rows, self.rest)
         return y
@@ -166,7 +168,7 @@ class Panels:
         Rows are divided between tiles, so the tiles, and the bits of the result, are the same for any number of parts.
         """
         work = rows * self.shape[0] * self.columns // WORTH_A_THREAD
-        threads = min(work, blas.threads()) if work > 1 else 1
+        threads = max(1, min(work, blas.threads()))
         by_panels = min(threads, len(self.panels[0]))
         by_rows = min(threads // by_panels, rows // self.tile) or 1
         return list(itertools.product(_shares(rows, by_rows, self.tile), _shares(len(self.panels[0]), by_panels)))
