@@ -19,9 +19,8 @@ from tests.io.gguf_files import WORDS, bpe_metadata, gguf_bytes, llama_metadata,
 tokenizers = pytest.importorskip("tokenizers")
 
 DATA = Path(__file__).parents[1] / "models" / "data"
-CHATTY = list(
-    dict.fromkeys([*WORDS, *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), "<|im_start|>", "<|im_end|>"])
-)
+ALPHABET = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+CHATTY = list(dict.fromkeys([*WORDS, *ALPHABET, "<|im_start|>", "<|im_end|>"]))
 CONFIG = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
