@@ -797,6 +797,34 @@ MUTANTS = [
         "    def _copy(self)",
         (TASK_MEMORY,),
     ),
+    Mutant(
+        "a damaged entry of a file is loaded",
+        "_archive.py",
+        "or zlib.crc32(content) != entry.CRC:",
+        "or False:",
+        ("tests/test_io_npz.py",),
+    ),
+    Mutant(
+        "an entry is read from where another one is",
+        "_archive.py",
+        'if local[:4] != b"PK\\3\\4" or name != ',
+        "if False and name != ",
+        ("tests/test_io_npz.py",),
+    ),
+    Mutant(
+        "arrays that are stored in Fortran order are transposed",
+        "_archive.py",
+        'order="F" if is_fortran else "C"',
+        'order="C"',
+        ("tests/test_io_npz.py",),
+    ),
+    Mutant(
+        "repr counts the frozen base of many tasks as trained",
+        "adapters/multilora.py",
+        "base = 0 if self.is_base_layer_frozen and not frozen else",
+        "base = 0 if False else",
+        (MULTILORA,),
+    ),
     # ---------------------------------------------------------------- trap 6: the flat vector
     Mutant(
         "trap 6: the flat vector is kept",

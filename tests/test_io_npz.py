@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -519,3 +520,46 @@ def test_arrays_are_cast_to_the_dtype_of_the_layer():
     layer = load_layer(file)
     assert layer.bias.dtype == np.float64
     np.testing.assert_array_equal(layer.bias, [1, 2])
+
+
+# ---------------------------------------------------------------- damaged bytes
+
+
+def file_of(array):
+    """The bytes of a file with one layer, whose weight is the array."""
+    layer = DenseLayer(*array.shape, rng=0)
+    layer.set_parameter("weight", array)
+    file = io.BytesIO()
+    save_layer(layer, file)
+    return layer, bytearray(file.getvalue())
+
+
+def test_a_changed_element_is_noticed():
+    layer, content = file_of(np.full((3, 2), 1.5))
+    place = content.index(layer.weight.tobytes())
+    content[place] ^= 1
+    with pytest.raises(FormatError, match=r"'weight\.npy' are damaged: wrong CRC-32"):
+        load_layer(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("change", ["signature", "name"])
+def test_an_entry_that_is_not_where_the_directory_says_is_noticed(change):
+    _, content = file_of(np.full((3, 2), 1.5))
+    place = content.index(b"weight.npy")  # in the entry itself; the directory follows all entries
+    content[place - 30 if change == "signature" else place] ^= 1
+    with pytest.raises(FormatError, match=r"'weight\.npy' is not where the directory says"):
+        load_layer(io.BytesIO(content))
+
+
+def test_arrays_that_another_program_stored_in_fortran_order(tmp_path):
+    layer = DenseLayer(3, 2, rng=0)
+    save_layer(layer, tmp_path / "layer.npz")
+    with zipfile.ZipFile(tmp_path / "layer.npz") as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.asfortranarray(layer.weight))
+    contents["weight.npy"] = file.getvalue()
+    with zipfile.ZipFile(tmp_path / "layer.npz", "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    np.testing.assert_array_equal(load_layer(tmp_path / "layer.npz").weight, layer.weight)
