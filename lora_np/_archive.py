@@ -173,7 +173,7 @@ def _check_entries(entries: Sequence[zipfile.ZipInfo], size: int) -> None:
         raise ValueError("two entries have the same name")
     if compressed := [entry.filename for entry in entries if entry.compress_type]:
         raise ValueError(f"the entry {compressed[0]!r} is compressed")
-    total = sum(entry.file_size for entry in entries)
+    total = sum(max(entry.file_size, entry.compress_size) for entry in entries)  # equal, unless the directory is damaged
     if total > size:
         raise ValueError(f"its entries have {total:,} bytes, but the file has {size:,}")
 

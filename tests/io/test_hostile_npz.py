@@ -122,6 +122,20 @@ def test_entries_that_share_their_bytes_are_refused():
         _archive.read(io.BytesIO(data[:start] + directory + end))
 
 
+@pytest.mark.parametrize("field", [20, 24], ids=["stored size", "size"])
+def test_an_entry_that_claims_more_bytes_than_the_file_has_is_refused_before_they_are_allocated(field):
+    data = bytearray(zipped([HEADER, ("a.npy", npy((1000,), bytes(8000)))]).getvalue())
+    entry = data.rindex(b"PK\x01\x02")
+    data[entry + field : entry + field + 4] = (2**31 - 2).to_bytes(4, "little")
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match=r"its entries have 2,147,\d+,\d+ bytes, but the file has"):
+            _archive.read(io.BytesIO(bytes(data)))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_two_entries_of_one_name_are_refused():
     with pytest.warns(UserWarning, match="Duplicate name"):
         stream = zipped([HEADER, ("a.npy", npy((1,), bytes(8))), ("a.npy", npy((2,), bytes(16)))])
