@@ -66,6 +66,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.remove(temporary)
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise the error that `atomic_file` would raise for a folder, a device or a folder that does not exist."""
+    target = os.path.realpath(file_path("path", path))
+    _permissions(target)
+    os.stat(os.path.dirname(target))
+
+
 def _permissions(target: str) -> int | None:
     """The permissions of an existing file; None if there is none."""
     try:

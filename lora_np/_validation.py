@@ -167,11 +167,7 @@ def rank_within(rank: object, input_size: int, output_size: int, name: str = "ra
 
 def ascending_ranks(name: str, ranks: Iterable[object] | None, max_rank: int) -> tuple[int, ...]:
     """One or more ranks in 1..max_rank, strictly ascending."""
-    if ranks is None:
-        raise ArgumentNullError(f"{name} must not be None")
-    if isinstance(ranks, str) or not isinstance(ranks, Iterable):
-        raise ArgumentError(f"{name} must be a sequence of integers, got {ranks!r}")
-    numbers = tuple(positive_int(f"each of {name}", rank) for rank in ranks)
+    numbers = tuple(positive_int(f"each of {name}", rank) for rank in sequence(name, ranks, "integers"))
     if not numbers:
         raise ArgumentError(f"{name} must contain at least one rank, got none")
     if any(second <= first for first, second in itertools.pairwise(numbers)):

@@ -12,6 +12,7 @@ from typing import Any, final
 
 import numpy as np
 
+from .._archive import check_writable
 from .._typing import RNG, Array, Part
 from .._validation import file_path, function, generator, integer, positive_int
 from ..base import Layer, training_mode
@@ -141,7 +142,7 @@ def fit_shards(
     batch_size = None if batch_size is None else positive_int("batch_size", batch_size)
     function("rank_schedule", rank_schedule)
     if checkpoint is not None or resume:
-        file_path("checkpoint", checkpoint)
+        check_writable(file_path("checkpoint", checkpoint))
     source: Source = Given(model) if replica is None else replica
     job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards))
     workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)
