@@ -74,7 +74,8 @@ def test_passes_on_awkward_arrays_are_those_on_plain_ones(case):
 def test_gradients_on_awkward_arrays(case):
     adapter, x, dy = case
     frozen_mode = getattr(adapter, "mode", "full") == "frozen"
-    check_gradients(adapter, x, output_gradient=dy, method="complex", directions=True, active_only=frozen_mode, rtol=1e-8)
+    options = {"method": "complex", "directions": True, "active_only": frozen_mode, "rtol": 1e-8}
+    check_gradients(adapter, x, output_gradient=dy, allow_vacuous=True, **options)  # integers may be zero, or cancel
 
 
 @pytest.mark.parametrize("kind", ANY_BASE)
