@@ -68,7 +68,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise the error that `atomic_file` would raise for a folder, a device or a folder that does not exist."""
-    target = os.path.realpath(file_path("path", path))
+    target = os.path.abspath(file_path("path", path))
     _permissions(target)
     os.stat(os.path.dirname(target))
 

@@ -196,3 +196,12 @@ def test_paths_of_any_type(tmp_path, convert):
 def test_long_names(tmp_path):
     write(tmp_path / ("n" * 255))
     assert os.listdir(tmp_path) == ["n" * 255]
+
+
+def test_what_cannot_be_written_is_known_in_advance(tmp_path):
+    _archive.check_writable(tmp_path / "new")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(IsADirectoryError):
+        _archive.check_writable(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        _archive.check_writable(tmp_path / "none" / "file")
