@@ -22,6 +22,14 @@ WATCHED = [str(ROOT / part) for part in ("training", "distributed/training.py", 
 X, Y = batch(6, 4, seed=0), batch(6, 2, seed=1)
 
 
+@pytest.fixture(autouse=True)
+def python_handles_interrupts():
+    """A shell may have started the tests in the background, where SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Run:
     """A training run: what it trains, and the state of everything after each step."""
 

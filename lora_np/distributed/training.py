@@ -14,7 +14,7 @@ import numpy as np
 
 from .._archive import check_writable
 from .._typing import RNG, Array, Part
-from .._validation import file_path, function, generator, integer, positive_int
+from .._validation import file_path, function, generator, integer, positive_int, sequence
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
@@ -144,10 +144,10 @@ def fit_shards(
     if checkpoint is not None or resume:
         check_writable(file_path("checkpoint", checkpoint))
     source: Source = Given(model) if replica is None else replica
-    job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards))
+    job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards), checkpoint is not None)
     workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)
     with closing(workers), training_mode(model, True):
-        batches = Batches(workers.measure(model, with_digest=checkpoint is not None), batch_size)
+        batches = Batches(workers.measure(model), batch_size)
         state, descent = State(generator(rng)), Descent(model, loss, optimizer)
         training = _Training(descent, workers, batches, state, bool(shuffle), rank_schedule)
         if resume and checkpoint is not None and os.path.exists(checkpoint):
@@ -268,10 +268,10 @@ class _Workers:
         """Drop what this process keeps for the tasks that ran in it."""
         forget(self.job)
 
-    def measure(self, model: Layer, *, with_digest: bool) -> list[Size]:
+    def measure(self, model: Layer) -> list[Size]:
         """The sizes of the shards, which are read, and checked against the model and the loss."""
         moment = Moment.of(model)
-        calls = [Call(str(shard), measure, (self.job, shard, moment, with_digest)) for shard in self._shards]
+        calls = [Call(str(shard), measure, (self.job, shard, moment)) for shard in self._shards]
         return list(results(self._executor, calls, self._retries))
 
     def differentiate(
@@ -304,9 +304,7 @@ def _descend(descent: Descent, shares: Iterable[tuple[float, ShardGradient]]) ->
 
 
 def _checked_loaders(shards: Iterable[Loader]) -> tuple[Loader, ...]:
-    if not isinstance(shards, Iterable):
-        raise ArgumentError(f"shards must be a sequence of functions that read data, got {shards!r}")
-    loaders = tuple(shards)
+    loaders: tuple[Loader, ...] = sequence("shards", shards, "functions that read data")
     for loader in loaders:
         if not callable(loader):
             raise ArgumentError(f"shards must be functions that read data, not the data themselves, got {loader!r}")

@@ -36,6 +36,8 @@ class Job:
     fingerprint: str
     loss: Loss
     keep_shards: bool
+    with_digests: bool = False
+    """Whether the sizes of shards come with digests of their data, for a checkpoint."""
 
 
 class Shard(NamedTuple):
@@ -71,11 +73,11 @@ class ShardGradient(NamedTuple):
 _shards: Recent[Recent[Samples]] = Recent(2)
 
 
-def measure(job: Job, shard: Shard, moment: Moment, with_digest: bool = False) -> Size:
+def measure(job: Job, shard: Shard, moment: Moment) -> Size:
     """The size of a shard, which is read, and checked against the model and the loss; with a digest of its data."""
     samples = _samples(job, shard, moment)
     inputs = samples.inputs
-    return Size(len(inputs), int(np.prod(inputs.shape[1:-1])), _digest(samples) if with_digest else "")
+    return Size(len(inputs), int(np.prod(inputs.shape[1:-1])), _digest(samples) if job.with_digests else "")
 
 
 def _digest(samples: Samples) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 import numpy as np
 
 from .._typing import RNG
-from .._validation import generator, instance
+from .._validation import generator, instance, sequence
 from ..adapters.base import LoRAAdapterBase
 from ..base import Layer, become
 from ..errors import ArgumentError, InvalidOperationError
@@ -251,9 +251,7 @@ def _with_children(model: Layer, changed: Mapping[str, Any]) -> Layer:
 
 def _kept(model: Layer, train: Iterable[str]) -> tuple[str, ...]:
     """The paths of the layers that stay trainable, each of which must exist."""
-    if isinstance(train, str) or not isinstance(train, Iterable):
-        raise ArgumentError(f"train must be a sequence of layer names, got {train!r}")
-    kept, layers = tuple(train), model.walk()
+    kept, layers = sequence("train", train, "layer names"), model.walk()
     for path in kept:
         if not isinstance(path, str) or path not in layers:
             raise ArgumentError(f"train must name layers of the model, which are {list(layers)[1:]}; got {path!r}")

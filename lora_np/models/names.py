@@ -40,7 +40,10 @@ def matching(argument: str, names: Names, paths: list[str]) -> set[str]:
     if isinstance(names, str | re.Pattern):
         patterns = [names]
     else:
-        listed = list(names) if isinstance(names, Iterable) else [names]
+        try:
+            listed = list(names)  # type: ignore[arg-type]
+        except TypeError:
+            listed = [names]  # type: ignore[list-item]
         if not all(isinstance(name, str) for name in listed):
             raise ArgumentError(f"{argument} must be a regular expression or a sequence of names, got {names!r}")
         patterns = [rf"(.*\.)?{re.escape(str(name))}" for name in listed]

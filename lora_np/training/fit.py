@@ -199,7 +199,7 @@ def checked_samples(model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iter
         )
     row_tasks = None
     if tasks is not None:
-        names = tuple(tasks) if isinstance(tasks, Iterable) and not isinstance(tasks, str) else tasks
+        names = sequence("tasks", tasks, "names or None")
         model.new_run(inputs, tasks=names)
         row_tasks = np.array(names, dtype=object)
     # Check all targets at once, against placeholder predictions: only their shape matters.
