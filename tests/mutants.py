@@ -751,8 +751,8 @@ MUTANTS = [
     Mutant(
         "read-only factors move",
         "layers/movable_factors.py",
-        "self.place is None and self.matrix_a.flags.writeable",
-        "self.place is None and self.matrix_a.size",
+        "isinstance(factor, np.ndarray) and factor.flags.writeable for factor",
+        "isinstance(factor, np.ndarray) for factor",
         (TASK_MEMORY,),
     ),
     Mutant(

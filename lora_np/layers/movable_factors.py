@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .._typing import Array
 from ..base import Layer
 from ..kernels import FactorMemory, Place
@@ -21,8 +23,9 @@ class MovableFactors(Layer):
 
     @property
     def is_movable(self) -> bool:
-        """Whether the factors may move: they have not moved yet, and are writeable."""
-        return self.place is None and self.matrix_a.flags.writeable and self.matrix_b.flags.writeable
+        """Whether the factors may move: they have not moved yet, and are writeable arrays, not symbols of a graph."""
+        factors = (self.matrix_a, self.matrix_b)
+        return self.place is None and all(isinstance(factor, np.ndarray) and factor.flags.writeable for factor in factors)
 
     def move_to(self, memory: FactorMemory) -> None:
         """Move the factors to the memory of many layers; arrays obtained before no longer belong to this layer."""
