@@ -38,7 +38,7 @@ from lora_np._archive import atomic_file
 from lora_np.data import load_digits
 from lora_np.demo.digits import shifted, upright
 from lora_np.functions.initializers import he_uniform
-from lora_np.training import Progress, RankSchedule, rank_per_row, shared_rank
+from lora_np.training import LinearDecay, RankSchedule, rank_per_row, shared_rank
 from lora_np.training.step import Descent
 
 RANKS = (1, 2, 4, 8)
@@ -173,13 +173,8 @@ def train(
     model: Layer, rows: Rows, loss: Loss, epochs: int, rate: float, rng: np.random.Generator, **options: Any
 ) -> float:
     """Train with Adam, the learning rate falling linearly to zero; returns the seconds."""
-    optimizer = Adam(rate)
-
-    def slow_down(progress: Progress) -> None:
-        optimizer.learning_rate = rate * (1 - progress.step / progress.steps)
-
     start = time.perf_counter()
-    fit(model, rows, loss, optimizer, epochs, BATCH, rng=rng, callbacks=[slow_down], **options)
+    fit(model, rows, loss, Adam(rate), epochs, BATCH, rng=rng, schedule=LinearDecay(), **options)
     return time.perf_counter() - start
 
 

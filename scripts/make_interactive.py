@@ -23,6 +23,7 @@ from lora_np import (
 )
 from lora_np.data import load_digits
 from lora_np.functions.initializers import he_uniform
+from lora_np.training import LinearDecay
 
 FILE = Path(__file__).parents[1] / "docs" / "interactive" / "data.js"
 
@@ -44,13 +45,8 @@ def shifted(images):
 
 def train(model, images, labels, epochs, rate, rng):
     """Train with Adam, the learning rate falling linearly to zero."""
-    optimizer = Adam(rate)
-
-    def slow_down(progress):
-        optimizer.learning_rate = rate * (1 - progress.step / progress.steps)
-
     rows = images.reshape(len(images), -1)
-    fit(model, (rows, labels), SoftmaxCrossEntropy(), optimizer, epochs, 16, rng=rng, callbacks=[slow_down])
+    fit(model, (rows, labels), SoftmaxCrossEntropy(), Adam(rate), epochs, 16, rng=rng, schedule=LinearDecay())
 
 
 def accuracy(model, images, labels):

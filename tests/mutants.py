@@ -49,6 +49,7 @@ RUN = "tests/test_run.py"
 ADAPTING = "tests/test_adapting.py"
 MODEL = "tests/test_model.py"
 TRAINING = "tests/test_training.py"
+SCHEDULES = "tests/test_schedules.py"
 WEIGHTS = "tests/test_adapter_weights.py"
 WHOLE = "tests/io/test_peft_whole.py"
 MERGE_WHOLE = "tests/io/test_merge_whole.py"
@@ -2883,6 +2884,42 @@ MUTANTS = [
         "train=[HEAD]",
         "train=[]",
         ("tests/sklearn/test_text.py::test_only_the_adapters_and_the_head_train",),
+    ),
+    # ---------------------------------------------------------------- schedules
+    Mutant(
+        "the warm-up never reaches the full rate",
+        "training/schedules.py",
+        "return progress / self.warmup",
+        "return progress",
+        (SCHEDULES,),
+    ),
+    Mutant(
+        "the decay ignores the warm-up",
+        "training/schedules.py",
+        "self._after((progress - self.warmup) / (1 - self.warmup))",
+        "self._after(progress)",
+        (SCHEDULES,),
+    ),
+    Mutant(
+        "a cosine decay without its end",
+        "training/schedules.py",
+        "self.end + (1 - self.end) * (1 + math.cos(math.pi * u)) / 2",
+        "(1 + math.cos(math.pi * u)) / 2",
+        (SCHEDULES,),
+    ),
+    Mutant(
+        "the learning rate stays where the schedule ends",
+        "training/schedules.py",
+        "            optimizer.learning_rate = rate\n",
+        "            pass\n",
+        (SCHEDULES,),
+    ),
+    Mutant(
+        "every step has the first factor",
+        "training/fit.py",
+        "set_rate(len(history.step_losses))",
+        "set_rate(0)",
+        (SCHEDULES,),
     ),
     # ---------------------------------------------------------------- training on text
     Mutant(

@@ -10,8 +10,9 @@ from .._typing import Array
 from ..functions.losses import SoftmaxCrossEntropy
 from ..layers import Layer
 from ..terminal.progress import Callbacks
-from ..training.fit import Progress, fit
+from ..training.fit import fit
 from ..training.optimizers import Adam
+from ..training.schedules import LinearDecay
 from .digits import Rows
 from .settings import Budget
 
@@ -57,21 +58,17 @@ def train(
     float
         The training time in seconds.
     """
-    optimizer = Adam(budget.learning_rate)
-
-    def decay(progress: Progress) -> None:
-        optimizer.learning_rate = budget.learning_rate * (1 - progress.step / progress.steps)
-
     start = time.perf_counter()
     fit(
         model,
         rows,
         SoftmaxCrossEntropy(),
-        optimizer,
+        Adam(budget.learning_rate),
         budget.epochs,
         budget.batch_size,
         tasks=tasks,
         rng=rng,
-        callbacks=(decay, *callbacks),
+        schedule=LinearDecay(),
+        callbacks=callbacks,
     )
     return time.perf_counter() - start

@@ -23,8 +23,8 @@ from ..models.bert import DOWN, UP, BertBlock, BertModel, Q, V
 from ..models.finding import find, has_adapters
 from ..models.heads import BODY, HEAD, SentenceEncoder, SequenceClassifier
 from ..text import predict_by_length
-from ..training.fit import Progress
 from ..training.optimizers import Adam
+from ..training.schedules import LinearDecay
 from . import files
 from .objectives import Classes, Samples
 from .one_adapter import OneAdapterEstimator
@@ -175,12 +175,7 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
 
     def _descend_to_zero(self, label: str, model: Layer, samples: Samples, epochs: int, rng: Generator) -> list[float]:
         """As `_descend`, with a new optimizer whose learning rate decays linearly to zero."""
-        optimizer = self._new_optimizer()
-
-        def decay(progress: Progress) -> None:
-            optimizer.learning_rate = self.learning_rate * (1 - progress.step / progress.steps)
-
-        return self._descend(label, model, samples, optimizer, epochs, rng, callbacks=(decay,))
+        return self._descend(label, model, samples, self._new_optimizer(), epochs, rng, LinearDecay())
 
     def _check_parameters(self) -> None:
         for name in ("epochs", "head_epochs", "batch_size"):

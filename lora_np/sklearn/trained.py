@@ -16,6 +16,7 @@ from ..base import Layer
 from ..errors import ArgumentError
 from ..training.fit import Progress, fit
 from ..training.optimizers import Optimizer
+from ..training.schedules import Schedule
 from .objectives import Samples
 
 Callbacks: TypeAlias = tuple[Callable[[Progress], None], ...]
@@ -42,14 +43,24 @@ class TrainedEstimator(BaseEstimator):
         optimizer: Optimizer,
         epochs: int,
         rng: Generator,
-        callbacks: Callbacks = (),
+        schedule: Schedule | None = None,
     ) -> list[float]:
         """Train a model on the samples; the mean loss of each epoch."""
         data, loss, tasks = (samples.X, samples.targets), samples.objective.loss, samples.tasks
-        callbacks = (*callbacks, *(_on_terminal(label) if self.verbose else ()))
-        return fit(
-            model, data, loss, optimizer, epochs, self.batch_size, tasks=tasks, rng=rng, callbacks=callbacks
-        ).epoch_losses
+        callbacks = _on_terminal(label) if self.verbose else ()
+        history = fit(
+            model,
+            data,
+            loss,
+            optimizer,
+            epochs,
+            self.batch_size,
+            tasks=tasks,
+            rng=rng,
+            schedule=schedule,
+            callbacks=callbacks,
+        )
+        return history.epoch_losses
 
     def _new_optimizer(self) -> Optimizer:
         optimizer = self.optimizer(self.learning_rate) if callable(self.optimizer) else None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from .._typing import RNG, Array
+from .._typing import RNG, Array, Generator
 from .._validation import function, generator, instance, positive_int, real_array, sequence
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
@@ -18,6 +18,7 @@ from ..run import Rank, Ranked, Run
 from .interrupts import Interrupts
 from .nested_dropout import RankSchedule, ranked, shared_rank
 from .optimizers import Optimizer
+from .schedules import Schedule, factors_of, scheduled
 from .step import Descent
 
 
@@ -70,6 +71,7 @@ def fit(
     tasks: Iterable[str | None] | None = None,
     shuffle: bool = True,
     rng: RNG = None,
+    schedule: Schedule | None = None,
     rank_schedule: RankSchedule = shared_rank,
     callbacks: Iterable[Callable[[Progress], None]] = (),
 ) -> History:
@@ -93,6 +95,10 @@ def fit(
         Whether to reshuffle the rows before each epoch.
     rng : seed or numpy.random.Generator, optional
         For the order of the rows and for the ranks.
+    schedule : callable, optional
+        Returns a factor of the learning rate, at least 0, given the fraction of the steps that are done: a schedule such as
+        `lora_np.training.LinearDecay`, or a function. All factors are computed before the first step, and the optimizer's
+        learning rate is restored at the end, even after an error. By default, the learning rate is left alone.
     rank_schedule : callable, default `shared_rank`
         Returns the rank of each step; with `rank_per_row`, each row has a separate rank.
     callbacks : iterable of callables
@@ -132,19 +138,17 @@ def fit(
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
     random = generator(rng)
     function("rank_schedule", rank_schedule)
-    adapters, descent, history = ranked(model), Descent(model, loss, optimizer), History()
     steps = epochs * -(-rows // batch_size)
-    with training_mode(model, True), Interrupts() as interrupts:
+    factors = factors_of(schedule, steps)
+    training = _Training(samples, Descent(model, loss, optimizer), rank_schedule, random)
+    history = training.history
+    with training_mode(model, True), scheduled(optimizer, factors) as set_rate, Interrupts() as interrupts:
         for epoch in range(1, epochs + 1):
             order, total = random.permutation(rows) if shuffle else np.arange(rows), 0.0
             for start in range(0, rows, batch_size):
                 batch = order[start : start + batch_size]
-                rank = rank_schedule(adapters, random, len(batch))
-                try:
-                    value = descent.step(samples.forward(model, batch, rank if adapters else None), samples.targets[batch])
-                except NonFiniteError as error:
-                    raise stopped(error, len(history.step_losses) + 1, epoch) from error
-                history.add_step(value, adapters, descent.run)
+                set_rate(len(history.step_losses))
+                value = training.step(batch, epoch)
                 total += value * len(batch)
                 progress = Progress(model, epoch, epochs, len(history.step_losses), steps, value)
                 for callback in callbacks:
@@ -152,6 +156,30 @@ def fit(
                 interrupts.check()
             history.epoch_losses.append(total / rows)
     return history
+
+
+@final
+class _Training:
+    """The steps of a training run, and their record."""
+
+    def __init__(self, samples: Samples, descent: Descent, rank_schedule: RankSchedule, random: Generator) -> None:
+        self.samples = samples
+        self.descent = descent
+        self.rank_schedule = rank_schedule
+        self.random = random
+        self.adapters = ranked(descent.layer)
+        self.history = History()
+
+    def step(self, batch: Array, epoch: int) -> float:
+        """Draw the ranks, and take a step on some rows; returns the objective before it."""
+        rank = self.rank_schedule(self.adapters, self.random, len(batch))
+        forward = self.samples.forward(self.descent.layer, batch, rank if self.adapters else None)
+        try:
+            value = self.descent.step(forward, self.samples.targets[batch])
+        except NonFiniteError as error:
+            raise stopped(error, len(self.history.step_losses) + 1, epoch) from error
+        self.history.add_step(value, self.adapters, self.descent.run)
+        return value
 
 
 def check_parts(
