@@ -124,6 +124,14 @@ def non_negative_float(name: str, value: object) -> float:
     return number
 
 
+def positive_float(name: str, value: object) -> float:
+    """A finite real scalar greater than 0."""
+    number = finite_float(name, value)
+    if number <= 0:
+        raise ArgumentOutOfRangeError(f"{name} must be greater than 0, got {number}")
+    return number
+
+
 def fraction(name: str, value: object) -> float:
     """A real scalar in [0, 1)."""
     number = finite_float(name, value)

@@ -50,6 +50,7 @@ ADAPTING = "tests/test_adapting.py"
 MODEL = "tests/test_model.py"
 TRAINING = "tests/test_training.py"
 SCHEDULES = "tests/test_schedules.py"
+VALIDATION = "tests/test_validation.py"
 WEIGHTS = "tests/test_adapter_weights.py"
 WHOLE = "tests/io/test_peft_whole.py"
 MERGE_WHOLE = "tests/io/test_merge_whole.py"
@@ -2920,6 +2921,63 @@ MUTANTS = [
         "set_rate(len(history.step_losses))",
         "set_rate(0)",
         (SCHEDULES,),
+    ),
+    # ---------------------------------------------------------------- validation and clipping
+    Mutant(
+        "the norm of the first array alone",
+        "training/clipping.py",
+        "math.hypot(*map(_norm, gradients.values()))",
+        "math.hypot(*list(map(_norm, gradients.values()))[:1])",
+        (VALIDATION,),
+    ),
+    Mutant(
+        "small gradients are scaled up to the norm",
+        "training/clipping.py",
+        "if norm > clip_norm else",
+        "if norm else",
+        (VALIDATION,),
+    ),
+    Mutant(
+        "the norm overflows",
+        "training/clipping.py",
+        "largest * math.sqrt(np.square(array / largest).sum(dtype=float))",
+        "math.sqrt(np.square(array).sum())",
+        (VALIDATION,),
+    ),
+    Mutant(
+        "the last parameters remain",
+        "training/fit.py",
+        "        validated.put_back_best()\n",
+        "        pass\n",
+        (VALIDATION,),
+    ),
+    Mutant(
+        "the best parameters are not copied",
+        "training/validation.py",
+        "{name: p.copy() for name, p in",
+        "{name: p for name, p in",
+        (VALIDATION,),
+    ),
+    Mutant(
+        "the patience is counted over all epochs",
+        "training/validation.py",
+        "self.best, self.waited = value, 0",
+        "self.best = value",
+        (VALIDATION,),
+    ),
+    Mutant(
+        "validation rows have the current task",
+        "training/samples.py",
+        "model.predict(self.inputs[piece], tasks=names)",
+        "model.predict(self.inputs[piece])",
+        (VALIDATION,),
+    ),
+    Mutant(
+        "the patience is one epoch longer",
+        "training/validation.py",
+        "self.waited >= self.patience",
+        "self.waited > self.patience",
+        (VALIDATION,),
     ),
     # ---------------------------------------------------------------- training on text
     Mutant(

@@ -17,7 +17,7 @@ from .._validation import finite_float, same_shape
 from ..base import Layer, parameter_of
 from ..errors import ArgumentError, FormatError
 from ..functions.losses import Loss
-from ..training.fit import History
+from ..training.history import History
 from ..training.optimizers import Optimizer
 from ..training.step import Descent
 from .replicas import Moment

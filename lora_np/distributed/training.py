@@ -18,7 +18,8 @@ from .._validation import file_path, function, generator, integer, positive_int,
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
-from ..training.fit import History, Progress, check_parts, stopped
+from ..training.fit import check_parts, stopped
+from ..training.history import History, Progress
 from ..training.interrupts import Interrupts
 from ..training.nested_dropout import RankSchedule, ranked, shared_rank
 from ..training.optimizers import Optimizer

@@ -13,8 +13,8 @@ from .._typing import Array, Gradients, Parts
 from ..base import pending
 from ..errors import ArgumentError
 from ..functions.losses import Loss
-from ..training.fit import Samples, checked_samples
 from ..training.nested_dropout import ranked
+from ..training.samples import Samples, checked_samples
 from . import replicas
 from ._cache import Recent
 from .replicas import Moment, Source

@@ -14,7 +14,8 @@ from sklearn.utils import check_random_state
 from .._typing import Array, Generator
 from ..base import Layer
 from ..errors import ArgumentError
-from ..training.fit import Progress, fit
+from ..training.fit import fit
+from ..training.history import Progress
 from ..training.optimizers import Optimizer
 from ..training.schedules import Schedule
 from .objectives import Samples

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeAlias
 
-from ..training.fit import Progress
+from ..training.history import Progress
 
 Callbacks: TypeAlias = tuple[Callable[[Progress], None], ...]
 """The callbacks of a call to `lora_np.training.fit`."""

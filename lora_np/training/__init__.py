@@ -1,8 +1,8 @@
 """Training: optimizers, a training step, nested dropout, and `fit`."""
 
-from .fit import History as History
-from .fit import Progress as Progress
 from .fit import fit as fit
+from .history import History as History
+from .history import Progress as Progress
 from .nested_dropout import RankSchedule as RankSchedule
 from .nested_dropout import independent_ranks as independent_ranks
 from .nested_dropout import rank_per_row as rank_per_row

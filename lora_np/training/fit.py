@@ -2,62 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple, final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, final
 
 import numpy as np
 
 from .._typing import RNG, Array, Generator
-from .._validation import function, generator, instance, positive_int, real_array, sequence
+from .._validation import function, generator, instance, positive_int, sequence
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
-from ..run import Rank, Ranked, Run
+from .history import History, Progress
 from .interrupts import Interrupts
 from .nested_dropout import RankSchedule, ranked, shared_rank
 from .optimizers import Optimizer
+from .samples import Samples, checked_samples
 from .schedules import Schedule, factors_of, scheduled
 from .step import Descent
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The state of a training run after a step, as passed to callbacks."""
-
-    model: Layer
-    epoch: int
-    """Counted from 1."""
-    epochs: int
-    step: int
-    """Counted from 1, over all epochs."""
-    steps: int
-    loss: float
-    """The objective on this step's batch, before the step."""
-
-    @property
-    def is_epoch_end(self) -> bool:
-        """Whether this was the last step of an epoch."""
-        return self.step * self.epochs == self.epoch * self.steps
-
-
-@dataclass
-class History:
-    """The record of a training run, which `fit` returns."""
-
-    step_losses: list[float] = field(default_factory=list)
-    """The objective on each step's batch, before the step."""
-    epoch_losses: list[float] = field(default_factory=list)
-    """The mean objective over the rows of each epoch."""
-    ranks: list[tuple[int, ...]] = field(default_factory=list)
-    """The training ranks of each step, one per DyLoRA adapter; none for adapters with a rank per row."""
-
-    def add_step(self, loss: float, adapters: Sequence[Ranked], run: Run | None) -> None:
-        """Record a step: its loss, and the ranks that its pass used."""
-        ranks = [] if run is None else [adapter.rank_in(run) for adapter in adapters]
-        self.step_losses.append(loss)
-        self.ranks.append(tuple(rank for rank in ranks if not isinstance(rank, np.ndarray)))
+from .validation import Validation, ValidationData, validation_of
 
 
 def fit(
@@ -72,6 +34,9 @@ def fit(
     shuffle: bool = True,
     rng: RNG = None,
     schedule: Schedule | None = None,
+    clip_norm: float | None = None,
+    validation: ValidationData | None = None,
+    patience: int | None = None,
     rank_schedule: RankSchedule = shared_rank,
     callbacks: Iterable[Callable[[Progress], None]] = (),
 ) -> History:
@@ -99,6 +64,15 @@ def fit(
         Returns a factor of the learning rate, at least 0, given the fraction of the steps that are done: a schedule such as
         `lora_np.training.LinearDecay`, or a function. All factors are computed before the first step, and the optimizer's
         learning rate is restored at the end, even after an error. By default, the learning rate is left alone.
+    clip_norm : float, optional
+        Greater than 0. Before each step, the gradients of all trained parameters are scaled down together so that their
+        Euclidean norm is at most this (Pascanu et al. 2013).
+    validation : (inputs, targets) or (inputs, targets, tasks), optional
+        Samples on which to measure the loss after each epoch, as `Layer.predict` sees them: DyLoRA adapters use their
+        deployment rank. Penalties on the weights are not included.
+    patience : int, optional
+        At least 1; requires `validation`. The training ends early after so many epochs in a row that do not lower the best
+        validation loss, and the parameters of the best epoch are put back at the end. The optimizer keeps its last state.
     rank_schedule : callable, default `shared_rank`
         Returns the rank of each step; with `rank_per_row`, each row has a separate rank.
     callbacks : iterable of callables
@@ -120,7 +94,8 @@ def fit(
     Notes
     -----
     Ctrl-C (KeyboardInterrupt) ends the training after the current step and its callbacks: parameters, optimizer and
-    generators are those of the same step. A second Ctrl-C ends it at once.
+    generators are those of the same step. A second Ctrl-C ends it at once. After Ctrl-C or an error, the parameters of the
+    best epoch are not put back.
 
     Examples
     --------
@@ -134,43 +109,60 @@ def fit(
     """
     callbacks = check_parts(model, loss, optimizer, callbacks)
     samples = checked_samples(model, loss, data, tasks)
-    rows = len(samples.inputs)
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
     random = generator(rng)
     function("rank_schedule", rank_schedule)
-    steps = epochs * -(-rows // batch_size)
-    factors = factors_of(schedule, steps)
-    training = _Training(samples, Descent(model, loss, optimizer), rank_schedule, random)
-    history = training.history
+    factors = factors_of(schedule, epochs * -(-len(samples.inputs) // batch_size))
+    descent = Descent(model, loss, optimizer, clip_norm)
+    validated = validation_of(model, loss, validation, batch_size, patience)
+    training = _Training(samples, descent, rank_schedule, random, validated)
     with training_mode(model, True), scheduled(optimizer, factors) as set_rate, Interrupts() as interrupts:
-        for epoch in range(1, epochs + 1):
-            order, total = random.permutation(rows) if shuffle else np.arange(rows), 0.0
-            for start in range(0, rows, batch_size):
-                batch = order[start : start + batch_size]
-                set_rate(len(history.step_losses))
-                value = training.step(batch, epoch)
-                total += value * len(batch)
-                progress = Progress(model, epoch, epochs, len(history.step_losses), steps, value)
-                for callback in callbacks:
-                    callback(progress)
-                interrupts.check()
-            history.epoch_losses.append(total / rows)
-    return history
+        for progress in training.steps(epochs, batch_size, shuffle, set_rate):
+            for callback in callbacks:
+                callback(progress)
+            interrupts.check()
+    if validated is not None:
+        validated.put_back_best()
+    return training.history
 
 
 @final
 class _Training:
     """The steps of a training run, and their record."""
 
-    def __init__(self, samples: Samples, descent: Descent, rank_schedule: RankSchedule, random: Generator) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        descent: Descent,
+        rank_schedule: RankSchedule,
+        random: Generator,
+        validation: Validation | None,
+    ) -> None:
         self.samples = samples
         self.descent = descent
         self.rank_schedule = rank_schedule
         self.random = random
+        self.validation = validation
         self.adapters = ranked(descent.layer)
         self.history = History()
 
-    def step(self, batch: Array, epoch: int) -> float:
+    def steps(self, epochs: int, batch_size: int, shuffle: bool, set_rate: Callable[[int], None]) -> Iterator[Progress]:
+        """Take the steps one by one, and measure the validation loss after the last step of each epoch."""
+        rows, history = len(self.samples.inputs), self.history
+        steps = -(-rows // batch_size)
+        for epoch in range(1, epochs + 1):
+            order, total = self.random.permutation(rows) if shuffle else np.arange(rows), 0.0
+            for number in range(steps):
+                batch = order[number * batch_size : (number + 1) * batch_size]
+                set_rate(len(history.step_losses))
+                value = self._step(batch, epoch)
+                total += value * len(batch)
+                measured = self._end_epoch(total / rows) if number == steps - 1 else None
+                yield Progress(self.descent.layer, epoch, epochs, len(history.step_losses), epochs * steps, value, measured)
+            if self.validation is not None and self.validation.is_over:
+                return
+
+    def _step(self, batch: Array, epoch: int) -> float:
         """Draw the ranks, and take a step on some rows; returns the objective before it."""
         rank = self.rank_schedule(self.adapters, self.random, len(batch))
         forward = self.samples.forward(self.descent.layer, batch, rank if self.adapters else None)
@@ -179,6 +171,15 @@ class _Training:
         except NonFiniteError as error:
             raise stopped(error, len(self.history.step_losses) + 1, epoch) from error
         self.history.add_step(value, self.adapters, self.descent.run)
+        return value
+
+    def _end_epoch(self, mean: float) -> float | None:
+        """Record an epoch; returns the validation loss after it."""
+        self.history.epoch_losses.append(mean)
+        if self.validation is None:
+            return None
+        value = self.validation.measure()
+        self.history.validation_losses.append(value)
         return value
 
 
@@ -198,41 +199,6 @@ def check_parts(
     if not model.supports_training:
         raise InvalidOperationError(f"{model.layer_name} has nothing to train: all of its parameters are frozen")
     return callbacks
-
-
-class Samples(NamedTuple):
-    """Checked training data, with one row per sample."""
-
-    inputs: Array
-    targets: Array
-    tasks: Array | None
-
-    def forward(self, model: Layer, rows: Any, rank: Rank | None = None) -> Callable[[], Array]:
-        """A function that runs the forward pass over the given rows."""
-        return partial(model.forward, self.inputs[rows], tasks=None if self.tasks is None else self.tasks[rows], rank=rank)
-
-
-def checked_samples(model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iterable[str | None] | None) -> Samples:
-    """Check the data against the model and the loss, and convert the arrays."""
-    try:
-        inputs, targets = data
-    except (TypeError, ValueError):
-        raise ArgumentError("data must be a pair (inputs, targets)") from None
-    inputs = model.check_input(inputs, name="inputs")
-    targets = real_array("targets", targets)
-    if inputs.ndim < 2 or targets.ndim < 1 or len(inputs) != len(targets) or not len(inputs):
-        raise ArgumentError(
-            "data must have the same, non-zero number of rows in inputs and targets, "
-            f"got shapes {inputs.shape} and {targets.shape}"
-        )
-    row_tasks = None
-    if tasks is not None:
-        names = sequence("tasks", tasks, "names or None")
-        model.new_run(inputs, tasks=names)
-        row_tasks = np.array(names, dtype=object)
-    # Check all targets at once, against placeholder predictions: only their shape matters.
-    loss.check(np.broadcast_to(np.zeros((), model.dtype), model._output_shape(inputs)), targets)
-    return Samples(inputs, targets, row_tasks)
 
 
 def stopped(error: NonFiniteError, step: int, epoch: int) -> NonFiniteError:

@@ -9,10 +9,12 @@ from typing import Any, final
 import numpy as np
 
 from .._typing import Array, Parts
+from .._validation import positive_float
 from ..base import Layer, forget, pending, trained_by
 from ..errors import NonFiniteError
 from ..functions.losses import Loss
 from ..run import Run
+from .clipping import clipped
 from .optimizers import Optimizer
 
 
@@ -27,12 +29,15 @@ class Descent:
     layer : Layer
     loss : Loss
     optimizer : Optimizer
+    clip_norm : float, optional
+        The largest global norm of the gradients, greater than 0; see `clipped`.
     """
 
-    def __init__(self, layer: Layer, loss: Loss, optimizer: Optimizer) -> None:
+    def __init__(self, layer: Layer, loss: Loss, optimizer: Optimizer, clip_norm: float | None = None) -> None:
         self.layer = layer
         self.loss = loss
         self.optimizer = optimizer
+        self.clip_norm = None if clip_norm is None else positive_float("clip_norm", clip_norm)
         self.before: dict[str, Array] = {}
         """The arrays that the last step changed, with their values before it."""
         self.run: Run | None = None
@@ -78,6 +83,8 @@ class Descent:
         parameters = trained_by(self.layer, gradients)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             self._require_finite("gradient", gradients, objective)
+            if self.clip_norm is not None:
+                gradients = clipped({name: gradients[name] for name in parameters}, self.clip_norm)
             updates = self.optimizer.updates_of(parameters, gradients, parts)
             self._require_finite("update", updates, objective)
         self.before = {name: p.copy() for name, p in parameters.items()}

@@ -1,0 +1,59 @@
+"""Training data: checked arrays with one row per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._typing import Array
+from .._validation import real_array, sequence
+from ..base import Layer
+from ..errors import ArgumentError
+from ..functions.losses import Loss
+from ..run import Rank
+
+
+class Samples(NamedTuple):
+    """Checked training data, with one row per sample."""
+
+    inputs: Array
+    targets: Array
+    tasks: Array | None
+
+    def forward(self, model: Layer, rows: Any, rank: Rank | None = None) -> Callable[[], Array]:
+        """A function that runs the forward pass over the given rows."""
+        return partial(model.forward, self.inputs[rows], tasks=None if self.tasks is None else self.tasks[rows], rank=rank)
+
+    def predict(self, model: Layer, batch_size: int) -> Array:
+        """The predictions for all rows, computed in batches."""
+        starts = range(0, len(self.inputs), batch_size)
+        pieces = [slice(start, start + batch_size) for start in starts]
+        tasks = [None if self.tasks is None else self.tasks[piece] for piece in pieces]
+        outputs = [model.predict(self.inputs[piece], tasks=names) for piece, names in zip(pieces, tasks, strict=True)]
+        return np.concatenate(outputs)
+
+
+def checked_samples(model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iterable[str | None] | None) -> Samples:
+    """Check the data against the model and the loss, and convert the arrays."""
+    try:
+        inputs, targets = data
+    except (TypeError, ValueError):
+        raise ArgumentError("data must be a pair (inputs, targets)") from None
+    inputs = model.check_input(inputs, name="inputs")
+    targets = real_array("targets", targets)
+    if inputs.ndim < 2 or targets.ndim < 1 or len(inputs) != len(targets) or not len(inputs):
+        raise ArgumentError(
+            "data must have the same, non-zero number of rows in inputs and targets, "
+            f"got shapes {inputs.shape} and {targets.shape}"
+        )
+    row_tasks = None
+    if tasks is not None:
+        names = sequence("tasks", tasks, "names or None")
+        model.new_run(inputs, tasks=names)
+        row_tasks = np.array(names, dtype=object)
+    # Check all targets at once, against placeholder predictions: only their shape matters.
+    loss.check(np.broadcast_to(np.zeros((), model.dtype), model._output_shape(inputs)), targets)
+    return Samples(inputs, targets, row_tasks)

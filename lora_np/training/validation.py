@@ -1,0 +1,89 @@
+"""Validation: the loss on samples that are not trained on, and the parameters of the best epoch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias, final
+
+import numpy as np
+
+from .._typing import Array
+from .._validation import positive_int
+from ..base import Layer
+from ..errors import ArgumentError
+from ..functions.losses import Loss
+from .samples import Samples, checked_samples
+
+ValidationData: TypeAlias = tuple[Any, Any] | tuple[Any, Any, Any]
+"""Inputs, targets and, optionally, the task of each row."""
+
+
+@final
+class Validation:
+    """The loss of a model on validation samples.
+
+    Parameters
+    ----------
+    model : Layer
+    loss : Loss
+    samples : Samples
+    batch_size : int
+    patience : int, optional
+        The number of epochs in a row without a new best loss after which the training is over; by default, it goes on.
+    """
+
+    def __init__(self, model: Layer, loss: Loss, samples: Samples, batch_size: int, patience: int | None) -> None:
+        self.model = model
+        self.loss = loss
+        self.samples = samples
+        self.batch_size = batch_size
+        self.patience = patience
+        self.best = math.inf
+        """The lowest loss so far."""
+        self.waited = 0
+        """The number of epochs since then."""
+        self._parameters: dict[str, Array] = {}
+
+    def measure(self) -> float:
+        """The loss now. With `patience`, the parameters of the best epoch are kept."""
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            # One call of the loss on all predictions, because not every loss is a mean over rows.
+            value = self.loss(self.samples.predict(self.model, self.batch_size), self.samples.targets)
+        if value < self.best:
+            self.best, self.waited = value, 0
+            if self.patience is not None:
+                self._parameters = {name: p.copy() for name, p in self.model.named_parameters().items()}
+        else:
+            self.waited += 1
+        return value
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the patience is exhausted."""
+        return self.patience is not None and self.waited >= self.patience
+
+    def put_back_best(self) -> None:
+        """Restore the parameters of the best epoch, if they were kept."""
+        for name, array in self._parameters.items():
+            self.model.set_parameter(name, array)
+
+
+def validation_of(
+    model: Layer, loss: Loss, data: ValidationData | None, batch_size: int, patience: int | None
+) -> Validation | None:
+    """Check the validation data and the patience; None without data."""
+    patience = None if patience is None else positive_int("patience", patience)
+    if data is None:
+        if patience is not None:
+            raise ArgumentError("patience requires validation=(inputs, targets)")
+        return None
+    try:
+        pair, tasks = (data[0], data[1]), data[2] if len(data) == 3 else None
+        if len(data) > 3:
+            raise ValueError
+    except (TypeError, ValueError, IndexError, KeyError):
+        raise ArgumentError("validation must be (inputs, targets) or (inputs, targets, tasks)") from None
+    try:
+        return Validation(model, loss, checked_samples(model, loss, pair, tasks), batch_size, patience)
+    except ArgumentError as error:
+        raise ArgumentError(f"validation: {error}") from error
