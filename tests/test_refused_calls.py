@@ -1,9 +1,11 @@
 """Refused calls, one for each rule that only odd arguments meet; `tests/fuzz/calls.py` tries many more."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from lora_np import ArgumentError, DenseLayer, DyLoRAAdapter, MultiLoRAAdapter, apply_lora, load_layer, save_layer
+from lora_np import ArgumentError, DenseLayer, Draw, DyLoRAAdapter, MultiLoRAAdapter, apply_lora, load_layer, save_layer
 from tests.kinds import batch, snapshot
 
 
@@ -69,3 +71,8 @@ def test_the_children_of_many_tasks_are_a_mapping():
     assert len(children) == 3
     with pytest.raises(KeyError, match="lora"):
         children["lora"]
+
+
+def test_a_draw_is_immutable():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Draw(0.5).quantile = 0.25
