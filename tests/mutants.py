@@ -50,6 +50,7 @@ ADAPTING = "tests/test_adapting.py"
 MODEL = "tests/test_model.py"
 TRAINING = "tests/test_training.py"
 SCHEDULES = "tests/test_schedules.py"
+ACCUMULATION = "tests/test_accumulation.py"
 VALIDATION = "tests/test_validation.py"
 WEIGHTS = "tests/test_adapter_weights.py"
 WHOLE = "tests/io/test_peft_whole.py"
@@ -2978,6 +2979,49 @@ MUTANTS = [
         "self.waited >= self.patience",
         "self.waited > self.patience",
         (VALIDATION,),
+    ),
+    # ---------------------------------------------------------------- accumulation
+    Mutant(
+        "the last piece decides which part is trained",
+        "training/accumulation.py",
+        "parts[name] = tuple(map(_span, parts[name], theirs[name]))",
+        "parts[name] = theirs[name]",
+        (ACCUMULATION,),
+    ),
+    Mutant(
+        "an array trained whole by one piece is trained in part",
+        "training/accumulation.py",
+        "parts.pop(name, None)",
+        "pass",
+        (ACCUMULATION,),
+    ),
+    Mutant(
+        "the gradients of pieces are not weighted",
+        "training/accumulation.py",
+        "weighted = gradient * weight",
+        "weighted = gradient * 1.0",
+        (ACCUMULATION,),
+    ),
+    Mutant(
+        "passes are weighted by their rows, with and without labels",
+        "functions/losses.py",
+        "return int(np.count_nonzero(targets >= 0))",
+        "return len(targets)",
+        (ACCUMULATION,),
+    ),
+    Mutant(
+        "every pass has the ranks of the first rows",
+        "training/nested_dropout.py",
+        "own[piece] if isinstance(own, np.ndarray)",
+        "own[: piece.stop - piece.start] if isinstance(own, np.ndarray)",
+        (ACCUMULATION,),
+    ),
+    Mutant(
+        "a number is added to the loss of each pass",
+        "training/step.py",
+        "*self._differentiated(*each)) for weight",
+        "1 + self._differentiated(*each)[0], *self._differentiated(*each)[1:]) for weight",
+        (ACCUMULATION,),
     ),
     # ---------------------------------------------------------------- training on text
     Mutant(

@@ -108,6 +108,22 @@ def test_training_stops_after_the_patience_and_puts_the_best_parameters_back(pat
     np.testing.assert_array_equal(model.get_parameters(), seen[best])
 
 
+def test_a_new_best_epoch_renews_the_patience():
+    model, losses = DenseLayer(3, 2, rng=0), iter([9.0, 7.0, 8.0, 6.0, 6.5, 5.0, 5.5, 5.5, 1.0, 0.0])
+    model.weight[...] = 0
+
+    def move(progress):
+        if progress.is_epoch_end:
+            model.bias[...] = next(losses)
+
+    model.bias[...] = 10.0
+    options = {"validation": (V, np.zeros((7, 2))), "patience": 2, "callbacks": [move], "epochs": 10}
+    history = train(model, SGD(0.0), **options)
+    np.testing.assert_allclose(np.sqrt(history.validation_losses), [10, 9, 7, 8, 6, 6.5, 5, 5.5, 5.5])
+    assert history.best_epoch == 7
+    np.testing.assert_array_equal(model.bias, 5.0)
+
+
 def test_the_best_parameters_are_put_back_although_the_patience_lasts():
     model, validation, seen, options = too_far(40)
     history = train(model, validation=validation, patience=100, **options)

@@ -13,11 +13,12 @@ from typing import Any, final
 import numpy as np
 
 from .._archive import check_writable
-from .._typing import RNG, Array, Part
+from .._typing import RNG
 from .._validation import file_path, function, generator, integer, positive_int, sequence
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
+from ..training.accumulation import summed
 from ..training.fit import check_parts, stopped
 from ..training.history import History, Progress
 from ..training.interrupts import Interrupts
@@ -291,14 +292,8 @@ class _Workers:
 
 def _descend(descent: Descent, shares: Iterable[tuple[float, ShardGradient]]) -> float:
     """One step on the weighted sum of the losses, added from the first shard to the last; returns the objective."""
-    value, gradients, parts = 0.0, dict[str, Array](), dict[str, Part]()
     with np.errstate(over="ignore", invalid="ignore"):
-        for weight, share in shares:
-            value += weight * share.loss
-            for name, gradient in share.gradients.items():
-                weighted = gradient * weight
-                gradients[name] = gradients[name] + weighted if name in gradients else weighted
-            parts |= share.parts
+        value, gradients, parts = summed((weight, share.loss, share.gradients, share.parts) for weight, share in shares)
         objective = value + float(descent.layer.compute_auxiliary_loss())
     descent.descend(objective, gradients, parts)
     return objective

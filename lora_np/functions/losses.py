@@ -74,6 +74,10 @@ class Loss(ABC):
         same_shape("targets", targets, predictions.shape)
         return targets.astype(predictions.dtype, copy=False)
 
+    def terms(self, targets: Array) -> int:
+        """The number of terms that the loss is a mean over, up to a factor that all batches share: by default, of rows."""
+        return len(targets)
+
     @abstractmethod
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """The value and the gradient for checked arrays.
@@ -197,6 +201,10 @@ class SoftmaxCrossEntropy(Loss):
         labelled = np.flatnonzero(labels >= 0)
         rows[labelled, labels[labelled]] = labels.size / max(remaining, 1)
         return rows.reshape(predictions.shape)
+
+    def terms(self, targets: Array) -> int:
+        """The number of targets that are not ignored."""
+        return int(np.count_nonzero(targets >= 0))
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """The value and the gradient."""

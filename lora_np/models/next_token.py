@@ -92,6 +92,10 @@ class NextTokenLoss(Loss):
             )
         return targets
 
+    def terms(self, targets: Array) -> int:
+        """The number of tokens that are not ignored."""
+        return int(np.count_nonzero(targets >= 0))
+
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """The value and the gradient of the hidden states."""
         hidden, labels = predictions.reshape(-1, predictions.shape[-1]), targets.reshape(-1)

@@ -12,9 +12,10 @@ from .._validation import function, generator, instance, positive_int, sequence
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
+from ..run import Rank
 from .history import History, Progress
 from .interrupts import Interrupts
-from .nested_dropout import RankSchedule, ranked, shared_rank
+from .nested_dropout import RankSchedule, ranked, ranks_of_pieces, shared_rank
 from .optimizers import Optimizer
 from .samples import Samples, checked_samples
 from .schedules import Schedule, factors_of, scheduled
@@ -35,6 +36,7 @@ def fit(
     rng: RNG = None,
     schedule: Schedule | None = None,
     clip_norm: float | None = None,
+    accumulate: int = 1,
     validation: ValidationData | None = None,
     patience: int | None = None,
     rank_schedule: RankSchedule = shared_rank,
@@ -67,6 +69,9 @@ def fit(
     clip_norm : float, optional
         Greater than 0. Before each step, the gradients of all trained parameters are scaled down together so that their
         Euclidean norm is at most this (Pascanu et al. 2013).
+    accumulate : int, default 1
+        The number of forward and backward passes per step, each over `batch_size` rows. A step equals that on a batch of
+        all of these rows, in less memory, if the loss is a mean over rows or over the labels that it does not ignore.
     validation : (inputs, targets) or (inputs, targets, tasks), optional
         Samples on which to measure the loss after each epoch, as `Layer.predict` sees them: DyLoRA adapters use their
         deployment rank. Penalties on the weights are not included.
@@ -112,12 +117,13 @@ def fit(
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
     random = generator(rng)
     function("rank_schedule", rank_schedule)
-    factors = factors_of(schedule, epochs * -(-len(samples.inputs) // batch_size))
+    rows_per_step = batch_size * positive_int("accumulate", accumulate)
+    factors = factors_of(schedule, epochs * -(-len(samples.inputs) // rows_per_step))
     descent = Descent(model, loss, optimizer, clip_norm)
     validated = validation_of(model, loss, validation, batch_size, patience)
-    training = _Training(samples, descent, rank_schedule, random, validated)
+    training = _Training(samples, descent, rank_schedule, random, batch_size, validated)
     with training_mode(model, True), scheduled(optimizer, factors) as set_rate, Interrupts() as interrupts:
-        for progress in training.steps(epochs, batch_size, shuffle, set_rate):
+        for progress in training.steps(epochs, rows_per_step, shuffle, set_rate):
             for callback in callbacks:
                 callback(progress)
             interrupts.check()
@@ -136,24 +142,26 @@ class _Training:
         descent: Descent,
         rank_schedule: RankSchedule,
         random: Generator,
+        batch_size: int,
         validation: Validation | None,
     ) -> None:
         self.samples = samples
         self.descent = descent
         self.rank_schedule = rank_schedule
         self.random = random
+        self.batch_size = batch_size
         self.validation = validation
         self.adapters = ranked(descent.layer)
         self.history = History()
 
-    def steps(self, epochs: int, batch_size: int, shuffle: bool, set_rate: Callable[[int], None]) -> Iterator[Progress]:
+    def steps(self, epochs: int, rows_per_step: int, shuffle: bool, set_rate: Callable[[int], None]) -> Iterator[Progress]:
         """Take the steps one by one, and measure the validation loss after the last step of each epoch."""
         rows, history = len(self.samples.inputs), self.history
-        steps = -(-rows // batch_size)
+        steps = -(-rows // rows_per_step)
         for epoch in range(1, epochs + 1):
             order, total = self.random.permutation(rows) if shuffle else np.arange(rows), 0.0
             for number in range(steps):
-                batch = order[number * batch_size : (number + 1) * batch_size]
+                batch = order[number * rows_per_step : (number + 1) * rows_per_step]
                 set_rate(len(history.step_losses))
                 value = self._step(batch, epoch)
                 total += value * len(batch)
@@ -165,13 +173,27 @@ class _Training:
     def _step(self, batch: Array, epoch: int) -> float:
         """Draw the ranks, and take a step on some rows; returns the objective before it."""
         rank = self.rank_schedule(self.adapters, self.random, len(batch))
-        forward = self.samples.forward(self.descent.layer, batch, rank if self.adapters else None)
         try:
-            value = self.descent.step(forward, self.samples.targets[batch])
+            value = self._descend(batch, rank)
         except NonFiniteError as error:
             raise stopped(error, len(self.history.step_losses) + 1, epoch) from error
         self.history.add_step(value, self.adapters, self.descent.run)
         return value
+
+    def _descend(self, batch: Array, rank: Rank | None) -> float:
+        """A step, in one pass or in several."""
+        samples, model = self.samples, self.descent.layer
+        if len(batch) <= self.batch_size:
+            forward = samples.forward(model, batch, rank if self.adapters else None)
+            return self.descent.step(forward, samples.targets[batch])
+        pieces = [slice(start, start + self.batch_size) for start in range(0, len(batch), self.batch_size)]
+        ranks = ranks_of_pieces(rank, self.adapters, len(batch), pieces)
+        return self.descent.accumulated_step(
+            [
+                (samples.forward(model, batch[piece], own), samples.targets[batch[piece]])
+                for piece, own in zip(pieces, ranks, strict=True)
+            ]
+        )
 
     def _end_epoch(self, mean: float) -> float | None:
         """Record an epoch; returns the validation loss after it."""

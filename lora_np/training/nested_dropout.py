@@ -13,7 +13,7 @@ from .._validation import finite_float, not_none, one_of, positive_int
 from ..base import Layer, listeners, training_mode
 from ..errors import ArgumentError, NonFiniteError
 from ..functions.losses import FunctionLoss, Loss
-from ..run import Draw, Rank, Ranked
+from ..run import Draw, Rank, Ranked, checked_rank
 from .interrupts import Interrupts
 from .optimizers import SGD
 from .step import Descent
@@ -44,6 +44,21 @@ def rank_per_row(adapters: Sequence[Ranked], rng: Generator, rows: int) -> Rank:
 def independent_ranks(adapters: Sequence[Ranked], rng: Generator, rows: int) -> Rank:
     """A separate draw for each adapter."""
     return {adapter: adapter.rank_at(rng.random()) for adapter in adapters}.__getitem__
+
+
+def ranks_of_pieces(rank: Rank | None, adapters: Sequence[Ranked], rows: int, pieces: Sequence[slice]) -> list[Rank | None]:
+    """The rank of each piece of a batch, given the rank that a schedule returned for all of its rows."""
+    if not adapters:
+        return [None] * len(pieces)
+    rank = checked_rank(rank, rows)
+    if rank is None:
+        raise ArgumentError("rank_schedule must return a rank, got None: every pass of a step would draw a different one")
+    chosen = {adapter: rank(adapter) if callable(rank) else rank for adapter in adapters}
+
+    def of(piece: slice) -> Rank:
+        return {adapter: own[piece] if isinstance(own, np.ndarray) else own for adapter, own in chosen.items()}.__getitem__
+
+    return [of(piece) for piece in pieces]
 
 
 def nested_dropout(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..base import Layer, forget, pending, trained_by
 from ..errors import NonFiniteError
 from ..functions.losses import Loss
 from ..run import Run
+from .accumulation import summed
 from .clipping import clipped
 from .optimizers import Optimizer
 
@@ -51,16 +52,40 @@ class Descent:
         NonFiniteError
             If the objective, a gradient or an update is not finite.
         """
-        layer = self.layer
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            y = forward()
-            value, dy = self.loss.value_and_gradient(y, targets)
-            objective = value + float(layer.compute_auxiliary_loss())
-            if math.isfinite(objective):
-                layer.backward(dy, need_input_grad=False)
-        gradients, parts, self.run = pending(layer) if math.isfinite(objective) else ({}, {}, None)
+            value, gradients, parts = self._differentiated(forward, targets)
+            objective = value + float(self.layer.compute_auxiliary_loss())
         self.descend(objective, gradients, parts)
         return objective
+
+    def accumulated_step(self, passes: Sequence[tuple[Callable[[], Array], Any]]) -> float:
+        """Take one step on several passes, equal to a step on all of their rows at once; returns the objective before it.
+
+        Passes in which the loss has no terms, because it ignores all rows, are skipped.
+
+        Raises
+        ------
+        NonFiniteError
+            If the objective, a gradient or an update is not finite.
+        """
+        terms = [self.loss.terms(targets) for _, targets in passes]
+        total = sum(terms)
+        counted = [(n / total, *each) for n, each in zip(terms, passes, strict=True) if n] if total else [(1.0, *passes[0])]
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            value, gradients, parts = summed((weight, *self._differentiated(*each)) for weight, *each in counted)
+            objective = value + float(self.layer.compute_auxiliary_loss())
+        self.descend(objective, gradients, parts)
+        return objective
+
+    def _differentiated(self, forward: Callable[[], Array], targets: Any) -> tuple[float, Mapping[str, Array], Parts]:
+        """The loss of a pass and, if it is finite, its gradients and trained parts."""
+        layer, y = self.layer, forward()
+        value, dy = self.loss.value_and_gradient(y, targets)
+        if not math.isfinite(value):
+            return value, {}, {}
+        layer.backward(dy, need_input_grad=False)
+        gradients, parts, self.run = pending(layer)
+        return value, gradients, parts
 
     def descend(self, objective: float, gradients: Mapping[str, Array], parts: Parts) -> None:
         """Update the parameters, given the objective and the gradients.
