@@ -50,6 +50,7 @@ ADAPTING = "tests/test_adapting.py"
 MODEL = "tests/test_model.py"
 TRAINING = "tests/test_training.py"
 SCHEDULES = "tests/test_schedules.py"
+GROUPS = "tests/test_groups.py"
 ACCUMULATION = "tests/test_accumulation.py"
 VALIDATION = "tests/test_validation.py"
 WEIGHTS = "tests/test_adapter_weights.py"
@@ -3022,6 +3023,28 @@ MUTANTS = [
         "*self._differentiated(*each)) for weight",
         "1 + self._differentiated(*each)[0], *self._differentiated(*each)[1:]) for weight",
         (ACCUMULATION,),
+    ),
+    # ---------------------------------------------------------------- groups
+    Mutant(
+        "the last matching group counts",
+        "training/groups.py",
+        "factors.setdefault(name, factor)",
+        "factors[name] = factor",
+        (GROUPS,),
+    ),
+    Mutant(
+        "groups without effect",
+        "training/step.py",
+        "updates[name] = updates[name] * self.rate_factors[name]",
+        "pass",
+        (GROUPS,),
+    ),
+    Mutant(
+        "a group that matches nothing is accepted",
+        "training/groups.py",
+        "        if not matching:\n",
+        "        if False:\n",
+        (GROUPS,),
     ),
     # ---------------------------------------------------------------- training on text
     Mutant(

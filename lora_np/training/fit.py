@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, final
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..base import Layer, training_mode
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
 from ..run import Rank
+from .groups import rate_factors
 from .history import History, Progress
 from .interrupts import Interrupts
 from .nested_dropout import RankSchedule, ranked, ranks_of_pieces, shared_rank
@@ -35,6 +36,7 @@ def fit(
     shuffle: bool = True,
     rng: RNG = None,
     schedule: Schedule | None = None,
+    groups: Mapping[str, float] | None = None,
     clip_norm: float | None = None,
     accumulate: int = 1,
     validation: ValidationData | None = None,
@@ -66,6 +68,9 @@ def fit(
         Returns a factor of the learning rate, at least 0, given the fraction of the steps that are done: a schedule such as
         `lora_np.training.LinearDecay`, or a function. All factors are computed before the first step, and the optimizer's
         learning rate is restored at the end, even after an error. By default, the learning rate is left alone.
+    groups : mapping of str to float, optional
+        Factors of the learning rate, at least 0, by shell pattern of parameter names; the first matching pattern counts.
+        ``{"*.matrix_b": 16.0}`` is LoRA+ (Hayou et al. 2024). The decay of `AdamW` is scaled with the learning rate.
     clip_norm : float, optional
         Greater than 0. Before each step, the gradients of all trained parameters are scaled down together so that their
         Euclidean norm is at most this (Pascanu et al. 2013).
@@ -119,7 +124,7 @@ def fit(
     function("rank_schedule", rank_schedule)
     rows_per_step = batch_size * positive_int("accumulate", accumulate)
     factors = factors_of(schedule, epochs * -(-len(samples.inputs) // rows_per_step))
-    descent = Descent(model, loss, optimizer, clip_norm)
+    descent = Descent(model, loss, optimizer, clip_norm, rate_factors(groups, model.named_parameters()))
     validated = validation_of(model, loss, validation, batch_size, patience)
     training = _Training(samples, descent, rank_schedule, random, batch_size, validated)
     with training_mode(model, True), scheduled(optimizer, factors) as set_rate, Interrupts() as interrupts:

@@ -32,13 +32,23 @@ class Descent:
     optimizer : Optimizer
     clip_norm : float, optional
         The largest global norm of the gradients, greater than 0; see `clipped`.
+    rate_factors : mapping of float by name, optional
+        Factors of the learning rate of single parameters; the optimizer's updates are multiplied by them.
     """
 
-    def __init__(self, layer: Layer, loss: Loss, optimizer: Optimizer, clip_norm: float | None = None) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        loss: Loss,
+        optimizer: Optimizer,
+        clip_norm: float | None = None,
+        rate_factors: Mapping[str, float] | None = None,
+    ) -> None:
         self.layer = layer
         self.loss = loss
         self.optimizer = optimizer
         self.clip_norm = None if clip_norm is None else positive_float("clip_norm", clip_norm)
+        self.rate_factors = dict(rate_factors or {})
         self.before: dict[str, Array] = {}
         """The arrays that the last step changed, with their values before it."""
         self.run: Run | None = None
@@ -111,6 +121,8 @@ class Descent:
             if self.clip_norm is not None:
                 gradients = clipped({name: gradients[name] for name in parameters}, self.clip_norm)
             updates = self.optimizer.updates_of(parameters, gradients, parts)
+            for name in updates.keys() & self.rate_factors.keys():
+                updates[name] = updates[name] * self.rate_factors[name]
             self._require_finite("update", updates, objective)
         self.before = {name: p.copy() for name, p in parameters.items()}
         for name, p in parameters.items():
