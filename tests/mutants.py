@@ -3046,6 +3046,21 @@ MUTANTS = [
         "        if False:\n",
         (GROUPS,),
     ),
+    # ---------------------------------------------------------------- schedules of shards
+    Mutant(
+        "a resumed run starts its schedule again",
+        "distributed/training.py",
+        "self.set_rate(step)",
+        "self.set_rate(number)",
+        ("tests/test_distributed.py",),
+    ),
+    Mutant(
+        "a run resumes with another schedule",
+        "distributed/training.py",
+        '"schedule": self.rates,',
+        '"schedule": None,',
+        ("tests/test_distributed.py",),
+    ),
     # ---------------------------------------------------------------- training on text
     Mutant(
         "next token: prompts are learned too",

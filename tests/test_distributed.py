@@ -44,7 +44,7 @@ from lora_np import (
 from lora_np.distributed import InProcessExecutor, dask_executor, fit_shards, predict
 from lora_np.distributed._cache import Recent
 from lora_np.distributed.replicas import Moment, Replicas, fingerprint
-from lora_np.training import rank_per_row, shared_rank
+from lora_np.training import LinearDecay, rank_per_row, shared_rank
 from tests import distributed_shards as data
 from tests.kinds import KINDS, bits, randomised, snapshot
 from tests.strategies import seeds
@@ -676,6 +676,43 @@ def test_a_resumed_training_ends_with_the_same_bits(step, optimizer, shuffle, tm
     history = train(model, optimizer=second, rng=77, checkpoint=tmp_path / "run.npz", resume=True, **options)
     assert outcome(model, history, second) == expected
     assert second.learning_rate == 0.05
+
+
+SCHEDULED = {"schedule": LinearDecay(warmup=0.3), "groups": {"*.matrix_b": 3.0}, "clip_norm": 0.1}
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_schedule_groups_and_clipping_equal_those_of_fit_and_resume(step, tmp_path):
+    loaders, options = [partial(data.samples, 0)], SCHEDULED | {"batch_size": 2}
+    by_fit, expected, found = data.network(), data.network(), data.network()
+    history = fit(by_fit, concatenated(loaders), MeanSquaredError(), Adam(0.05), 2, rng=0, **options)
+    optimizer = Adam(0.05)
+    whole = outcome(expected, train(expected, loaders, optimizer, **options))
+    optimizer.reset()
+    assert whole == outcome(by_fit, history)
+    assert optimizer.learning_rate == 0.05
+    path = tmp_path / "run.npz"
+    stopping = options | {"checkpoint": path, "checkpoint_every": 1, "callbacks": [stop_after(step)]}
+    with pytest.raises(EarlyStopError):
+        train(data.network(), loaders, optimizer, **stopping)
+    assert optimizer.learning_rate == 0.05
+    resumed = train(found, loaders, Adam(0.05), checkpoint=path, resume=True, **options)
+    assert outcome(found, resumed) == whole
+    changed = {"schedule": LinearDecay(), "groups": {"*.matrix_b": 2.0}, "clip_norm": None}
+    for name, value in changed.items():
+        with pytest.raises(ArgumentError, match=f"different training run: {name} is .* in the file"):
+            train(data.network(), loaders, Adam(0.05), checkpoint=path, resume=True, **options | {name: value})
+    with pytest.raises(ArgumentError, match="different training run: schedule is"):
+        train(data.network(), loaders, Adam(0.01), checkpoint=path, resume=True, **options)
+
+
+@pytest.mark.parametrize("options", [{"clip_norm": 0}, {"groups": {"none": 1.0}}, {"schedule": "linear"}])
+def test_rates_and_norms_are_refused_before_the_first_step(options):
+    model = data.network()
+    before = model.get_parameters()
+    with pytest.raises(ArgumentError, match=next(iter(options))):
+        train(model, **options)
+    np.testing.assert_array_equal(model.get_parameters(), before)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,6 +22,9 @@ from ..training.optimizers import Optimizer
 from ..training.step import Descent
 from .replicas import Moment
 
+OPTIONAL = dict.fromkeys(("schedule", "groups", "clip_norm"))
+"""Entries that the plan of an older checkpoint may lack."""
+
 
 @dataclass
 class State:
@@ -89,7 +92,7 @@ def read(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, de
     header, arrays = _archive.read(path)
     label = os.fspath(path)
     try:
-        training, theirs = header["training"], header["training"]["plan"]
+        training, theirs = header["training"], OPTIONAL | header["training"]["plan"]
         differing = [name for name in plan if theirs[name] != plan[name]]
         moment = Moment(arrays["parameters"], training["settings"])
         numbers = {name: finite_float(name, training[name]) for name in ("learning_rate", "epoch_total")}

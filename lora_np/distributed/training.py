@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -20,10 +20,12 @@ from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationErr
 from ..functions.losses import Loss
 from ..training.accumulation import summed
 from ..training.fit import check_parts, stopped
+from ..training.groups import rate_factors
 from ..training.history import History, Progress
 from ..training.interrupts import Interrupts
 from ..training.nested_dropout import RankSchedule, ranked, shared_rank
 from ..training.optimizers import Optimizer
+from ..training.schedules import Schedule, factors_of, scheduled
 from ..training.step import Descent
 from .batches import Batches, Piece
 from .calls import Call, InProcessExecutor, results
@@ -44,6 +46,9 @@ def fit_shards(
     executor: Executor | None = None,
     shuffle: bool = True,
     rng: RNG = None,
+    schedule: Schedule | None = None,
+    groups: Mapping[str, float] | None = None,
+    clip_norm: float | None = None,
     rank_schedule: RankSchedule = shared_rank,
     callbacks: Iterable[Callable[[Progress], None]] = (),
     retries: int = 2,
@@ -84,6 +89,9 @@ def fit_shards(
         Whether to draw a new order of the samples of each shard in each epoch.
     rng : seed or numpy.random.Generator, optional
         For sample orders and ranks.
+    schedule, groups, clip_norm : optional
+        As in `lora_np.fit`; norms are those of the gradients of all shards together. A run with a schedule resumes only
+        with the same learning rate and number of steps.
     rank_schedule : callable, default `lora_np.training.shared_rank`
         Chooses the rank of each step, the same for all shards. With `lora_np.training.rank_per_row`, each sample has a
         separate rank.
@@ -145,17 +153,22 @@ def fit_shards(
     function("rank_schedule", rank_schedule)
     if checkpoint is not None or resume:
         check_writable(file_path("checkpoint", checkpoint))
+    descent = Descent(model, loss, optimizer, clip_norm, rate_factors(groups, model.named_parameters()))
+    state = State(generator(rng))
     source: Source = Given(model) if replica is None else replica
     job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards), checkpoint is not None)
     workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)
     with closing(workers), training_mode(model, True):
         batches = Batches(workers.measure(model), batch_size)
-        state, descent = State(generator(rng)), Descent(model, loss, optimizer)
-        training = _Training(descent, workers, batches, state, bool(shuffle), rank_schedule)
-        if resume and checkpoint is not None and os.path.exists(checkpoint):
-            training.resume(checkpoint)
-        with Interrupts() as interrupts:
-            return training.run(epochs, callbacks, checkpoint, every, interrupts)
+        training = _Training(descent, workers, batches, state, bool(shuffle), rank_schedule, schedule)
+        return training.train(epochs, callbacks, checkpoint, every, resume=resume)
+
+
+def _plan_of_rates(schedule: Schedule | None, optimizer: Optimizer, steps: int) -> dict[str, Any] | None:
+    """What the learning rates of a run with a schedule depend on."""
+    if schedule is None:
+        return None
+    return {"factor": name_of(schedule), "learning_rate": optimizer.learning_rate, "steps": steps}
 
 
 @final
@@ -169,6 +182,27 @@ class _Training:
     state: State
     shuffles: bool
     rank_schedule: RankSchedule
+    schedule: Schedule | None
+    set_rate: Callable[[int], None] = field(init=False)
+    rates: Mapping[str, Any] | None = field(init=False)
+
+    def train(
+        self,
+        epochs: int,
+        callbacks: Sequence[Callable[[Progress], None]],
+        checkpoint: str | os.PathLike[str] | None,
+        every: int,
+        *,
+        resume: bool,
+    ) -> History:
+        """Train with the schedule of the learning rate, from the start or from the checkpoint."""
+        optimizer, steps = self.descent.optimizer, epochs * self.batches.steps
+        self.rates = _plan_of_rates(self.schedule, optimizer, steps)
+        with scheduled(optimizer, factors_of(self.schedule, steps)) as self.set_rate:
+            if resume and checkpoint is not None and os.path.exists(checkpoint):
+                self.resume(checkpoint)
+            with Interrupts() as interrupts:
+                return self.run(epochs, callbacks, checkpoint, every, interrupts)
 
     def run(
         self,
@@ -207,6 +241,9 @@ class _Training:
             "shuffle": self.shuffles,
             "loss": plan_of(self.descent.loss),
             "optimizer": plan_of(self.descent.optimizer),
+            "schedule": self.rates,
+            "groups": self.descent.rate_factors or None,
+            "clip_norm": self.descent.clip_norm,
             "rank_schedule": name_of(self.rank_schedule),
             "rng": type(self.state.random.bit_generator).__name__,
         }
@@ -218,6 +255,7 @@ class _Training:
         if number == 0:
             state.epoch_random, state.epoch_total = state.random.bit_generator.state, 0.0
             self._draw_orders()
+        self.set_rate(step)
         pieces, rows = batches.at(number)
         ranks = self._draw_ranks(pieces)
         try:
