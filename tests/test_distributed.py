@@ -24,6 +24,7 @@ from lora_np import (
     ArgumentNullError,
     ArgumentOutOfRangeError,
     DenseLayer,
+    DyLoRAAdapter,
     FormatError,
     FunctionLoss,
     Huber,
@@ -210,6 +211,14 @@ def test_each_row_of_a_shard_has_the_rank_that_fit_gives_it():
     train(found, [loader], SGD(0.1), 3, 4, rank_schedule=rank_per_row)
     fit(expected, loader(), MeanSquaredError(), SGD(0.1), 3, 4, rng=0, rank_schedule=rank_per_row)
     assert found.get_parameters().tobytes() == expected.get_parameters().tobytes()
+
+
+def test_a_component_trains_although_the_last_shard_does_not_use_it():
+    model = DyLoRAAdapter(DenseLayer(data.IN, data.OUT, rng=0), 2, [1, 2], rng=1)
+    loaders = [partial(data.samples, 0, 4), partial(data.samples, 1, 1)]
+    assert rank_per_row([], np.random.default_rng(2), 1)(model).tolist() == [1]  # that of the single row
+    train(model, loaders, Adam(0.1), epochs=1, shuffle=False, rng=2, rank_schedule=rank_per_row)
+    assert model.lora_layer.matrix_b.all()
 
 
 def test_a_schedule_that_returns_no_rank_is_refused():
