@@ -26,6 +26,10 @@ class Tasks(NamedTuple):
     """The task of each entry, as an index into the names."""
     counts: Array
     """The number of entries of each task."""
+    order: Array | None
+    """The indices that sort the entries by task; None if they are sorted already."""
+    inverse: Array | None
+    """The indices that undo `order`."""
 
     @classmethod
     def of(cls, tasks: Iterable[str | None], rows: int) -> Self:
@@ -43,12 +47,26 @@ class Tasks(NamedTuple):
                     raise ArgumentError(f"tasks must contain names or None, got {name!r}")
         if len(codes) != rows:
             raise ArgumentError(f"tasks must have one entry for each of {rows} rows of input, got {len(codes)}")
-        return cls(tuple(number), codes, np.bincount(codes, minlength=len(number)))
+        return cls.coded(tuple(number), codes)
+
+    @classmethod
+    def coded(cls, names: tuple[str | None, ...], codes: Array) -> Self:
+        """The tasks of entries, each given as an index into the names."""
+        return cls(names, codes, np.bincount(codes, minlength=len(names)), *sorting(codes))
 
     def spread(self, lengths: Array) -> Tasks:
         """The tasks of the rows of sequences, given those of the sequences and their lengths."""
-        codes = self.codes.repeat(lengths)
-        return Tasks(self.names, codes, np.bincount(codes, minlength=len(self.names)))
+        return self.coded(self.names, self.codes.repeat(lengths))
+
+
+def sorting(codes: Array) -> tuple[Array | None, Array | None]:
+    """The indices that sort the codes, stably, and those that undo it; None if the codes are sorted already."""
+    if (codes[1:] >= codes[:-1]).all():
+        return None, None
+    order = codes.argsort(kind="stable")
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return order, inverse
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import NamedTuple, final
 import numpy as np
 
 from .._typing import Array, Gradients
-from ..kernels import FactorMemory, multiply_twice, outer_each
+from ..kernels import FactorMemory, multiply_twice, outer_each, outer_rows
 from ..layers.lora import LoRALayer
 from ..run import Run, Tasks
 from .task_groups import TaskGroups
@@ -59,7 +59,7 @@ class MixedBranch:
         shape, inner = x.shape, math.prod(x.shape[1:-1])
         groups = TaskGroups.of(self._tasks, self._branches, self._memory)
         scaling = groups.scaling.repeat(inner)[:, None]
-        dtype = np.result_type(x, *groups.dtypes())
+        dtype = np.result_type(x, *groups.dtypes)
         x_rows = groups.together(x).astype(dtype, copy=False)
         y_rows = np.empty((len(x_rows), self._memory.sizes[1]), dtype)
         bounds = groups.bounds(inner)
@@ -80,7 +80,12 @@ class MixedBranch:
         gradients: Gradients = {}
         if parameters:
             counts = [stack.counts for stack in groups.stacks]
-            dAs = outer_each(dhs, x_rows, bounds, counts)  # for each task, (r, rows) @ (rows, in) -> (r, in)
-            dBs = outer_each(hs, dy_rows, bounds, counts)  # (r, rows) @ (rows, out) -> (r, out)
+            # One block of memory for all tasks: allocating many arrays takes several times as long, and after the step the
+            # allocator may return the memory of a few to the system, so that the next pass waits for new pages.
+            ranks, (inputs, outputs) = outer_rows(hs, counts), self._memory.sizes
+            memory, split = np.empty(ranks * (inputs + outputs), dy_rows.dtype), ranks * inputs
+            out_a, out_b = memory[:split].reshape(ranks, inputs), memory[split:].reshape(ranks, outputs)
+            dAs = outer_each(dhs, x_rows, bounds, counts, out_a)  # for each task, (r, rows) @ (rows, in) -> (r, in)
+            dBs = outer_each(hs, dy_rows, bounds, counts, out_b)  # (r, rows) @ (rows, out) -> (r, out)
             gradients = groups.named(dAs, dBs)
         return None if dx_rows is None else groups.apart(dx_rows, dy.shape), gradients

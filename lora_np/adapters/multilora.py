@@ -139,6 +139,15 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
         """The base layer and every task's branch: a live, read-only view."""
         return TaskChildren(self.base_layer, self._tasks)
 
+    def _owner(self, name: str, frozen: bool) -> tuple[Any, str] | None:
+        """As in any container, but at once for the arrays of tasks, which a step looks up by the hundred."""
+        kind, _, path = name.partition(".")
+        if kind != "tasks":
+            return super()._owner(name, frozen)
+        task, _, attribute = path.rpartition(".")
+        branch = self._tasks.get(task)
+        return None if branch is None else branch._owner(attribute, frozen)
+
     def _count(self, *, frozen: bool = False) -> int:
         """Without listing the arrays, of which there may be many."""
         base = 0 if self.is_base_layer_frozen and not frozen else self.base_layer._count(frozen=frozen)

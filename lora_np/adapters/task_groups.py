@@ -11,7 +11,7 @@ import numpy as np
 from .._typing import Array, Gradients
 from ..kernels import FactorMemory
 from ..layers.lora import LoRALayer
-from ..run import Tasks
+from ..run import Tasks, sorting
 
 STACK = 16
 """The smallest number of tasks that are gathered."""
@@ -49,6 +49,8 @@ class TaskGroups(NamedTuple):
     """The number of entries of each single task."""
     singles: list[tuple[Array, Array]]
     """The factors of the single tasks."""
+    dtypes: set[np.dtype[Any]]
+    """The dtypes of all factors."""
     memory: FactorMemory
     scaling: Array
     """The scaling of each entry, in the order of the groups."""
@@ -60,36 +62,38 @@ class TaskGroups(NamedTuple):
     @classmethod
     def of(cls, tasks: Tasks, branches: Sequence[LoRALayer | None], memory: FactorMemory) -> Self:
         """The groups of tasks, of which each has the given branch."""
-        counts = tasks.counts
-        by_group, stacks, scalings, singles = None, [], np.empty(0), branches
-        numbers, ranks = _stacked(tasks.counts, branches, memory)
-        if len(numbers):
+        places = [None if layer is None else layer.place for layer in branches]
+        numbered = [0 if place is None or place[0] is not memory else place[1] for place in places]
+        numbers = np.array(numbered, np.intp)
+        # In the layers' dtype: float64 scalings would promote float32 rows to float64.
+        scalings, dtypes = memory.scalings[numbers].astype(memory.dtype), {memory.dtype}
+        for task in (numbers == 0).nonzero()[0].tolist() if 0 in numbered else ():
+            layer = branches[task]
+            scalings[task] = 1.0 if layer is None else layer.scaling
+            dtypes |= set() if layer is None else {layer.matrix_a.dtype, layer.matrix_b.dtype}
+        by_group, stacks, stacked, counts, singles = None, [], 0, tasks.counts, branches
+        order, inverse = tasks.order, tasks.inverse
+        ranks = _ranks_of_stacks(counts, numbers, memory)
+        if ranks is not None:
             # By rank and number of entries; single tasks, of rank 0, come last.
             by_group = (counts - ranks * (counts.max() + 1)).argsort(kind="stable")
-            numbers, counts, ranks = numbers[by_group], counts[by_group], ranks[by_group]
             stacked = int(np.count_nonzero(ranks))
-            stacks = _stacks(numbers[:stacked], counts[:stacked], ranks[:stacked])
-            scalings = memory.scalings[numbers[:stacked]]
+            counts, scalings = counts[by_group], scalings[by_group]
+            stacks = _stacks(numbers[by_group[:stacked]], counts[:stacked], ranks[by_group[:stacked]])
             singles = [branches[task] for task in by_group[stacked:].tolist()]
+            position = np.empty_like(by_group)
+            position[by_group] = np.arange(len(by_group))
+            order, inverse = sorting(position[tasks.codes])
         (inputs, outputs), dtype = memory.sizes, memory.dtype
         nothing = np.empty((inputs, 0), dtype), np.empty((0, outputs), dtype)
         pairs = [nothing if layer is None else (layer.matrix_a, layer.matrix_b) for layer in singles]
-        scalings = np.concatenate([scalings, [1.0 if layer is None else layer.scaling for layer in singles]])
-        # In the layers' dtype: float64 scalings would promote float32 rows to float64.
-        scaling = scalings.astype(dtype).repeat(counts)
-        order, inverse = _sorted(tasks.codes, by_group)
-        return cls(
-            tasks, branches, by_group, stacks, counts[len(counts) - len(pairs) :], pairs, memory, scaling, order, inverse
-        )
+        scaling, counts = scalings.repeat(counts), counts[stacked:]
+        return cls(tasks, branches, by_group, stacks, counts, pairs, dtypes, memory, scaling, order, inverse)
 
     def factors(self) -> Iterable[tuple[Array, Array]]:
         """A and B of each group, gathered one stack at a time: (in, r) and (r, out), or one such pair for each entry."""
         stacks = (self.memory.gather(stack.places, stack.rank) for stack in self.stacks)
         return itertools.chain(stacks, self.singles)
-
-    def dtypes(self) -> set[np.dtype[Any]]:
-        """The dtypes of all factors."""
-        return {self.memory.dtype} | {factor.dtype for pair in self.singles for factor in pair}
 
     def together(self, x: Array) -> Array:
         """The rows in the order of the groups: (entries, ..., size) -> (rows, size)."""
@@ -103,8 +107,8 @@ class TaskGroups(NamedTuple):
 
     def bounds(self, inner: int) -> list[int]:
         """Where the rows of each group start, with `inner` rows for each entry, and where the last ones end."""
-        sizes = np.concatenate([[0], [len(stack.places) for stack in self.stacks], self.counts])
-        return (inner * sizes.cumsum()).astype(int).tolist()
+        sizes = [*[len(stack.places) for stack in self.stacks], *self.counts.tolist()]
+        return [inner * stop for stop in itertools.accumulate(sizes, initial=0)]
 
     def named(self, dAs: list[Array], dBs: list[Array]) -> Gradients:
         """The gradients by name, given those of Aᵀ and B of each group."""
@@ -122,35 +126,19 @@ class TaskGroups(NamedTuple):
         return gradients
 
 
-def _stacked(counts: Array, branches: Sequence[LoRALayer | None], memory: FactorMemory) -> tuple[Array, Array]:
-    """The places and the ranks of all tasks, with rank 0 for single tasks; empty if there is no stack."""
-    nothing = np.empty(0, np.intp)
+def _ranks_of_stacks(counts: Array, numbers: Array, memory: FactorMemory) -> Array | None:
+    """The ranks of all tasks, with rank 0 for single tasks; None if there is no stack."""
     row_bytes = sum(memory.sizes) * memory.dtype.itemsize
-    is_single = counts > FEW_ENTRIES
-    if np.count_nonzero(is_single) > len(is_single) - STACK or row_bytes > GATHERED_BYTES:
-        return nothing, nothing
-    places = [None if branch is None else branch.place for branch in branches]
-    numbers = np.array([0 if place is None or place[0] is not memory else place[1] for place in places], np.intp)
+    if len(counts) < STACK or row_bytes > GATHERED_BYTES:
+        return None
+    is_few = counts <= FEW_ENTRIES
+    if np.count_nonzero(is_few) < STACK:
+        return None
     ranks = memory.ranks[numbers]
-    ranks[is_single | (ranks > GATHERED_BYTES // row_bytes)] = 0
+    ranks *= is_few & (ranks <= GATHERED_BYTES // row_bytes)
     sizes = np.bincount(ranks)
     sizes[0] = 0
-    ranks[sizes[ranks] < STACK] = 0
-    return (numbers, ranks) if sizes.max() >= STACK else (nothing, nothing)
-
-
-def _sorted(codes: Array, by_group: Array | None) -> tuple[Array | None, Array | None]:
-    """The order of the entries by the group of their tasks, and its inverse; None if they are in this order."""
-    if by_group is not None:
-        position = np.empty_like(by_group)
-        position[by_group] = np.arange(len(by_group))
-        codes = position[codes]
-    if (codes[1:] >= codes[:-1]).all():
-        return None, None
-    order = codes.argsort(kind="stable")
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order))
-    return order, inverse
+    return ranks * (sizes[ranks] >= STACK) if sizes.max() >= STACK else None
 
 
 def _stacks(numbers: Array, counts: Array, ranks: Array) -> list[Stack]:

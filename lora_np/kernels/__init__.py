@@ -10,4 +10,5 @@ from .products import sum_outer as sum_outer
 from .products import sum_rows as sum_rows
 from .stacks import multiply_twice as multiply_twice
 from .stacks import outer_each as outer_each
+from .stacks import outer_rows as outer_rows
 from .stored import StoredMatrix as StoredMatrix

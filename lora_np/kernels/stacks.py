@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -37,7 +36,7 @@ def multiply_twice(x: Array, bounds: Sequence[int], factors: Iterable[tuple[Arra
     return hs
 
 
-def outer_each(hs: Sequence[Array], x: Array, bounds: Sequence[int], counts: Sequence[Array]) -> list[Array]:
+def outer_each(hs: Sequence[Array], x: Array, bounds: Sequence[int], counts: Sequence[Array], out: Array) -> list[Array]:
     """``hᵀ @ x`` for each slice of rows and its h; in a stack, for each group of successive elements.
 
     Parameters
@@ -48,35 +47,41 @@ def outer_each(hs: Sequence[Array], x: Array, bounds: Sequence[int], counts: Seq
         As in `multiply_twice`.
     counts : sequence of arrays
         For each stack, the number of elements in each group, ascending.
+    out : array, shape (`outer_rows`, size)
+        The array to write to; the results are views of it.
     """
+    results, first = [], 0
+    for h, start, stop, groups in zip(hs, bounds, bounds[1:], counts, strict=False):
+        last = first + len(groups) * h.shape[2]
+        result = out[first:last].reshape(len(groups), h.shape[2], out.shape[1])
+        _outer_by_group(h, _stack(x[start:stop], len(h)), groups, result)
+        results.append(result)
+        first = last
     stacks = len(counts)
-    results = [
-        _outer_by_group(h, _stack(x[start:stop], len(h)), groups)
-        for h, start, stop, groups in zip(hs, bounds, bounds[1:], counts, strict=False)
-    ]
-    # One block of memory for all matrices: allocating many small arrays takes several times as long.
-    ends = list(itertools.accumulate((h.shape[1] for h in hs[stacks:]), initial=0))
-    memory = np.empty((ends[-1], x.shape[1]), np.result_type(x, *hs[-1:]))
-    for h, start, stop, first, last in zip(
-        hs[stacks:], bounds[stacks:], bounds[stacks + 1 :], ends, ends[1:], strict=False
-    ):
-        results.append(h.T.dot(x[start:stop], memory[first:last]))
+    for h, start, stop in zip(hs[stacks:], bounds[stacks:], bounds[stacks + 1 :], strict=False):
+        last = first + h.shape[1]
+        results.append(h.T.dot(x[start:stop], out[first:last]))
+        first = last
     return results
 
 
-def _outer_by_group(h: Array, x: Array, counts: Array) -> Array:
-    """``hᵀ @ x`` for each group of elements of stacks: shape (groups, r, size)."""
-    inner, rank, size = h.shape[1], h.shape[2], x.shape[2]
-    result = np.empty((len(counts), rank, size), np.result_type(h, x))
+def outer_rows(hs: Sequence[Array], counts: Sequence[Array]) -> int:
+    """The number of rows of all results of `outer_each`."""
+    stacks = sum(len(groups) * h.shape[2] for h, groups in zip(hs, counts, strict=False))
+    return stacks + sum(h.shape[1] for h in hs[len(counts) :])
+
+
+def _outer_by_group(h: Array, x: Array, counts: Array, out: Array) -> None:
+    """``hᵀ @ x`` for each group of elements of stacks, of shape (groups, r, size), into `out`."""
+    inner = h.shape[1]
     group = element = 0
     for count, groups in enumerate(np.bincount(counts).tolist()):  # the groups of one size are a stack
         if groups:
             elements = slice(element, element + count * groups)
             own_h, own_x = (array[elements].reshape(groups, count * inner, array.shape[2]) for array in (h, x))
             multiply = np.multiply if count * inner == 1 else np.matmul  # a product over one row is faster without BLAS
-            multiply(own_h.mT, own_x, result[group : group + groups])
+            multiply(own_h.mT, own_x, out[group : group + groups])
             group, element = group + groups, elements.stop
-    return result
 
 
 def _stack(rows: Array, count: int) -> Array:
