@@ -82,9 +82,9 @@ class MixedBranch:
             counts = [stack.counts for stack in groups.stacks]
             # One block of memory for all tasks: allocating many arrays takes several times as long, and after the step the
             # allocator may return the memory of a few to the system, so that the next pass waits for new pages.
-            ranks, (inputs, outputs) = outer_rows(hs, counts), self._memory.sizes
-            memory, split = np.empty(ranks * (inputs + outputs), dy_rows.dtype), ranks * inputs
-            out_a, out_b = memory[:split].reshape(ranks, inputs), memory[split:].reshape(ranks, outputs)
+            ranks, sizes = outer_rows(hs, counts), self._memory.sizes
+            memory, split = np.empty(ranks * sum(sizes), dy_rows.dtype), ranks * sizes[0]
+            out_a, out_b = memory[:split].reshape(ranks, sizes[0]), memory[split:].reshape(ranks, sizes[1])
             dAs = outer_each(dhs, x_rows, bounds, counts, out_a)  # for each task, (r, rows) @ (rows, in) -> (r, in)
             dBs = outer_each(hs, dy_rows, bounds, counts, out_b)  # (r, rows) @ (rows, out) -> (r, out)
             gradients = groups.named(dAs, dBs)

@@ -825,3 +825,14 @@ def test_resetting_forgets_the_pass_of_every_task():
     for layer in (adapter, adapter.task_adapters["second"]):
         with pytest.raises(InvalidOperationError):
             layer.backward(batch(3, 4))
+
+
+@pytest.mark.parametrize(
+    "name", ["tasks.unknown.matrix_a", "tasks.matrix_a", "tasks.first.matrix_c", "tasks.first", "first.matrix_a"]
+)
+def test_updates_of_arrays_that_do_not_exist_are_refused(name):
+    adapter = built()
+    before = snapshot(adapter)
+    with pytest.raises(ArgumentError, match="no trainable parameter"):
+        adapter.apply_updates({"tasks.first.matrix_a": np.ones((5, 1)), name: np.ones((5, 1))})
+    assert snapshot(adapter) == before
