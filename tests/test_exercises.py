@@ -9,7 +9,7 @@ import pytest
 from lora_np.cli import main
 from lora_np.errors import ArgumentError
 from lora_np.exercises import EXERCISES, marked, write_exercises
-from lora_np.exercises.marking import SIZES, open_text, solution
+from lora_np.exercises.marking import SIZES, _problem, open_text, solution
 
 
 def solved(folder, names=EXERCISES):
@@ -32,6 +32,12 @@ def test_the_solutions_are_right(tmp_path):
     assert [(mark.file, mark.result, mark.detail) for mark in marked(tmp_path)] == [
         (f"{name}.py", "right", "") for name in EXERCISES
     ]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("name", EXERCISES)
+def test_each_solution_is_right_for_all_sizes(name, sizes):
+    assert _problem(solution(name), solution(name).vjp, sizes) == ""
 
 
 def test_new_exercises_are_open(tmp_path):
@@ -103,6 +109,8 @@ def test_the_command_writes_and_marks(tmp_path, capsys):
     assert main(["exercises", folder]) == 1
     assert "\nlora.py: dA has the shape" in capsys.readouterr().out
     solved(tmp_path / "work")
+    assert main(["exercises", folder]) == 0
+    assert capsys.readouterr().out.endswith("\n\n8 of 8 exercises right.\n")
     assert main(["exercises", folder, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["written"] == []

@@ -412,3 +412,13 @@ def test_an_unknown_blas_uses_numpys_own_products(monkeypatch):
     assert blas.core_name() == ""
     assert blas.small_kernel_limit() == 0
     assert blas.threads() == 1
+
+
+def test_a_forked_process_makes_its_own_pool():
+    first = workers._workers(1)
+    workers._forget_pool()
+    second = workers._workers(1)
+    assert second is not first
+    assert second is workers._workers(1)
+    assert second.submit(lambda: 3).result() == 3
+    first.shutdown()

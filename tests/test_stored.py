@@ -234,3 +234,16 @@ def test_arguments(path):
         load_pretrained(path, weights="raw")
     with pytest.raises(ArgumentError, match="dtype must be float32 if weights is 'stored'"):
         load_pretrained(path, dtype=np.float64, weights="stored")
+
+
+def test_packing_leaves_stored_weights_as_they_are(model):
+    adapted_model = adapted(model, StandardLoRAAdapter, rank=2)
+    before = adapted_model.predict(IDS)
+    assert adapted_model.pack("max").estimate_memory()["packed"] == 0
+    assert_array_equal(adapted_model.predict(IDS), before)
+
+
+def test_a_stored_weight_is_not_made_read_only_by_packing_its_layer(model):
+    layer = model.walk()["model.layers.0.self_attn.q_proj"]
+    assert layer.pack("max") is layer
+    assert isinstance(layer.weight, StoredMatrix)

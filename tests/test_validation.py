@@ -20,6 +20,7 @@ from lora_np import (
     SoftmaxCrossEntropy,
     fit,
 )
+from lora_np._validation import file_path
 from lora_np.training import History
 from lora_np.training.clipping import clipped
 
@@ -232,3 +233,9 @@ def test_the_norm_is_that_of_the_trained_components(mode, rank):
 def test_a_gradient_that_is_not_finite_is_not_clipped():
     with pytest.raises(NonFiniteError, match="step 1"), np.errstate(all="ignore"):
         fit(DenseLayer(3, 2, rng=0), (X * 1e200, X @ TRUE), LOSS, SGD(0.1), 1, 10, clip_norm=1.0)
+
+
+def test_a_path_must_be_valid_unicode():
+    with pytest.raises(ArgumentError, match=r"file must be a path, got 'a\\ud800', which is not valid Unicode"):
+        file_path("file", "a\ud800")
+    assert file_path("file", b"caf\xc3\xa9") == "café"

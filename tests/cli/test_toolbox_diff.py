@@ -178,3 +178,25 @@ def test_the_exit_code_tells_differences_from_errors(tmp_path, run, capsys):
     run("diff", one, other, code=1)
     assert main(["diff", one, str(tmp_path / "no")]) == 2
     assert capsys.readouterr().err.startswith("lora-np: error: ")
+
+
+def test_whole_tensors_that_are_not_finite(tmp_path, run_json):
+    heads = [np.ones(3), np.array([1, np.nan, 2])]
+    one, other = (
+        write_peft(tmp_path / str(number), AdapterWeights(weights().layers, whole={"head.bias": head}))
+        for number, head in enumerate(heads)
+    )
+    (found,) = [layer for layer in run_json("diff", one, other, code=1)["layers"] if layer["path"] == "head.bias"]
+    assert found["problem"] == "values not finite"
+
+
+def test_convolutions_of_different_kernels(tmp_path, run_json):
+    rng = np.random.default_rng(0)
+    layer = LoRALayer.from_factors(rng.normal(size=(12, 2)), rng.normal(size=(2, 5)), 4.0)
+    one, other = (
+        write_peft(tmp_path / str(number), AdapterWeights({"conv": layer}, kernels={"conv": kernel}))
+        for number, kernel in enumerate([(2, 2), (4, 1)])
+    )
+    (found,) = run_json("diff", one, other, code=1)["layers"]
+    assert "2 x 2" in found["problem"] or "2x2" in found["problem"] or "(2, 2)" in found["problem"]
+    assert " vs. " in found["problem"]

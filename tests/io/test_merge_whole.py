@@ -8,6 +8,7 @@ import pytest
 from lora_np import FormatError, LoRALayer, NotSupportedError
 from lora_np.factors.weights import AdapterWeights, Rows
 from lora_np.io import merge
+from lora_np.io._checkpoint import Checkpoint
 from lora_np.io.merge import INDEX, SINGLE, merge_checkpoint, verify_checkpoint
 from lora_np.io.safetensors import SafetensorsFile, load_safetensors, save_safetensors
 from tests.kinds import batch, randomised
@@ -385,3 +386,32 @@ def test_two_shards_with_the_same_tensor_are_refused(tmp_path):
         save_safetensors(base / name, load_safetensors(base / name) | {"twice": np.ones(1)})
     with pytest.raises(FormatError, match="the tensor 'twice' occurs twice"):
         merge_checkpoint(base, ALL, tmp_path / "merged")
+
+
+def test_a_low_rank_change_is_added_to_replaced_rows(base):
+    rows = Rows.of([2, 5], batch(2, 4, seed=9))
+    table, change = TENSORS["model.embed_tokens.weight"].copy(), randomised(LoRALayer(9, 4, 2, 3.0))
+    weights = AdapterWeights(
+        {"model.embed_tokens": change},
+        rows={"model.embed_tokens.weight": rows},
+        embeddings=frozenset({"model.embed_tokens"}),
+    )
+    tensors, changed = merged(base, weights)
+    table[[2, 5]] = rows.values
+    np.testing.assert_allclose(tensors["model.embed_tokens.weight"], table + change.merge_weights(), rtol=1e-14)
+    assert set(changed) == {"model.embed_tokens.weight"}
+
+
+def test_an_index_without_a_total_size_gets_none(tmp_path):
+    base = write(tmp_path / "base", "shards")
+    index = json.loads((base / INDEX).read_text())
+    (base / INDEX).write_text(json.dumps({"weight_map": index["weight_map"]}))
+    head = AdapterWeights({}, config={"modules_to_save": ["head"]}, whole={"head.weight": batch(3, 4)})
+    merge_checkpoint(base, head, tmp_path / "merged")
+    assert set(json.loads((tmp_path / "merged" / INDEX).read_text())) == {"weight_map"}
+
+
+def test_a_checkpoint_is_a_mapping(base):
+    with Checkpoint(base) as checkpoint:
+        assert len(checkpoint) == len(TENSORS)
+        assert set(checkpoint) == set(TENSORS)

@@ -16,6 +16,7 @@ from lora_np import (
     ArgumentError,
     CausalLM,
     DenseLayer,
+    Embedding,
     FormatError,
     FullyConnectedLayer,
     LlamaModel,
@@ -33,9 +34,11 @@ from lora_np import (
     tanh,
 )
 from lora_np.factors.weights import AdapterWeights, Rows, extract, in_torch_layout
+from lora_np.io._applying import applied, check_is_task
 from lora_np.io.merge import merge_checkpoint, verify_checkpoint
 from lora_np.io.peft import CONFIG, WEIGHTS, apply_peft, load_peft, save_peft
 from lora_np.io.safetensors import load_safetensors, save_safetensors
+from lora_np.models.replacing import with_arrays
 from tests.io.networks import DATA, IDS, TEXT_BASE, TEXT_CASES, assert_close, network, text_network
 from tests.kinds import batch, bits, randomised
 
@@ -517,3 +520,60 @@ def test_an_adapted_model_with_a_head_is_saved_whole(tmp_path):
     _, adapted, x = trained(train=["head"])
     save_layer(adapted, tmp_path / "model.npz")
     assert np.array_equal(load_layer(tmp_path / "model.npz").predict(x), adapted.predict(x))
+
+
+# ---------------------------------------------------------------- what does not fit
+
+
+def test_a_task_cannot_change_biases():
+    layer = LoRALayer(4, 6, 2, 3.0, rng=0)
+    with pytest.raises(NotSupportedError, match="changes q otherwise than by factors of a weight"):
+        check_is_task(AdapterWeights({"q": layer}, biases={"q": np.ones(6)}))
+
+
+def test_a_bias_of_another_size_is_named():
+    model = Sequential({"q": DenseLayer(4, 6, rng=0)})
+    weights = AdapterWeights({"q": LoRALayer(4, 6, 2, 3.0, rng=0)}, biases={"q": np.ones(5)})
+    with pytest.raises(ArgumentError, match=r"q: lora_B\.bias must have shape \(6,\), got \(5,\)"):
+        applied(model, weights)
+
+
+def test_an_embedding_of_another_size_is_named():
+    model = text_network()
+    path = next(path for path, layer in model.walk().items() if isinstance(layer, Embedding))
+    weights = AdapterWeights({path: LoRALayer(3, 2, 1, 1.0, rng=0)}, embeddings=frozenset({path}))
+    with pytest.raises(ArgumentError, match=r"the change has the shape \(3, 2\), the table"):
+        applied(model, weights)
+
+
+def test_new_arrays_must_be_those_of_a_layer():
+    layer = DenseLayer(4, 6, rng=0)
+    with pytest.raises(ArgumentError, match="must not have layers inside"):
+        with_arrays(Sequential([layer]), {"weight": np.ones((4, 6))})
+    with pytest.raises(ArgumentError, match=r"arrays must name arrays of .*; got 'scale'"):
+        with_arrays(layer, {"scale": np.ones(4)})
+
+
+@pytest.mark.parametrize("indices", [[1, 1], [-1, 2]])
+def test_tokens_that_are_twice_or_negative_are_refused(tmp_path, indices):
+    folder = tmp_path / "adapter"
+    weights = AdapterWeights({"q": LoRALayer(4, 6, 2, 3.0, rng=0)}, rows={"emb.weight": Rows.of([1, 2], np.ones((2, 4)))})
+    save_peft(folder, weights)
+    arrays = load_safetensors(folder / WEIGHTS)
+    save_safetensors(folder / WEIGHTS, arrays)  # without the digest of the configuration
+    config = json.loads((folder / CONFIG).read_text())
+    text = json.dumps(config).replace("[1, 2]", json.dumps(indices))
+    assert text != json.dumps(config)
+    (folder / CONFIG).write_text(text)
+    with pytest.raises(FormatError, match="indices"):
+        load_peft(folder)
+
+
+def test_an_embedding_with_a_magnitude_is_refused(tmp_path):
+    folder = tmp_path / "adapter"
+    weights = AdapterWeights({"emb": LoRALayer(9, 4, 2, 3.0, rng=0)}, embeddings=frozenset({"emb"}))
+    save_peft(folder, weights, config={"use_dora": True})
+    arrays = load_safetensors(folder / WEIGHTS)
+    save_safetensors(folder / WEIGHTS, arrays | {"base_model.model.emb.lora_magnitude_vector": np.ones(4)})
+    with pytest.raises(NotSupportedError, match="lora_magnitude_vector is not supported for an embedding"):
+        load_peft(folder)
