@@ -283,3 +283,14 @@ def test_a_task_costs_its_factors_and_a_small_object():
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken / len(tasks) < 2 * 64 * 8 * 4 + 2000
+
+
+def test_the_gradients_of_factors_need_no_input_gradient():
+    adapter = on(DenseLayer(IN, OUT, rng=0))
+    x, dy, tasks = batch(12, IN), batch(12, OUT), ["a", "b", "c"] * 4  # more than two rows of a task: slices
+    _, cache = adapter.apply(x, Run(tasks=Tasks.of(tasks, 12)))
+    dx, gradients = adapter.vjp(dy, cache)
+    none, alone = adapter.vjp(dy, cache, inputs=False)
+    assert dx is not None
+    assert none is None
+    assert bits(alone) == bits(gradients)

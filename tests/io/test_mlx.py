@@ -166,3 +166,10 @@ def test_what_the_format_cannot_hold_is_named(tmp_path, weights, error, message)
     with pytest.raises(error, match=message):
         save_mlx(tmp_path / "a", weights)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["lora_a", "lora_b"])
+def test_factors_must_be_floating_point(load, kind):
+    key = f"{PATH}.{kind}"
+    with pytest.raises(FormatError, match=f"{kind} must have floating-point elements, got int64"):
+        load({key: FACTORS[key].astype(np.int64)})
