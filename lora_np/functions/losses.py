@@ -75,7 +75,7 @@ class Loss(ABC):
         return targets.astype(predictions.dtype, copy=False)
 
     def terms(self, targets: Array) -> int:
-        """The number of terms that the loss is a mean over, up to a factor that all batches share: by default, of rows."""
+        """The number of terms over which the loss of checked targets is a mean, up to a factor: by default, of rows."""
         return len(targets)
 
     @abstractmethod

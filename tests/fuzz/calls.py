@@ -58,7 +58,17 @@ PURE = {
     *("children", "walk"),
     *("components_at", "choose", "new_run", "check_input", "mergeable_base", "trained_from", "encoded", "indices"),
     "in_layout",
-    *("checked_targets", "inference_output", "update", "updates_of", "compute", "move_to", "with_children", "run_over"),
+    *(
+        "checked_targets",
+        "inference_output",
+        "update",
+        "updates_of",
+        "compute",
+        "terms",
+        "move_to",
+        "with_children",
+        "run_over",
+    ),
 }
 """Members without checks: those that the package calls between checks, and those that subclasses implement."""
 
