@@ -1053,3 +1053,9 @@ def test_the_extra_is_named_where_it_is_missing(call, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(NotSupportedError, match=r'pip install "lora_np\[dask\]"'):
         call()
+
+
+def test_the_path_of_a_checkpoint_may_be_bytes(tmp_path):
+    path = tmp_path / "run.npz"
+    train(data.network(), epochs=1, checkpoint=str(path).encode())
+    assert path.exists()

@@ -152,7 +152,8 @@ def fit_shards(
     batch_size = None if batch_size is None else positive_int("batch_size", batch_size)
     function("rank_schedule", rank_schedule)
     if checkpoint is not None or resume:
-        check_writable(file_path("checkpoint", checkpoint))
+        checkpoint = file_path("checkpoint", checkpoint)
+        check_writable(checkpoint)
     descent = Descent(model, loss, optimizer, clip_norm, rate_factors(groups, model.named_parameters()))
     state = State(generator(rng))
     source: Source = Given(model) if replica is None else replica
