@@ -381,3 +381,19 @@ def test_the_memory_of_a_block_is_freed_with_its_last_task():
     assert block() is None
     adapter.add_task(NAMES[0], 2)  # not where it was
     adapter.get_task_adapter(NAMES[0]).set_parameters(batch(2 * (IN + OUT)))
+
+
+def test_stacks_without_the_gradient_of_the_input():
+    adapter = together()
+    x, dy = batch(len(NAMES), IN), batch(len(NAMES), OUT)
+    _, cache = adapter.apply(x, Run(tasks=Tasks.of(NAMES, len(NAMES))))
+    assert stacked(adapter, NAMES) == len(NAMES)
+    _, gradients = adapter.vjp(dy, cache)
+    none, alone = adapter.vjp(dy, cache, inputs=False)
+    assert none is None
+    assert bits(alone) == bits(gradients)
+
+
+def test_many_tasks_with_many_rows_each_are_not_gathered():
+    assert stacked(together(), NAMES) == len(NAMES)
+    assert stacked(together(), NAMES * 3) == 0

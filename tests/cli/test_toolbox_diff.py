@@ -200,3 +200,11 @@ def test_convolutions_of_different_kernels(tmp_path, run_json):
     (found,) = run_json("diff", one, other, code=1)["layers"]
     assert "2 x 2" in found["problem"] or "2x2" in found["problem"] or "(2, 2)" in found["problem"]
     assert " vs. " in found["problem"]
+
+
+def test_an_embedding_against_a_dense_layer(tmp_path, run_json):
+    layer = LoRALayer(6, 5, 2, 4.0, rng=0)
+    one = write_peft(tmp_path / "a", AdapterWeights({"table": layer}, embeddings=frozenset({"table"})))
+    other = write_peft(tmp_path / "b", AdapterWeights({"table": layer}))
+    (found,) = run_json("diff", one, other, code=1)["layers"]
+    assert found["problem"] == "an embedding only in A"

@@ -577,3 +577,9 @@ def test_an_embedding_with_a_magnitude_is_refused(tmp_path):
     save_safetensors(folder / WEIGHTS, arrays | {"base_model.model.emb.lora_magnitude_vector": np.ones(4)})
     with pytest.raises(NotSupportedError, match="lora_magnitude_vector is not supported for an embedding"):
         load_peft(folder)
+
+
+def test_a_convolution_is_not_a_task():
+    weights = AdapterWeights({"conv": LoRALayer(12, 5, 2, 3.0, rng=0)}, kernels={"conv": (2, 2)})
+    with pytest.raises(NotSupportedError, match="'conv' is a convolution"):
+        check_is_task(weights)

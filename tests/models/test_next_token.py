@@ -270,3 +270,8 @@ def test_the_answer_of_each_task_is_trained_in_one_batch():
     fit(model.body, next_token_data(prompts, answers), NextTokenLoss(model), AdamW(1e-2), 20, 12, tasks=tasks, rng=2)
     assert answer(model, (5, 9, 4), 1, tasks=["polite"]) == [5]
     assert answer(model, (5, 9, 4), 1, tasks=["rude"]) == [3]
+
+
+def test_terms_are_the_tokens_that_count():
+    targets = np.array([[-1, 4, 2], [3, -1, -1]])
+    assert NextTokenLoss(adapted("llama")).terms(targets) == SoftmaxCrossEntropy().terms(targets) == 3
