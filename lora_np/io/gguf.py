@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Self, final
+from collections.abc import Callable, Mapping
+from typing import BinaryIO, final
 
 import numpy as np
 
 from .._typing import Array
-from .._validation import file_path
 from ._gguf_header import GGUFTensor as GGUFTensor
 from ._gguf_header import StorageType as StorageType
 from ._gguf_header import Value as Value
 from ._gguf_header import read_header
 from ._mapping import mapped
+from ._tensor_file import TensorFile
 from .safetensors import decoded
 
 PIECE = 1 << 10
@@ -22,7 +21,7 @@ PIECE = 1 << 10
 
 
 @final
-class GGUFFile(Mapping[str, Array]):
+class GGUFFile(TensorFile[GGUFTensor]):
     """A GGUF file as a read-only mapping from names to float32 arrays, each read on access.
 
     Parameters
@@ -49,39 +48,18 @@ class GGUFFile(Mapping[str, Array]):
     file as a context manager, or call `close`; existing arrays remain valid.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = file_path("path", path)
-        self._file = open(path, "rb")  # noqa: SIM115  open for the lifetime of this object
-        try:
-            self.metadata, self._tensors, self._start = read_header(self._file, self.path)
-        except BaseException:
-            self._file.close()
-            raise
+    def _read_header(self, file: BinaryIO) -> Mapping[str, GGUFTensor]:
+        self.metadata, tensors, self._start = read_header(file, self.path)
+        return tensors
 
     def __getitem__(self, name: str) -> Array:
-        tensor = self._tensors[name]
+        tensor = self._infos[name]
         stored = self.raw(name)
         if tensor.storage.name == "F32":
             return stored.reshape(tensor.shape)
         if tensor.storage.name in ("F16", "BF16"):
             return decoded(stored, tensor.storage.name).astype(np.float32, copy=False).reshape(tensor.shape)
         return _decoded_blocks(stored, BLOCKS[tensor.storage.name]).reshape(tensor.shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors  # Mapping's default would read the tensor
-
-    def __repr__(self) -> str:
-        return f"GGUFFile({self.path!r}, {len(self)} tensors)"
-
-    def info(self, name: str) -> GGUFTensor:
-        """The storage type and shape of a tensor, without reading it."""
-        return self._tensors[name]
 
     def raw(self, name: str) -> Array:
         """The stored elements of a tensor, which share memory with the file.
@@ -92,20 +70,10 @@ class GGUFFile(Mapping[str, Array]):
             One-dimensional of dtype float32 (F32), float16 (F16) or uint16 (BF16); otherwise of dtype uint8 and of shape
             (blocks, bytes of a block).
         """
-        tensor = self._tensors[name]
+        tensor = self._infos[name]
         dtype = np.dtype(STORED.get(tensor.storage.name, "u1"))
         stored = mapped(self._file, dtype, tensor.nbytes // dtype.itemsize, self._start + tensor.offset)
         return stored if tensor.storage.values == 1 else stored.reshape(tensor.blocks, tensor.storage.nbytes)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}

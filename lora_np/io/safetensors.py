@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Self, TypeAlias, final
+from typing import Any, BinaryIO, TypeAlias, final
 
 import numpy as np
 
 from .._archive import atomic_file
 from .._typing import Array
-from .._validation import file_path, mapping
+from .._validation import mapping
 from ..errors import ArgumentError
 from ..kernels.bfloat16 import narrow
 from ._mapping import mapped
 from ._safetensors_header import DTYPES as DTYPES
 from ._safetensors_header import TensorInfo as TensorInfo
 from ._safetensors_header import header_bytes, in_file_order, read_header
+from ._tensor_file import TensorFile
 
 COPY_WINDOW = 1 << 23  # bytes
 
 
 @final
-class SafetensorsFile(Mapping[str, Array]):
+class SafetensorsFile(TensorFile[TensorInfo]):
     """A safetensors file as a read-only mapping from names to arrays, each memory-mapped on access.
 
     Parameters
@@ -43,34 +44,13 @@ class SafetensorsFile(Mapping[str, Array]):
     new bool arrays. Use the file as a context manager, or call `close`; existing arrays remain valid.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = file_path("path", path)
-        self._file = open(path, "rb")  # noqa: SIM115  open for the lifetime of this object
-        try:
-            self._infos, self._offsets, self.metadata = read_header(self._file, self.path)
-        except BaseException:
-            self._file.close()
-            raise
+    def _read_header(self, file: BinaryIO) -> Mapping[str, TensorInfo]:
+        infos, self._offsets, self.metadata = read_header(file, self.path)
+        return infos
 
     def __getitem__(self, name: str) -> Array:
         info = self._infos[name]
         return decoded(self.raw(name), info.dtype).reshape(info.shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._infos)
-
-    def __len__(self) -> int:
-        return len(self._infos)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._infos  # Mapping's default would read the tensor
-
-    def __repr__(self) -> str:
-        return f"SafetensorsFile({self.path!r}, {len(self)} tensors)"
-
-    def info(self, name: str) -> TensorInfo:
-        """The dtype and shape of a tensor, without reading it."""
-        return self._infos[name]
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """The stored elements of a tensor in row-major order, optionally only those from `start` to `stop`.
@@ -103,16 +83,6 @@ class SafetensorsFile(Mapping[str, Array]):
         for window in range(offset, end, COPY_WINDOW):
             self._file.seek(window)
             file.write(self._file.read(min(COPY_WINDOW, end - window)))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Array]:

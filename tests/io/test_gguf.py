@@ -257,7 +257,7 @@ def test_a_rejected_file_is_closed(path, monkeypatch):
         opened.append(open(*arguments))  # noqa: SIM115  closed by what is tested
         return opened[-1]
 
-    monkeypatch.setattr("lora_np.io.gguf.open", noting, raising=False)
+    monkeypatch.setattr("lora_np.io._tensor_file.open", noting, raising=False)
     path.write_bytes(HEAD)
     with pytest.raises(FormatError):
         GGUFFile(path)

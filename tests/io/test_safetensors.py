@@ -498,7 +498,7 @@ def test_a_rejected_file_is_closed(path, monkeypatch):
         opened.append(open(*arguments))  # noqa: SIM115
         return opened[-1]
 
-    monkeypatch.setattr(safetensors, "open", recording, raising=False)
+    monkeypatch.setattr("lora_np.io._tensor_file.open", recording, raising=False)
     path.write_bytes(b"")
     with pytest.raises(FormatError):
         SafetensorsFile(path)
