@@ -127,7 +127,7 @@ class TaskGroups(NamedTuple):
 
 
 def _ranks_of_stacks(counts: Array, numbers: Array, memory: FactorMemory) -> Array | None:
-    """The ranks of all tasks, with rank 0 for single tasks; None if there is no stack."""
+    """The ranks of all tasks, with rank 0 for single tasks; None without stacks."""
     row_bytes = sum(memory.sizes) * memory.dtype.itemsize
     if len(counts) < STACK or row_bytes > GATHERED_BYTES:
         return None

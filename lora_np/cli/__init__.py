@@ -33,7 +33,7 @@ VERBS = (
 )
 
 MODULES = {"unmerge": "merge"}
-"""The modules of verbs that do not have one of their own."""
+"""The modules of verbs that share one with another verb."""
 
 REPORTED = (ArgumentError, GradientError, InvalidOperationError, NonFiniteError, NotSupportedError, OSError)
 """Errors that the user can fix; they are reported in one line, without a traceback."""

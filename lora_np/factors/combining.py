@@ -173,7 +173,7 @@ def combine(
     Raises
     ------
     ArgumentError
-        If there are no subjects, their kinds or sizes differ, the number of weights is wrong, no pattern matches a layer,
+        If `subjects` is empty, their kinds or sizes differ, the number of weights is wrong, no pattern matches a layer,
         an argument does not suit the method, or the ranks differ for a method that mixes factors.
     NotSupportedError
         If a layer is adapted by DoRA, if adapters replace the same tensor by different ones, if a layer is an embedding for
