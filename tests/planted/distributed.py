@@ -1,0 +1,44 @@
+"""Bugs planted in lora_np/distributed."""
+
+from planted.mutant import Mutant
+
+CHECKPOINTS = "tests/test_distributed.py"
+
+MUTANTS = [
+    Mutant(
+        "a checkpoint of other data is resumed",
+        "distributed/worker.py",
+        "        digest.update(np.ascontiguousarray(array).data)\n    digest.update(repr(",
+        "        pass\n    digest.update(repr(",
+        (CHECKPOINTS,),
+    ),
+    Mutant(
+        "a damaged checkpoint moves the generator",
+        "distributed/checkpoint.py",
+        "copy.deepcopy(state.random.bit_generator)",
+        "state.random.bit_generator",
+        (CHECKPOINTS,),
+    ),
+    Mutant(
+        "the state of an optimizer in a checkpoint may have any shape",
+        "distributed/checkpoint.py",
+        '            _check_shape(layer, key.rpartition(":")[0], array, may_broadcast=True)',
+        "            pass",
+        (CHECKPOINTS,),
+    ),
+    # ---------------------------------------------------------------- schedules of shards
+    Mutant(
+        "a resumed run starts its schedule again",
+        "distributed/training.py",
+        "self.set_rate(step)",
+        "self.set_rate(number)",
+        ("tests/test_distributed.py",),
+    ),
+    Mutant(
+        "a run resumes with another schedule",
+        "distributed/training.py",
+        '"schedule": self.rates,',
+        '"schedule": None,',
+        ("tests/test_distributed.py",),
+    ),
+]

@@ -1,0 +1,291 @@
+"""Bugs planted in lora_np/kernels."""
+
+from planted.mutant import Mutant
+
+CONTRACT = "tests/layers/test_contract.py"
+MIXED = "tests/adapters/test_mixed.py"
+TASK_MEMORY = "tests/adapters/test_task_memory.py"
+KERNELS = "tests/test_kernels.py"
+PACKING = "tests/layers/test_packing.py"
+STORED = "tests/test_stored.py"
+GGUF = "tests/io/test_gguf.py"
+SAFETENSORS = "tests/io/test_safetensors.py"
+
+MUTANTS = [
+    Mutant(
+        "BF16 by cutting off",
+        "kernels/bfloat16.py",
+        "np.add(scratch, HALF, out=scratch)",
+        "np.multiply(scratch, 0, out=scratch)",
+        (SAFETENSORS,),
+    ),
+    Mutant(
+        "a NaN is rounded to BF16",
+        "kernels/bfloat16.py",
+        "out[np.isnan(values)] = NAN",
+        "pass",
+        (SAFETENSORS,),
+    ),
+    Mutant(
+        "routed gradients from other rows",
+        "kernels/stacks.py",
+        "h.T.dot(x[start:stop], out[first:last])",
+        "h.T.dot(x[start:stop][::-1], out[first:last])",
+        (MIXED,),
+    ),
+    Mutant(
+        "gradients of stacks in the memory of the first",
+        "kernels/stacks.py",
+        "        results.append(result)\n        first = last\n",
+        "        results.append(result)\n",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "gradients of single tasks in the memory of the first",
+        "kernels/stacks.py",
+        "out[first:last]))\n        first = last\n",
+        "out[first:last]))\n        last = first\n",
+        (MIXED,),
+    ),
+    Mutant(
+        "gradients of two rows of a gathered task are not summed",
+        "kernels/stacks.py",
+        "groups, count * inner, array.shape[2]",
+        "groups * count, inner, array.shape[2]",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "places are never used again",
+        "kernels/factor_memory.py",
+        "released.append(number)",
+        "None",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "a place is used again while it is viewed",
+        "kernels/factor_memory.py",
+        ".view(_Block), 0",
+        ", 0",
+        (TASK_MEMORY,),
+    ),
+    Mutant(
+        "rows are summed over the first axis alone",
+        "kernels/products.py",
+        "return np.add.reduce(_rows(dy))",
+        "return np.add.reduce(dy)",
+        (CONTRACT,),
+    ),
+    # ---------------------------------------------------------------- products and packs
+    Mutant(
+        "the last rows that do not fill a tile are left out",
+        "kernels/tiles.py",
+        ("    if whole < len(x):\n        last = last_rows(whole, len(x))\n        np.matmul(x[last], W, out=y[last])\n"),
+        "",
+        (KERNELS,),
+    ),
+    Mutant(
+        "the last columns that do not fill a panel are left out",
+        "kernels/panels.py",
+        "if self.columns < n:",
+        "if False:",
+        (KERNELS,),
+    ),
+    Mutant(
+        "the partial products of a tall matrix are not added",
+        "kernels/panels.py",
+        "            y += addend\n",
+        "            y[...] = addend\n",
+        (KERNELS,),
+    ),
+    Mutant(
+        "panels for the wrong side",
+        "kernels/panels.py",
+        "return entry.backward if is_transpose else None",
+        "return entry.forward if is_transpose else None",
+        (KERNELS,),
+    ),
+    Mutant(
+        "the last columns that do not fill a tile are left out",
+        "kernels/tiles.py",
+        "if whole < n:",
+        "if False:",
+        (KERNELS,),
+    ),
+    Mutant(
+        "tiles for any type",
+        "kernels/tiles.py",
+        'return type(x) is np.ndarray is type(W) and x.dtype == W.dtype and x.dtype.char in "fd"',
+        "return True",
+        (KERNELS,),
+    ),
+    Mutant(
+        "panels outlive their array",
+        "kernels/panels.py",
+        "weakref.finalize(owner, _packed.pop, address, None)",
+        "pass",
+        (KERNELS,),
+    ),
+    Mutant(
+        "a view of other columns is taken for the packed matrix",
+        "kernels/panels.py",
+        "if (W.shape, W.strides) == (entry.shape, entry.strides):",
+        "if W.shape == entry.shape:",
+        (KERNELS,),
+    ),
+    Mutant(
+        "the memory of a packed weight can be written to",
+        "kernels/panels.py",
+        "    owner.flags.writeable = False\n",
+        "",
+        (PACKING,),
+    ),
+    Mutant(
+        "the rows of a thread end within a tile",
+        "kernels/panels.py",
+        "_shares(rows, by_rows, self.tile)",
+        "_shares(rows, by_rows)",
+        (KERNELS,),
+    ),
+    Mutant(
+        "the last panels have no thread",
+        "kernels/panels.py",
+        "[*bounds, length]",
+        "[*bounds, length - (count > 1)]",
+        (KERNELS,),
+    ),
+    Mutant(
+        "threads share the first panels",
+        "kernels/panels.py",
+        "block_panels[panels], addend",
+        "block_panels[: panels.stop - panels.start], addend",
+        (KERNELS,),
+    ),
+    Mutant(
+        "small products are shared too",
+        "kernels/panels.py",
+        "threads = max(1, min(work, blas.threads()))",
+        "threads = blas.threads()",
+        (KERNELS,),
+    ),
+    Mutant(
+        "a product does not wait for its workers",
+        "kernels/workers.py",
+        "        future.result()",
+        "        future.running()",
+        (KERNELS,),
+    ),
+    Mutant(
+        "a forked process waits for its parent's workers",
+        "kernels/workers.py",
+        "    global _pool\n    _pool = None",
+        "    _pool = None",
+        (KERNELS,),
+    ),
+    # ---------------------------------------------------------------- sums and panels
+    Mutant(
+        "a sum is written into a vector",
+        "kernels/products.py",
+        "and a.ndim > 1 and a.dtype",
+        "and a.dtype",
+        (KERNELS,),
+    ),
+    Mutant(
+        "a sum is written into its first operand",
+        "kernels/products.py",
+        "            b += a\n            return b\n",
+        "            a += b\n            return a\n",
+        (KERNELS,),
+    ),
+    Mutant(
+        "a sum is written into an operand of another type",
+        "kernels/products.py",
+        "and a.ndim > 1 and a.dtype == b.dtype:",
+        "and a.ndim > 1:",
+        (KERNELS,),
+    ),
+    Mutant(
+        "panels keep their matrix alive",
+        "kernels/panels.py",
+        "panels[:, block].copy()",
+        "panels[:, block]",
+        (KERNELS,),
+    ),
+    Mutant(
+        "the columns that do not fill a panel keep their matrix alive",
+        "kernels/panels.py",
+        "matrix[:, self.columns :].copy()",
+        "matrix[:, self.columns :]",
+        (KERNELS,),
+    ),
+    Mutant(
+        "the last rows of panels are left out",
+        "kernels/panels.py",
+        "    if whole < len(x):\n",
+        "    if False:\n",
+        (KERNELS,),
+    ),
+    Mutant(
+        "a matrix is not packed for backward",
+        "kernels/panels.py",
+        "Panels(matrix.T) if backward else None",
+        "None",
+        (KERNELS,),
+    ),
+    Mutant(
+        "a small sum of outer products is transposed",
+        "kernels/products.py",
+        "return x.T.dot(dy)",
+        "return dy.T.dot(x).reshape(x.shape[1], -1)",
+        (KERNELS,),
+    ),
+    # ---------------------------------------------------------------- GGUF
+    Mutant(
+        "stored weights: the lower halves",
+        "kernels/stored.py",
+        "np.left_shift(bits, 16,",
+        "np.left_shift(bits, 15,",
+        (STORED,),
+    ),
+    Mutant(
+        "stored weights: a tile replaces the sum of those before",
+        "kernels/stored.py",
+        "y += x[:, part] @ widened",
+        "y[...] = x[:, part] @ widened",
+        (STORED,),
+    ),
+    Mutant(
+        "stored weights: a transpose is the matrix",
+        "kernels/stored.py",
+        "StoredMatrix(self.bits, not self.transposed)",
+        "StoredMatrix(self.bits, self.transposed)",
+        (STORED,),
+    ),
+    Mutant(
+        "stored weights: widened all at once",
+        "kernels/stored.py",
+        "height = max(1, TILE // columns)",
+        "height = rows",
+        (STORED,),
+    ),
+    Mutant(
+        "stored weights: the whole room for the last tile",
+        "kernels/stored.py",
+        "yield part, room[: part.stop - start]",
+        "yield part, room[: rows]",
+        (STORED,),
+    ),
+    Mutant(
+        "stored weights: the matrix can be written",
+        "kernels/stored.py",
+        "        self.bits.flags.writeable = False\n",
+        "",
+        (STORED,),
+    ),
+    Mutant(
+        "the last columns of a product of few rows are left out",
+        "kernels/panels.py",
+        "    if whole < n:\n        y_rows[:, whole:]",
+        "    if False:\n        y_rows[:, whole:]",
+        ("tests/test_kernels.py",),
+    ),
+]

@@ -1,0 +1,41 @@
+"""Bugs planted in lora_np/sklearn."""
+
+from planted.mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "the network of an estimator is always float64",
+        "sklearn/estimator.py",
+        "else (np.float64, np.float32)",
+        "else np.float64",
+        ("tests/sklearn/test_onetask.py::test_without_a_base_the_network_has_the_dtype_of_a_float_x",),
+    ),
+    Mutant(
+        "the hidden layers of an estimator are float64",
+        "sklearn/networks.py",
+        "activation, dtype=dtype, rng=rng)",
+        "activation, rng=rng)",
+        ("tests/sklearn/test_onetask.py::test_without_a_base_the_network_has_the_dtype_of_a_float_x",),
+    ),
+    Mutant(
+        "a text classifier adapts one block",
+        "sklearn/text_classifier.py",
+        "for block in blocks[-2:]",
+        "for block in blocks[-1:]",
+        ("tests/sklearn/test_text.py::test_the_last_two_blocks_are_adapted",),
+    ),
+    Mutant(
+        "the head of a text classifier starts from normalized embeddings",
+        "sklearn/text_classifier.py",
+        "normalize=False",
+        "normalize=True",
+        ("tests/sklearn/test_text.py::test_the_adapters_start_from_a_head_trained_on_the_frozen_encoder",),
+    ),
+    Mutant(
+        "the head of a text classifier does not train with the adapters",
+        "sklearn/text_classifier.py",
+        "train=[HEAD]",
+        "train=[]",
+        ("tests/sklearn/test_text.py::test_only_the_adapters_and_the_head_train",),
+    ),
+]
