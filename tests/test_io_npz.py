@@ -3,6 +3,8 @@
 import copy
 import io
 import json
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -17,9 +19,12 @@ from lora_np import (
     DenseLayer,
     DoRAAdapter,
     DyLoRAAdapter,
+    Embedding,
     FormatError,
     FullyConnectedLayer,
     Layer,
+    LayerNorm,
+    LlamaModel,
     LoRALayer,
     MultiLoRAAdapter,
     NotSupportedError,
@@ -38,6 +43,8 @@ from lora_np import (
     tanh,
 )
 from lora_np.base.serializable import CONFIG, TYPE
+
+from tests.models.decoders import LLAMA
 
 ODD_NAMES = ["größe ☃ 数", "a.b", "a/b", "../up", "two words", "file", "type", "matrix_a", "lora_np.json", ".", "n" * 2000]
 
@@ -176,6 +183,22 @@ def test_a_loaded_layer_has_equal_arrays_settings_and_outputs(build):
     assert [type(inner) for inner in twin.walk().values()] == [type(inner) for inner in layer.walk().values()]
     x = np.random.default_rng(1).standard_normal((4, layer.input_size))
     np.testing.assert_array_equal(twin.predict(x), layer.predict(x))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: MultiLoRAAdapter(DenseLayer(3, 2, rng=0), "a", 1, rng=0),
+        lambda: Sequential([Embedding(5, 4, rng=0), LayerNorm(4)]),
+        lambda: LlamaModel.new(LLAMA, rng=0),
+    ],
+)
+def test_a_new_process_loads_a_layer_whose_module_it_has_not_imported(build, tmp_path):
+    layer, path = build(), tmp_path / "layer.npz"
+    layer.serialize(path)
+    code = "import sys\nfrom lora_np import load_layer\nprint(type(load_layer(sys.argv[1])).__name__)"
+    run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert (run.stdout.strip(), run.stderr) == (type(layer).__name__, "")
 
 
 @each

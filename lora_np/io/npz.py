@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import sys
 from typing import Any, BinaryIO
 
-from .. import _archive
+from .. import _archive, adapters, layers, models
 from .._validation import allocation_limit, instance
 from ..base import Layer
 from ..base.serializable import CONFIG, TYPE, name_of, restore
@@ -66,6 +68,9 @@ class _Classes:
     def __init__(self) -> None:
         self.ours: dict[str, Any] = {"Activation": Activation, "Regularization": Regularization}
         self.users: list[Any] = []
+        for package in (layers, adapters, models):  # a new process may not have imported them yet
+            for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+                importlib.import_module(module.name)
         for kind in _subclasses(Layer):
             if "." in name_of(kind):
                 self.users.append(kind)

@@ -535,4 +535,11 @@ MUTANTS = [
         'for name in ("rank",):',
         ("tests/io/test_mlx.py",),
     ),
+    Mutant(
+        "a file is loaded only by a process that has used its layers",
+        "io/npz.py",
+        "for package in (layers, adapters, models):",
+        "for package in ():",
+        ("tests/test_io_npz.py::test_a_new_process_loads_a_layer_whose_module_it_has_not_imported",),
+    ),
 ]
