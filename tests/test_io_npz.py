@@ -43,7 +43,6 @@ from lora_np import (
     tanh,
 )
 from lora_np.base.serializable import CONFIG, TYPE
-
 from tests.models.decoders import LLAMA
 
 ODD_NAMES = ["größe ☃ 数", "a.b", "a/b", "../up", "two words", "file", "type", "matrix_a", "lora_np.json", ".", "n" * 2000]
