@@ -16,16 +16,22 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lora_np import (
+    Adam,
     DenseLayer,
     DyLoRAAdapter,
     Layer,
     LoRALayer,
     MultiLoRAAdapter,
+    Sequential,
+    SoftmaxCrossEntropy,
     StandardLoRAAdapter,
+    fit,
     plot,
+    relu,
     select_task,
 )
 from lora_np._archive import atomic_file
+from lora_np.data import load_digits
 from lora_np.demo.base import train_base
 from lora_np.demo.digits import VIEWS, Digits
 from lora_np.demo.ranks import RankResult, compare_ranks, train_lora, with_lora
@@ -47,11 +53,12 @@ MARGIN = 0.15
 LOOK = {
     "svg.hashsalt": "lora_np",
     "svg.fonttype": "none",
-    "figure.facecolor": "white",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "figure.constrained_layout.h_pad": MARGIN,
     "figure.constrained_layout.w_pad": MARGIN,
 }
-"""Text remains text, and the background is set explicitly, for dark pages."""
+"""Text remains text, and there is no background: on dark pages, a style sheet inverts the lightness of pictures."""
 
 
 def main() -> None:
@@ -87,6 +94,28 @@ def diagrams() -> Iterator[tuple[str, Figure]]:
     for ax, adapter in zip(figure.subplots(3), (StandardLoRAAdapter(base, 4, rng=0), dynamic, shared), strict=True):
         plot.data_flow(adapter, ax=ax)
     yield "data-flow", figure
+
+    yield "history", history()
+
+
+def history() -> Figure:
+    """A training that overfits: 200 digits, and a network that can learn them by heart."""
+    images, labels = load_digits()
+    inputs = images.reshape(len(images), -1)
+    order = np.random.default_rng(0).permutation(len(labels))
+    few, held_out = order[:200], order[200:600]
+    model = Sequential({"hidden": DenseLayer(64, 64, relu, rng=1), "output": DenseLayer(64, 10, rng=2)})
+    record = fit(
+        model,
+        (inputs[few], labels[few]),
+        SoftmaxCrossEntropy(),
+        Adam(0.05),
+        epochs=30,
+        batch_size=20,
+        rng=3,
+        validation=(inputs[held_out], labels[held_out]),
+    )
+    return plot.history(record).figure
 
 
 def measurements(settings: Settings) -> Iterator[tuple[str, Figure]]:

@@ -25,6 +25,7 @@ from lora_np import (
     relu,
 )
 from lora_np.surgery import spectrum
+from lora_np.training import History
 
 pytest.importorskip("matplotlib")
 
@@ -33,6 +34,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from lora_np import plot
+from lora_np.plot._history import running_mean
+from lora_np.plot._ranks import PERCENT_TOP
+from lora_np.plot._spectra import MOST_LINES, QUANTITY
+from lora_np.plot._style import COLOURS, FROZEN, IDLE, LINES, MARKERS, MOST_TICKS, TRAINED, line_style
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +63,7 @@ CALLS = {
     "rank_quality": lambda ax: plot.rank_quality({"one": {1: 50.0, 4: 60.0}}, ax=ax),
     "spectra": lambda ax: plot.spectra({"layer": lora(6, 5, 3)}, ax=ax),
     "spectra of many": lambda ax: plot.spectra({str(i): lora(6, 5, 3) for i in range(20)}, ax=ax),
+    "history": lambda ax: plot.history(History([3.0, 2.0], [2.5], [(), ()], [1.5]), ax=ax),
     "rank_slices": lambda ax: plot.rank_slices(dylora(), ax=ax),
     "task_matrix": lambda ax: plot.task_matrix([[0.5]], ["a"], ["b"], ax=ax),
     "budget": lambda ax: plot.budget(dylora(), ax=ax),
@@ -94,7 +100,7 @@ def functions():
     return {
         name: value
         for name, value in inspect.getmembers(plot, inspect.isfunction)
-        if value.__module__ == "lora_np.plot" and not name.startswith("_")
+        if value.__module__.startswith("lora_np.plot.") and not name.startswith("_")
     }
 
 
@@ -148,7 +154,8 @@ def test_neither_pyplot_nor_settings_are_touched():
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "lora_np.plot")
+    for name in [name for name in sys.modules if name.startswith("lora_np.plot")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(NotSupportedError) as caught:
         importlib.import_module("lora_np.plot")
     assert str(caught.value) == 'lora_np.plot needs matplotlib: pip install "lora_np[plot]"'
@@ -162,7 +169,7 @@ def test_one_curve_per_training_method():
     one, two = ax.lines
     np.testing.assert_array_equal(one.get_xydata(), [[1, 50], [4, 60]])
     np.testing.assert_array_equal(two.get_xydata(), [[2, 7]])
-    assert (one.get_color(), two.get_color()) == plot.COLOURS[:2]
+    assert (one.get_color(), two.get_color()) == COLOURS[:2]
     assert legend(ax) == ["one", "two"]
     assert ax.get_ylabel() == "points"
     assert ax.get_xscale() == "log"
@@ -176,8 +183,49 @@ def test_with_many_ranks_only_powers_of_two_are_labelled():
 
 
 def test_lines_differ_in_more_than_colour():
-    ax = plot.rank_quality({str(i): {1: 1.0} for i in range(plot.MOST_NAMED)})
-    assert len({(line.get_marker(), line.get_linestyle()) for line in ax.lines}) == plot.MOST_NAMED
+    looks = [line_style(i) for i in range(28)]
+    assert len({(look["marker"], look["linestyle"]) for look in looks}) == len(MARKERS) * len(LINES) == 28
+    ax = plot.rank_quality({str(i): {1: 1.0} for i in range(3)})
+    assert [(line.get_marker(), line.get_linestyle()) for line in ax.lines] == [("o", "-"), ("s", "--"), ("v", ":")]
+
+
+NOTE = "axis does not start at 0"
+
+
+@pytest.mark.parametrize(
+    ("values", "quality", "bottom", "top", "note"),
+    [
+        ([30.0, 97.0], "accuracy in %", 0, PERCENT_TOP, False),
+        ([80.0, 100.0], "accuracy in %", 0, PERCENT_TOP, False),  # a difference of exactly 20 %
+        ([80.5, 100.0], "accuracy in %", 79.525, 100.975, True),
+        ([95.0, 96.0], "accuracy in %", 94.95, 96.05, True),
+        ([30.0, 300.0], "% of the base", 0, 313.5, False),
+        ([0.3, 0.9], "loss", 0, 0.93, False),
+        ([280.0, 300.0], "loss", 279, 301, True),
+        ([0.0, 0.0], "loss", 0, 0.055, False),
+        ([50.0, 50.0], "accuracy in %", 0, PERCENT_TOP, False),
+        ([-1.0, 2.0], "reward", -1.15, 2.15, False),
+        ([np.nan, 0.3, 0.9], "loss", 0, 0.93, False),
+    ],
+)
+def test_the_axis_starts_at_zero_unless_the_values_are_close_together(values, quality, bottom, top, note):
+    ax = plot.rank_quality({"one": dict(enumerate(values, 1))}, quality=quality)
+    assert ax.get_ylim() == pytest.approx((bottom, top))
+    assert texts(ax) == [NOTE] * note
+
+
+def test_curves_that_are_never_finite_still_have_axes(tmp_path):
+    ax = plot.rank_quality({"one": {1: np.nan, 2: np.inf}})
+    assert texts(ax) == []
+    svg(ax, tmp_path / "x.svg")
+
+
+def test_the_axis_may_become_logarithmic_afterwards(tmp_path):
+    ax = plot.rank_quality({"one": {1: 0.01, 2: 1.0}}, quality="loss")
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    assert 0 < low < 0.01 < 1 < high
+    svg(ax, tmp_path / "x.svg")
 
 
 @pytest.mark.parametrize(
@@ -243,23 +291,43 @@ def test_new_layers_are_zero_and_get_a_linear_axis(tmp_path):
     svg(ax, tmp_path / "x.svg")
 
 
-@pytest.mark.parametrize("count", [plot.MOST_NAMED, plot.MOST_NAMED + 1, 50])
-def test_many_layers_get_a_colour_bar(count, tmp_path):
+@pytest.mark.parametrize("count", [1, MOST_LINES])
+def test_few_layers_are_lines(count):
     ax = plot.spectra({f"layers.{i}": [count - i, 0.5] for i in range(count)})
-    assert [line.get_ydata()[0] for line in ax.lines] == list(range(count, 0, -1))
-    assert len({to_hex(line.get_color()) for line in ax.lines}) == (count if count > plot.MOST_NAMED else 7)
-    if count <= plot.MOST_NAMED:
-        assert len(legend(ax)) == count
-        assert len(ax.figure.axes) == 1
-        return
+    assert len(ax.lines) == len(legend(ax)) == count
+    assert len(ax.figure.axes) == 1
+    assert ax.get_ylabel() == QUANTITY
+
+
+@pytest.mark.parametrize("count", [MOST_LINES + 1, MOST_TICKS, MOST_TICKS + 1, 50])
+def test_many_layers_are_a_heat_map(count, tmp_path):
+    ax = plot.spectra({f"layers.{i}": [count - i, 0.5] if i else [count, 0.25, 0.0] for i in range(count)})
+    assert len(ax.lines) == 0
     assert ax.get_legend() is None
-    _, bar = ax.figure.axes
-    named = min(count, plot.MOST_TICKS)
-    assert bar.get_ylabel() == f"layers in their order, {named} of {count} named"
-    labels = ticks(bar.yaxis)
+    (image,) = ax.images
+    grid = image.get_array().filled(np.nan)
+    np.testing.assert_array_equal(grid[:, 0], range(count, 0, -1))
+    np.testing.assert_array_equal(grid[:, 1], [0.25, *[0.5] * (count - 1)])
+    assert np.isnan(grid[:, 2]).all()  # a zero, and components that are not there
+    assert image.get_clim() == (0.25, count)
+    assert tuple(image.get_extent()) == (0.5, 3.5, count, 0)  # the first layer at the top, components from 1
+    named = min(count, MOST_TICKS)
+    labels = ticks(ax.yaxis)
     assert len(labels) == named
-    assert bar.yaxis_inverted()  # the first at the top
+    assert labels == [f"layers.{int(place)}" for place in ax.get_yticks()]
+    assert [place % 1 for place in ax.get_yticks()] == [0.5] * named
     assert (labels[0], labels[-1]) == ("layers.0", f"layers.{count - 1}")
+    assert ax.get_ylabel() == ("" if named == count else f"{named} of {count} layers named")
+    assert ax.get_xlabel() == "component"
+    _, bar = ax.figure.axes
+    assert bar.get_ylabel() == QUANTITY
+    assert bar.get_yscale() == "log"
+    svg(ax, tmp_path / "x.svg")
+
+
+def test_a_heat_map_of_new_layers_is_empty(tmp_path):
+    ax = plot.spectra({str(i): LoRALayer(6, 5, 3, rng=0) for i in range(9)})
+    assert ax.images[0].get_array().mask.all()
     svg(ax, tmp_path / "x.svg")
 
 
@@ -302,8 +370,8 @@ def slices(ax):
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_the_slices_of_a_rank_are_coloured_by_block(rank):
     ax = plot.rank_slices(dylora(), rank=rank)
-    first, second, third, _ = plot.COLOURS[:4]
-    expected = [*[first, second, third, third][:rank], *[plot.IDLE.upper()] * (4 - rank)]
+    first, second, third, _ = COLOURS[:4]
+    expected = [*[first, second, third, third][:rank], *[IDLE.upper()] * (4 - rank)]
     assert slices(ax) == (expected, expected)
     assert ax.get_title() == f"rank {rank}:  ΔW = s A[:, :{rank}] B[:{rank}, :]"
     assert texts(ax) == ["A  (6, 4)", "B  (4, 5)", "active ranks: 1, 2, 4"]
@@ -326,8 +394,8 @@ def test_the_rank_defaults_to_the_deployment_rank():
 
 
 def test_components_beyond_the_largest_active_rank_are_idle():
-    first, second = plot.COLOURS[:2]
-    assert slices(plot.rank_slices(dylora(active=(1, 2))))[0] == [first, second, *[plot.IDLE.upper()] * 2]
+    first, second = COLOURS[:2]
+    assert slices(plot.rank_slices(dylora(active=(1, 2))))[0] == [first, second, *[IDLE.upper()] * 2]
 
 
 def test_with_many_components_only_blocks_are_drawn():
@@ -335,7 +403,7 @@ def test_with_many_components_only_blocks_are_drawn():
     ax = plot.rank_slices(adapter, rank=20)
     of_a, of_b = slices(ax)
     assert of_a == of_b
-    assert of_a == [plot.COLOURS[i % 7] for i in range(20)] + [plot.IDLE.upper()] * 21
+    assert of_a == [COLOURS[i % 7] for i in range(20)] + [IDLE.upper()] * 21
     widths = [patch.get_width() for patch in ax.patches][::2]
     assert sum(widths) == pytest.approx(5)
     assert widths[-1] == pytest.approx(8 * widths[0])
@@ -444,14 +512,14 @@ def test_shapes_in_a_standard_adapter():
         "y\n(…, 5)",
     ]
     assert ax.get_title() == "StandardLoRAAdapter:  y = base(x) + s (x A) B"
-    assert [face.upper() for face in faces(ax, FancyBboxPatch)] == [plot.FROZEN.upper(), *[plot.TRAINED] * 2]
+    assert [face.upper() for face in faces(ax, FancyBboxPatch)] == [FROZEN.upper(), *[TRAINED] * 2]
     assert len(faces(ax, FancyArrowPatch)) == 6
 
 
 def test_a_trained_base_is_coloured():
     ax = plot.data_flow(StandardLoRAAdapter(DenseLayer(6, 5, rng=0), 2, freeze_base_layer=False, rng=0))
     assert texts(ax)[0] == "DenseLayer\n(6, 5), trained"
-    assert {face.upper() for face in faces(ax, FancyBboxPatch)} == {plot.TRAINED}
+    assert {face.upper() for face in faces(ax, FancyBboxPatch)} == {TRAINED}
 
 
 def test_dylora_is_drawn_at_its_deployment_rank():
@@ -470,8 +538,8 @@ def test_multilora_is_drawn_with_its_current_task_in_front(count, behind):
     adapter.current_task = f"task {count - 1}"
     rank = 3 if count > 1 else 2
     ax = plot.data_flow(adapter)
-    assert texts(ax)[1:3] == [f"A of 'task {count - 1}'\n(6, {rank})", f"B of 'task {count - 1}'\n({rank}, 5)"]
-    assert faces(ax, FancyBboxPatch).count(plot.IDLE) == 2 * behind
+    assert texts(ax)[1:3] == [f"A of\n'task {count - 1}'\n(6, {rank})", f"B of\n'task {count - 1}'\n({rank}, 5)"]
+    assert faces(ax, FancyBboxPatch).count(IDLE) == 2 * behind
 
 
 @pytest.mark.parametrize(
@@ -488,3 +556,100 @@ def test_other_layers_are_rejected(adapter):
         ArgumentError, match=rf"^adapter must add a LoRALayer to its base layer, got {type(adapter).__name__}"
     ):
         plot.data_flow(adapter)
+
+
+@pytest.mark.parametrize("task", ["x", "customer-support", "customer-support-in-english", "W" * 100, "$ä_$"])
+def test_names_of_tasks_stay_within_their_boxes(task):
+    ax = plot.data_flow(multilora([task]))
+    ax.figure.draw_without_rendering()
+    boxes = [patch.get_window_extent() for patch in ax.patches if type(patch) is FancyBboxPatch]
+    for box, text in zip(boxes, ax.texts, strict=False):
+        inside = text.get_window_extent()
+        assert box.x0 <= inside.x0 < inside.x1 <= box.x1, text.get_text()
+        assert box.y0 <= inside.y0 < inside.y1 <= box.y1, text.get_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("0123456789", "'0123456789'"),
+        ("0123456789A", "'012345\n6789A'"),
+        ("0123456789" * 2, "'0123456789\n0123456789'"),
+        ("0123456789" * 2 + "A", "'0123456789…\n123456789A'"),
+    ],
+)
+def test_long_names_of_tasks_take_two_lines(task, name):
+    assert texts(plot.data_flow(multilora([task])))[1] == f"A of\n{name}\n(6, 2)"
+
+
+# ---------------------------------------------------------------- the history of a training
+
+
+def recorded(steps, epochs=0, validation=()):
+    means = [float(np.mean(part)) for part in np.array_split(steps, epochs)] if epochs else []
+    return History(list(steps), means, [()] * len(steps), list(validation))
+
+
+def lines_of(ax):
+    return {line.get_label(): line.get_xydata() for line in ax.lines}
+
+
+def test_each_loss_is_drawn_where_it_was_measured():
+    history = recorded([8.0, 6.0, 5.0, 4.0, 3.0, 2.0], epochs=2, validation=[3.0, 2.5])
+    lines = lines_of(plot.history(history))
+    assert list(lines) == ["each step", "mean of each epoch", "validation", "best: epoch 2, 2.5"]
+    np.testing.assert_array_equal(lines["each step"], np.transpose([range(1, 7), history.step_losses]))
+    np.testing.assert_allclose(lines["mean of each epoch"], [[2, 19 / 3], [5, 3]])
+    np.testing.assert_array_equal(lines["validation"], [[3, 3.0], [6, 2.5]])
+    np.testing.assert_array_equal(lines["best: epoch 2, 2.5"], [[6, 2.5]])
+
+
+def test_the_best_epoch_need_not_be_the_last_one():
+    history = recorded([1.0] * 6, epochs=3, validation=[np.nan, 0.5, 0.75])
+    np.testing.assert_array_equal(lines_of(plot.history(history))["best: epoch 2, 0.5"], [[4, 0.5]])
+
+
+def test_parts_without_numbers_are_omitted():
+    assert list(lines_of(plot.history(recorded([1.0, 2.0])))) == ["each step"]
+    assert list(lines_of(plot.history(recorded([1.0], epochs=1, validation=[np.nan])))) == [
+        "each step",
+        "mean of each epoch",
+        "validation",
+    ]
+
+
+@pytest.mark.parametrize(("steps", "window"), [(50, None), (99, None), (100, 2), (1000, 20)])
+def test_many_steps_get_a_running_mean(steps, window):
+    losses = np.random.default_rng(0).random(steps) + 1
+    means = [points for label, points in lines_of(plot.history(recorded(losses))).items() if label.startswith("running")]
+    assert len(means) == (window is not None)
+    if window:
+        np.testing.assert_allclose(means[0][:, 1], running_mean(losses, window))
+
+
+def test_running_means_of_finite_values():
+    np.testing.assert_allclose(running_mean(np.array([1.0, 2, 6, 7]), 3), [1.5, 3, 5, 6.5])
+    np.testing.assert_allclose(running_mean(np.array([1.0, np.nan, 6, np.inf]), 3), [1, 3.5, 6, 6])
+    np.testing.assert_allclose(running_mean(np.array([np.nan, np.nan, np.nan, 6]), 3), [np.nan, np.nan, 6, 6])
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"),
+    [([3.0, 0.1], "linear"), ([3.1, 0.1], "log"), ([3.0, 0.0], "linear"), ([100.0, -1.0], "linear"), ([np.nan], "linear")],
+)
+def test_a_wide_range_of_losses_gets_a_logarithmic_axis(losses, scale, tmp_path):
+    ax = plot.history(recorded(losses))
+    assert ax.get_yscale() == scale
+    svg(ax, tmp_path / "x.svg")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1.0], r"^history must be a History, got \[1.0\]$"),
+        (History(), r"^history must hold at least one step, got History\(epochs=0, steps=0\)$"),
+    ],
+)
+def test_what_is_not_a_training_is_rejected(value, message):
+    with pytest.raises(ArgumentError, match=message):
+        plot.history(value)

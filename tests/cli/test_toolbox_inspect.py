@@ -245,7 +245,7 @@ def test_a_plot_of_many_layers_names_some_of_them(tmp_path, run):
     folder = write_peft(tmp_path / "a", AdapterWeights({f"layers.{number}": layer for number in range(50)}))
     run("inspect", folder, "--plot", tmp_path / "spectra.svg")
     text = (tmp_path / "spectra.svg").read_text()
-    assert "<!-- layers in their order, 20 of 50 named -->" in text
+    assert "<!-- 20 of 50 layers named -->" in text
     assert "<!-- layers.0 -->" in text
     assert "<!-- layers.49 -->" in text
 
