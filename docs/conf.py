@@ -64,7 +64,9 @@ def _omit_absent_pages(app, docname, source):
     """Remove pages that do not exist from index.md; a page that exists but is not listed is a warning."""
     if docname == "index":
         folder, lines = Path(app.srcdir), source[0].splitlines()
-        source[0] = "\n".join(line for line in lines if not _names_absent_page(line, folder))
+        source[0] = "\n".join(
+            line for line in lines if not _names_absent_page(line, folder)
+        )
 
 
 def _names_absent_page(line, folder):
@@ -80,7 +82,9 @@ def _resolve_name(app, env, node, contnode):
         return None
     for prefix in ("lora_np.", "lora_np.Layer.", "lora_np.LowRankLayer."):
         name = prefix + node["reftarget"]
-        found = env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, contnode)
+        found = env.domains["py"].resolve_xref(
+            env, node["refdoc"], app.builder, "obj", name, node, contnode
+        )
         if found is not None:
             return found
     return contnode
@@ -88,4 +92,8 @@ def _resolve_name(app, env, node, contnode):
 
 def _omit_foreign(app, what, name, obj, skip, options):
     """Omit what estimators inherit from scikit-learn: it refers to names of scikit-learn's own documentation."""
-    return True if (getattr(obj, "__module__", None) or "").startswith("sklearn.") else None
+    return (
+        True
+        if (getattr(obj, "__module__", None) or "").startswith("sklearn.")
+        else None
+    )

@@ -53,12 +53,11 @@ MARGIN = 0.15
 LOOK = {
     "svg.hashsalt": "lora_np",
     "svg.fonttype": "none",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
+    "figure.facecolor": "white",
     "figure.constrained_layout.h_pad": MARGIN,
     "figure.constrained_layout.w_pad": MARGIN,
 }
-"""Text remains text, and there is no background: on dark pages, a style sheet inverts the lightness of pictures."""
+"""Text remains text. The background is set explicitly: on dark pages, the style sheet inverts the lightness."""
 
 
 def main() -> None:

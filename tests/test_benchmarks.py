@@ -411,3 +411,17 @@ def test_requirements_are_followed():
     assert cold_start.requirements("numpy") == {"numpy"}
     assert {"hypothesis", "sortedcontainers"} <= cold_start.requirements("Hypothesis", "no-such-package")
     assert cold_start.distribution_bytes("hypothesis") > 100_000
+
+
+def test_the_page_is_made_from_the_results_beside_it(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from benchmarks.report import charts, page
+
+    for name in ("draw", "draw_key_ratios"):
+        monkeypatch.setattr(charts, name, lambda *arguments: None)
+    folder = ROOT / "docs" / "benchmarks"
+    beside = Results.load(folder / "beside.json") if (folder / "beside.json").exists() else None
+    page.write_page(Results.load(folder / "results.json"), GROUPS, tmp_path, beside)
+    written = (tmp_path / "benchmarks.md").read_text()
+    assert written == (folder.parent / "benchmarks.md").read_text()
+    assert written.count("<details>") == written.count("</details>") > 20

@@ -12,20 +12,17 @@ from .tables import digits, exponents, faster_peers, lines, markdown
 INTRODUCTION = """\
 # Benchmarks
 
-This page is generated: every number was measured, on the machine described at the end.
+This page is generated: every number was measured, on the machine described at the end. Numbers are ratios, and lower is
+better; the tables under the charts hold all of them.
 
-```
-python -m benchmarks                                # NumPy alone
-scripts/get_minilm minilm                           # a pretrained encoder; without it, random weights of the same sizes
-python -m benchmarks --peers --avx2 --only step,forward,fit,mixed,mixed-step --json avx2.json  # as without AVX-512
-python -m benchmarks --model minilm --peers --docs --beside avx2.json  # also PEFT, torch and JAX; writes this page
-python -m benchmarks.compare HEAD~10                # the ratios of this checkout to an earlier commit
-```
+*lora_np* is the library in its default configuration. *lora_np fast* and *lora_np max* have packed their frozen weights
+(`layer.pack(memory="fast")`, `"max"`), which costs one or two additional copies of them. *NumPy textbook* is a literal
+NumPy transcription of the LoRA formulas, *torch by hand* a hand-written torch module with autograd, *transformers* Hugging
+Face's model, and *JAX jit* a compiled pure function. [Method](#method) describes how they are compared.
+"""
 
-Two more are run separately: `python -m benchmarks.merge_checkpoint` (merging into a 1 GB checkpoint, compared with copying
-the file) and `python -m benchmarks.import_time` (the processor time of imports and of `lora-np --version`).
-
-Method:
+METHOD = """\
+## Method
 
 - All candidates of a case receive the same numbers and are timed only if their results agree, to 1e-4 of the largest
   element of each array; for training steps, this includes the changes of A and B. Inputs and results are never zero.
@@ -37,10 +34,23 @@ Method:
   nothing slows them down deliberately, and if there was a choice, it is the faster one.
 - Ratios carry over to similar machines; times do not.
 
-*lora_np* is the library in its default configuration. *lora_np fast* and *lora_np max* have packed their frozen weights
-(`layer.pack(memory="fast")`, `"max"`), which costs one or two additional copies of them. *NumPy textbook* is a literal
-NumPy transcription of the LoRA formulas, *torch by hand* a hand-written torch module with autograd, *transformers* Hugging
-Face's model, and *JAX jit* a compiled pure function.
+```
+python -m benchmarks                  # NumPy alone
+python -m benchmarks.compare HEAD~10  # ratios of this checkout to an earlier commit
+```
+
+This page, with PEFT, torch and JAX, a pretrained encoder (without it, random weights of the same sizes), and the same
+machine once more as without AVX-512:
+
+```
+scripts/get_minilm minilm
+groups=step,forward,fit,mixed,mixed-step
+python -m benchmarks --peers --avx2 --only $groups --json avx2.json
+python -m benchmarks --model minilm --peers --docs --beside avx2.json
+```
+
+Two more are run separately: `python -m benchmarks.merge_checkpoint` (merging into a 1 GB checkpoint, compared with copying
+the file) and `python -m benchmarks.import_time` (the processor time of imports and of `lora-np --version`).
 """
 
 
@@ -65,7 +75,7 @@ def write_page(results: Results, groups: Sequence[Group], folder: Path, beside: 
         parts.append(growth(curves))
     if beside is not None:
         parts.append(two_machines(results, beside, groups))
-    parts += [bad_news(measured), machine(results)]
+    parts += [bad_news(measured), METHOD, machine(results)]
     if beside is not None:
         parts.append(machine(beside, "The other machine"))
     (folder / "benchmarks.md").write_text("\n".join(parts))
@@ -75,12 +85,17 @@ def in_short(ratios: Sequence[tuple[str, float, float]]) -> str:
     header = ["", f"lora_np / {PEER}", f"best variant / {PEER}"]
     body = [[label, digits(plain), digits(best)] for label, plain, best in ratios]
     picture = f"![Time and memory of lora_np relative to {PEER}](benchmarks/readme.svg)"
-    return f"## In short\n\n{picture}\n\n{markdown(header, body)}\n\nThe sections below explain each line.\n"
+    return f"## In short\n\n{picture}\n\n{folded(markdown(header, body))}\nThe sections below explain each line.\n"
+
+
+def folded(table: str) -> str:
+    """A table that a click opens."""
+    return f"<details>\n<summary>The numbers</summary>\n\n{table}\n\n</details>\n"
 
 
 def section(group: Group, rows: Sequence[Row]) -> str:
     picture = f"![{group.title}](benchmarks/{group.name}.svg)"
-    return f"## {group.title}\n\n{group.text}\n\n{markdown(*lines(group, rows))}\n\n{picture}\n"
+    return f"## {group.title}\n\n{group.text}\n\n{picture}\n\n{folded(markdown(*lines(group, rows)))}"
 
 
 def growth(curves: Sequence[tuple[Group, Sequence[Row]]]) -> str:
@@ -95,9 +110,8 @@ def growth(curves: Sequence[tuple[Group, Sequence[Row]]]) -> str:
         slopes = exponents(rows)
         if slopes:
             # A slope that rounds to zero has no sign.
-            parts.append(
-                markdown([group.axis, *slopes], [["p", *(f"{slope + 0.0:.2f}" for slope in slopes.values())]]) + "\n"
-            )
+            table = markdown([group.axis, *slopes], [["p", *(f"{slope + 0.0:.2f}" for slope in slopes.values())]])
+            parts.append(folded(table))
     return "\n".join(parts)
 
 
