@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train the small models of docs/interactive on the digits, and write their weights and held-out digits to data.js.
+"""Train the small models of docs/interactive on the digits, and write their weights and some digits to data.js.
 
 Run ``python scripts/make_interactive.py``; it takes a few seconds and requires only NumPy.
 """
@@ -16,6 +16,7 @@ from lora_np import (
     MultiLoRAAdapter,
     Sequential,
     SoftmaxCrossEntropy,
+    StandardLoRAAdapter,
     apply_lora,
     fit,
     relu,
@@ -27,7 +28,7 @@ from lora_np.training import LinearDecay
 
 FILE = Path(__file__).parents[1] / "docs" / "interactive" / "data.js"
 
-HIDDEN, MAX_RANK, TASK_RANK, HELD_OUT, SEED = 32, 8, 4, 300, 0
+HIDDEN, MAX_RANK, TASK_RANK, HELD_OUT, IN_BROWSER, SEED = 32, 8, 4, 300, 500, 0
 RANKS = list(range(1, MAX_RANK + 1))
 VIEWS = {
     "upright": lambda images: images,
@@ -56,6 +57,18 @@ def accuracy(model, images, labels):
 def short(array):
     """Nested lists with four significant digits, exactly the weights that the page uses."""
     return [short(row) for row in array] if array.ndim > 1 else [float(f"{value:.4g}") for value in array]
+
+
+def factors(branch):
+    return {"A": short(branch.matrix_a), "B": short(branch.matrix_b)}
+
+
+def digits(images, labels):
+    """Images and labels; the letters are a for 0, the background, to q for 16."""
+    return {
+        "images": ["".join(chr(97 + round(16 * v)) for v in image.ravel()) for image in images],
+        "labels": labels.tolist(),
+    }
 
 
 def main():
@@ -88,25 +101,25 @@ def main():
         select_task(multilora, task)
         train(multilora, VIEWS[task](x), t, 60, 0.005, rng)
 
-    branch = dylora["hidden"].lora_layer
+    # A generator of its own, so that the models above do not depend on it.
+    lora = apply_lora(base, lambda layer: StandardLoRAAdapter(layer, MAX_RANK, rng=SEED), targets=["hidden"])
+    train(lora, shifted(x), t, 80, 0.02, np.random.default_rng(SEED))
+
     data = {
         "source": "Digits: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning "
         "Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0; some of its test set, "
-        "held out from training, with a letter for each pixel.",
+        "a letter for each pixel: those in heldOut are held out from training; those in training are some of the others.",
         "made": "python scripts/make_interactive.py",
         "hidden": {"W": short(base["hidden"].matrix), "b": short(base["hidden"].bias), "activation": "relu"},
         "output": {"W": short(base["output"].matrix), "b": short(base["output"].bias)},
-        "dylora": {"view": DYLORA_VIEW, "alpha": MAX_RANK, "A": short(branch.matrix_a), "B": short(branch.matrix_b)},
+        "dylora": {"view": DYLORA_VIEW, "alpha": MAX_RANK, **factors(dylora["hidden"].lora_layer)},
+        "lora": {"alpha": MAX_RANK, **factors(lora["hidden"].lora_layer)},
         "multilora": {
             "alpha": TASK_RANK,
-            "tasks": {
-                task: {"A": short(layer.matrix_a), "B": short(layer.matrix_b)}
-                for task, layer in multilora["hidden"].task_adapters.items()
-            },
+            "tasks": {task: factors(branch) for task, branch in multilora["hidden"].task_adapters.items()},
         },
-        # From a for 0, the background, to q for 16.
-        "images": ["".join(chr(97 + round(16 * v)) for v in image.ravel()) for image in images[held_out]],
-        "labels": labels[held_out].tolist(),
+        "heldOut": digits(images[held_out], labels[held_out]),
+        "training": digits(x[:IN_BROWSER], t[:IN_BROWSER]),
     }
     text = json.dumps(data, separators=(",", ":"))
     FILE.write_text(f'"use strict";\nconst DATA =\n{text}\n;\nif (typeof module !== "undefined") module.exports = DATA;\n')

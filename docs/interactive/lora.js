@@ -208,9 +208,38 @@ const Lora = (() => {
     return a / { max: full, paper: rank, rslora: Math.sqrt(rank) }[rule];
   }
 
+  /** The same product A B as orthogonal components in order of size: u_k v_k' of the singular value decomposition, with the
+      singular value in u_k. Its first r components are the best approximation of rank r (Eckart and Young 1936).
+
+      One-sided Jacobi (Hestenes 1958): rotations of two columns at a time make the columns of U = A B R orthogonal. */
+  function canonical(A, B) {
+    const U = transpose(product(A, B)), R = U.map((_, j) => U.map((_, k) => (j === k ? 1 : 0)));
+    const dot = (u, v) => u.reduce((sum, value, i) => sum + value * v[i], 0);
+    const total = U.reduce((sum, u) => sum + dot(u, u), 0);
+    const rotate = (M, p, q, cos, sin) => {
+      [M[p], M[q]] = [zip(M[p], M[q], (a, b) => cos * a - sin * b), zip(M[p], M[q], (a, b) => sin * a + cos * b)];
+    };
+    for (let sweep = 0, rotated = true; rotated && sweep < 60; sweep++) {
+      rotated = false;
+      for (let p = 0; p < U.length; p++) {
+        for (let q = p + 1; q < U.length; q++) {
+          const overlap = dot(U[p], U[q]);
+          if (Math.abs(overlap) <= 1e-15 * total) continue;
+          const zeta = (dot(U[q], U[q]) - dot(U[p], U[p])) / (2 * overlap);
+          const tan = (zeta < 0 ? -1 : 1) / (Math.abs(zeta) + Math.hypot(1, zeta)), cos = 1 / Math.hypot(1, tan);
+          rotate(U, p, q, cos, cos * tan);
+          rotate(R, p, q, cos, cos * tan);
+          rotated = true;
+        }
+      }
+    }
+    const order = U.map((_, k) => k).sort((p, q) => dot(U[q], U[q]) - dot(U[p], U[p])).slice(0, B.length);
+    return { A: transpose(order.map((k) => U[k])), B: order.map((k) => R[k]) };
+  }
+
   return {
     activation, activations, losses, dense, branch, veraBranch, beside, multilora, dora, doraWeight, scaling, softmax,
-    product, transpose, add, scale, columns, byColumn,
+    canonical, product, transpose, add, scale, columns, byColumn,
   };
 })();
 

@@ -1,4 +1,4 @@
-/* The page: shows what model.js computes. */
+/* The page: its input, and the predictions of the DyLoRA and of the tasks. It shows what model.js computes. */
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -16,7 +16,17 @@ const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 // One of each digit at a time: the first held-out 0, 1, ..., then the second of each, and so on.
 const OF_LABEL = Array.from({ length: 10 }, (_, label) => DIGITS.flatMap((digit, i) => (digit.label === label ? [i] : [])));
 const START = OF_LABEL[5][0];
-const state = { ...DIGITS[START], digit: START, page: 0, cursor: 27, rank: 3, view: "rotated", task: "rotated" };
+const state = {
+  ...DIGITS[START], digit: START, page: 0, cursor: 27, rank: 3, component: 0, view: "rotated", task: "rotated",
+};
+
+/** What is compared: a DyLoRA, a LoRA, the same LoRA by its SVD, and their accuracies at every rank. */
+let compared = comparison(DATA.dylora, DATA.lora);
+
+function comparison(dylora, lora) {
+  const adapters = { dylora, svd: byValues(lora), slice: lora };
+  return { ...adapters, accuracies: Object.fromEntries(Object.entries(adapters).map(([name, each]) => [name, accuracies(each)])) };
+}
 
 // ---------------------------------------------------------------- pictures
 
@@ -65,20 +75,22 @@ function showVerdict(id, probabilities) {
     element("span", { className: known ? (right ? "good" : "bad") : "" }, `${known ? (right ? "✓ " : "✗ ") : ""}${words}`));
 }
 
+/** The digit as the DyLoRA sees it. */
+const shiftedPixels = () => VIEWS[DATA.dylora.view](state.pixels);
+
 function showDyLoRA() {
-  const { rank } = state, pixels = VIEWS[DATA.dylora.view](state.pixels);
-  const probabilities = Lora.softmax(dyloraLogits([pixels], rank)[0]);
+  const { rank } = state, pixels = shiftedPixels(), accuracy = percent(compared.accuracies.dylora[rank]);
+  const probabilities = Lora.softmax(adaptedLogits([pixels], compared.dylora, rank)[0]);
   $("rank").value = rank;
   const words = rank === 0 ? "0, the base alone" : `${rank} of ${MAX_RANK}`;
-  $("rank-value").textContent = `${words}: ${percent(ACCURACY_AT_RANK[rank])}`;
+  $("rank-value").textContent = `${words}: ${accuracy}`;
   $("rank").setAttribute("aria-valuetext", words);
   paint($("dylora-seen"), pixels, 8);
   showBars("dylora-bars", probabilities);
   showVerdict("dylora-verdict", probabilities);
-  $("dylora-accuracy").textContent = percent(ACCURACY_AT_RANK[rank]);
+  $("dylora-accuracy").textContent = accuracy;
   [...$("curve").children].forEach((bar, r) => bar.setAttribute("aria-pressed", r === rank));
   document.querySelectorAll(".component").forEach((row, k) => row.classList.toggle("on", k < rank));
-  $("components").setAttribute("aria-label", `${rank} of ${MAX_RANK} components in use`);
   const numbers = rank * (64 + HIDDEN);
   $("cost").textContent = rank === 0
     ? "Without the adapter, the network fails."
@@ -108,6 +120,8 @@ function show() {
   });
   paintPad();
   showDyLoRA();
+  showInside();
+  showMerged();
   showMultiLoRA();
 }
 
@@ -174,28 +188,36 @@ function fillPicker() {
 // ---------------------------------------------------------------- built once
 
 function buildCurve() {
-  $("curve").replaceChildren(...ACCURACY_AT_RANK.map((accuracy, rank) => {
-    const bar = element("i");
-    bar.style.height = percent(0.8 * accuracy).replace(" ", "");
-    const label = `Rank ${rank}: ${percent(accuracy)}`;
+  const names = { dylora: "DyLoRA", svd: "LoRA truncated by the SVD", slice: "first components of LoRA" };
+  $("curve").replaceChildren(...compared.accuracies.dylora.map((accuracy, rank) => {
+    const bars = Object.keys(names).map((name) => {
+      const bar = element("i", { className: name });
+      bar.style.height = percent(compared.accuracies[name][rank]).replace(" ", "");
+      return bar;
+    });
+    const words = Object.entries(names).map(([name, text]) => `${text} ${percent(compared.accuracies[name][rank])}`);
+    const label = `Rank ${rank}: ${words.join(", ")}`;
     const button = element("button", { type: "button", "aria-label": label, title: label },
-      element("span", {}, (100 * accuracy).toFixed(0)), bar, element("small", {}, `${rank}`));
+      element("span", {}, (100 * accuracy).toFixed(0)), element("div", {}, ...bars), element("small", {}, `${rank}`));
     button.addEventListener("click", () => set({ rank }));
     return button;
   }));
 }
 
 function paintComponents() {
-  const { A, B } = DATA.dylora;
+  const { A, B } = compared.dylora;
+  const largest = (values) => Math.max(...values.map(Math.abs), 1e-12);
   const head = element("div", { className: "component-head" }, ...["", "A", "B"].map((name) => element("span", {}, name)));
   const rows = B.map((row, k) => {
     const column = A.map((values) => values[k]);
     const a = element("canvas", { width: 64, height: 64, className: "a" });
     const b = element("canvas", { width: 640, height: 20, className: "b" });
-    const largest = (values) => Math.max(...values.map(Math.abs));
     paint(a, column.map((value) => value / largest(column)), 8, { signed: true });
     paint(b, row.map((value) => value / largest(row)), HIDDEN, { signed: true });
-    return element("div", { className: "component" }, element("span", {}, `${k + 1}`), a, b);
+    const button = element("button", { type: "button", className: "component", "aria-label": `Component ${k + 1}` },
+      element("span", {}, `${k + 1}`), a, b);
+    button.addEventListener("click", () => set({ component: k }));
+    return button;
   });
   $("components").replaceChildren(head, ...rows);
 }
@@ -223,19 +245,29 @@ function buildMatrix() {
 
 function redraw() {
   fillPicker();
+  buildCurve();
   paintComponents();
   buildMatrix();
   show();
 }
 
-document.querySelectorAll(".count").forEach((node) => { node.textContent = DIGITS.length; });
-$("rank").max = MAX_RANK;
-$("rank").addEventListener("input", () => set({ rank: Number($("rank").value) }));
-$("more").addEventListener("click", () => { state.page += 1; fillPicker(); show(); });
-document.querySelector(".ticks").replaceChildren(...ACCURACY_AT_RANK.map((_, rank) => element("span", {}, `${rank}`)));
-buildCurve();
-buildChoices("views", "view", TASKS.map((task) => [task, task]));
-buildChoices("tasks", "task", TASKS.map((task) => [task, task === "upright" ? "none: the base alone" : task]));
-connectPad();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-redraw();
+/** Show other adapters, such as those that the page has trained. */
+function compare(dylora, lora) {
+  compared = comparison(dylora, lora);
+  buildCurve();
+  paintComponents();
+  show();
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll("span.count").forEach((node) => { node.textContent = DIGITS.length; });
+  $("rank").max = MAX_RANK;
+  $("rank").addEventListener("input", () => set({ rank: Number($("rank").value) }));
+  $("more").addEventListener("click", () => { state.page += 1; fillPicker(); show(); });
+  document.querySelector(".ticks").replaceChildren(...compared.accuracies.dylora.map((_, rank) => element("span", {}, `${rank}`)));
+  buildChoices("views", "view", TASKS.map((task) => [task, task]));
+  buildChoices("tasks", "task", TASKS.map((task) => [task, task === "upright" ? "none: the base alone" : task]));
+  connectPad();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  redraw();
+});

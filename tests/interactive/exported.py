@@ -10,8 +10,14 @@ from lora_np import DenseLayer, DyLoRAAdapter, MultiLoRAAdapter, relu
 FOLDER = Path(__file__).parents[2] / "docs" / "interactive"
 DATA = json.loads((FOLDER / "data.js").read_text(encoding="utf-8").splitlines()[2])
 
-IMAGES = np.array([[ord(letter) - ord("a") for letter in image] for image in DATA["images"]]).reshape(-1, 8, 8) / 16
-LABELS = np.array(DATA["labels"])
+
+def digits(encoded):
+    """Images and labels."""
+    letters = np.array([[ord(letter) - ord("a") for letter in image] for image in encoded["images"]])
+    return letters.reshape(-1, 8, 8) / 16, np.array(encoded["labels"])
+
+
+IMAGES, LABELS = digits(DATA["heldOut"])
 VIEWS = {
     "upright": IMAGES,
     "rotated": np.rot90(IMAGES, axes=(1, 2)),
@@ -35,11 +41,17 @@ def fill(layer, path, factors):
         assert layer.set_parameter(f"{path}.matrix_{factor.lower()}", np.array(factors[factor]))
 
 
-def dylora():
-    values = DATA["dylora"]
-    layer = DyLoRAAdapter(dense(DATA["hidden"]), MAX_RANK, range(1, MAX_RANK + 1), values["alpha"])
-    fill(layer, "lora", values)
+def adapter(factors):
+    """The hidden layer with the factors of a DyLoRA, or of a LoRA that is truncated to its first components."""
+    layer = DyLoRAAdapter(dense(DATA["hidden"]), MAX_RANK, range(1, MAX_RANK + 1), factors["alpha"])
+    fill(layer, "lora", factors)
     return layer
+
+
+def by_values(factors):
+    """The same adapter with the components of its singular value decomposition."""
+    U, values, Vt = np.linalg.svd(np.array(factors["A"]) @ np.array(factors["B"]), full_matrices=False)
+    return {"A": (U * values)[:, :MAX_RANK], "B": Vt[:MAX_RANK], "alpha": factors["alpha"]}
 
 
 def multilora():
@@ -59,9 +71,9 @@ def logits(hidden):
     return dense(DATA["output"]).predict(relu(hidden))
 
 
-def at_rank(images, rank):
-    """The logits of the DyLoRA; rank 0 is the base alone."""
-    layer, x = dylora(), images.reshape(-1, 64)
+def at_rank(images, rank, factors=DATA["dylora"]):
+    """The logits of the first components of an adapter; rank 0 is the base alone."""
+    layer, x = adapter(factors), images.reshape(-1, 64)
     if rank == 0:
         return logits(layer.base_layer.predict(x))
     layer.set_deployment_rank(rank)

@@ -164,6 +164,69 @@ def test_a_picked_digit_comes_back_after_a_drawing(page):
     assert drawn(page) == IMAGES[index].ravel().tolist()
 
 
+def test_the_numbers_of_the_chosen_component(page):
+    index = pick(page, 4)
+    slide(page, 5)
+    page.locator(".component").nth(2).click()
+    layer, x = exported.adapter(DATA["dylora"]), SEEN[index].ravel()
+    A, B = layer.lora_layer.matrix_a, layer.lora_layer.matrix_b
+    h = x @ A[:, 2]
+    unit = abs(h * B[2]).argmax()
+    z = layer.base_layer.predict(x)[unit] + (x @ A[:, :5]) @ B[:5, unit]
+    shown = [text.replace("−", "-") for text in page.locator("#formula dd").all_inner_texts()]
+    assert shown[0].endswith(f"= {h:.2f}")
+    assert shown[1].startswith(f"most for unit {unit + 1}: ")
+    assert shown[1].endswith(f"= {h * B[2, unit]:.2f}")
+    assert shown[2].endswith(f"= {z:.2f}")
+    assert shown[3].startswith(f"{max(z, 0):.2f}")
+
+
+def test_merging_keeps_the_outputs(page):
+    index = pick(page, 6)
+    slide(page, 4)
+    before, after = (page.locator("#merged tbody tr").nth(i).locator("td").all_inner_texts() for i in range(2))
+    expected = exported.at_rank(SEEN[[index]], 4)[0]
+    assert max(abs(float(text.replace("−", "-")) - value) for text, value in zip(before, expected, strict=True)) < 0.00501
+    assert after == before
+    assert "2048 + 384 multiplications" in page.inner_text("#merged-words")
+
+
+def test_training_in_the_browser(page):
+    """The bars follow, pausing keeps the state, and the exported adapters come back."""
+    exported_accuracy = page.inner_text("#dylora-accuracy")
+    page.click("#train")
+    page.wait_for_function("training.losses.lora.length >= 2")
+    page.click("#train")
+    assert page.inner_text("#train") == "Go on"
+    done = page.evaluate("training.run.done")
+    page.wait_for_timeout(100)
+    assert page.evaluate("training.run.done") == done
+    page.click("#train")
+    page.wait_for_function("document.getElementById('train').textContent === 'Train again'", timeout=120_000)
+    losses, accuracies = page.evaluate("training.losses"), page.evaluate("compared.accuracies")
+    assert len(losses["lora"]) == len(losses["dylora"]) == 60
+    assert losses["lora"][-1] < losses["lora"][0] / 10
+    assert accuracies["dylora"][4] > accuracies["svd"][4] > accuracies["slice"][4]
+    assert accuracies["dylora"][MAX_RANK] > 0.85
+    slide(page, MAX_RANK)
+    assert page.inner_text("#dylora-accuracy") == percent(accuracies["dylora"][MAX_RANK])
+    assert "Done: 1920 steps, seed 1." in page.inner_text("#training-status")
+    page.click("#exported")
+    slide(page, 3)
+    assert page.inner_text("#dylora-accuracy") == exported_accuracy
+
+
+def test_sources_are_there_and_links_lead_into_the_site(page):
+    links = page.locator("footer a").evaluate_all("links => links.map((link) => link.getAttribute('href'))")
+    scripts = page.locator("script").evaluate_all("scripts => scripts.map((script) => script.getAttribute('src'))")
+    assert {*scripts} - {"data.js"} <= {*links}
+    for link in links:
+        if link.endswith(".js"):
+            assert (FOLDER / link).is_file()
+        elif not link.startswith("https:"):
+            assert (FOLDER / link).with_suffix(".md").resolve().is_file()
+
+
 def test_every_control_has_a_name_and_can_be_reached(page):
     unnamed = page.evaluate(
         """[...document.querySelectorAll("button, input, canvas[tabindex]")].filter((node) =>
@@ -171,10 +234,10 @@ def test_every_control_has_a_name_and_can_be_reached(page):
     )
     assert unnamed == 0
     reached = set()
-    for _ in range(40):
+    for _ in range(50):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.parentElement.id"))
-    assert {"pad", "clear", "picker", "more", "rank", "curve"} <= reached
+    assert {"pad", "clear", "picker", "more", "rank", "curve", "components", "train", "new-seed"} <= reached
     assert any(name.startswith("task-") for name in reached)
 
 
