@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 from .._typing import Array, Generator
+from ..training.averaging import Weights, weights_of_passes
 from .worker import Size
 
 
@@ -19,6 +21,8 @@ class Piece(NamedTuple):
     """The fraction of the step's rows that this piece holds; its loss is a mean over rows, and is weighted by it."""
     size: int
     """The number of samples."""
+    task_weights: Weights | None = None
+    """The factor of the mean loss of each task in this piece, if the loss is averaged by task."""
 
 
 @final
@@ -52,8 +56,21 @@ class Batches:
         shares = [count * size.rows_per_sample for count, size in zip(counts, self.sizes, strict=True)]
         rows = sum(shares)
         chosen = slice(start, start + self.batch_size)
-        return [
+        pieces = [
             Piece(number, chosen if self._orders is None else self._orders[number][chosen], shares[number] / rows, count)
             for number, count in enumerate(counts)
             if count > 0
-        ], rows
+        ]
+        return self._with_task_weights(pieces), rows
+
+    def _with_task_weights(self, pieces: list[Piece]) -> list[Piece]:
+        sizes = [self.sizes[piece.shard] for piece in pieces]
+        rows = [
+            {task: n * size.rows_per_sample for task, n in Counter(size.tasks[piece.samples].tolist()).items()}
+            for size, piece in zip(sizes, pieces, strict=True)
+            if size.tasks is not None
+        ]
+        if not rows:
+            return pieces
+        weights = weights_of_passes([(piece.weight, own) for piece, own in zip(pieces, rows, strict=True)])
+        return [piece._replace(task_weights=own) for piece, own in zip(pieces, weights, strict=True)]

@@ -22,7 +22,7 @@ from ..training.optimizers import Optimizer
 from ..training.step import Descent
 from .replicas import Moment
 
-OPTIONAL = dict.fromkeys(("schedule", "groups", "clip_norm"))
+OPTIONAL = {"schedule": None, "groups": None, "clip_norm": None, "average": "batch"}
 """Entries that the plan of an older checkpoint may lack."""
 
 

@@ -19,6 +19,7 @@ from ..base import Layer, training_mode
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
 from ..training.accumulation import summed
+from ..training.averaging import Average, averages_by_task
 from ..training.fit import check_parts, stopped
 from ..training.groups import rate_factors
 from ..training.history import History, Progress
@@ -42,6 +43,7 @@ def fit_shards(
     epochs: int,
     batch_size: int | None = None,
     *,
+    average: Average = "batch",
     replica: Source | None = None,
     executor: Executor | None = None,
     shuffle: bool = True,
@@ -79,6 +81,8 @@ def fit_shards(
         At least 1.
     batch_size : int, optional
         Samples per shard and step; all of them by default. A shard that has none left sits out the rest of the epoch.
+    average : {"batch", "task"}, default "batch"
+        As in `lora_np.fit`; with ``"task"``, every shard must have tasks, which the driver then keeps.
     replica : path or callable, optional
         Where each worker process gets the model from, once: a file of `lora_np.save_layer`, or a picklable function
         without arguments. Structure and frozen arrays must equal those of `model`; trainable parameters may differ. By
@@ -129,7 +133,8 @@ def fit_shards(
     -----
     Let a step take n_k rows of shard k, n = Σ n_k in total, and let g_k be the gradient of the mean loss over the n_k rows.
     Its gradient is ``g = Σ (n_k / n) g_k``, the gradient of the mean loss over all n rows. With a single shard, the result
-    equals that of `lora_np.fit` bit for bit.
+    equals that of `lora_np.fit` bit for bit. If tasks are averaged separately, the mean loss of task t on its n_kt rows of
+    shard k counts as n_kt / Σ_k n_kt.
 
     For a model of token ids, a row is a sentence, even if the loss is a mean over tokens.
 
@@ -147,7 +152,7 @@ def fit_shards(
     >>> history.epoch_losses[-1] < 1e-3
     True
     """
-    callbacks = check_parts(model, loss, optimizer, callbacks)
+    callbacks, by_task = check_parts(model, loss, optimizer, callbacks), averages_by_task(average, has_tasks=True)
     epochs, every = positive_int("epochs", epochs), positive_int("checkpoint_every", checkpoint_every)
     batch_size = None if batch_size is None else positive_int("batch_size", batch_size)
     function("rank_schedule", rank_schedule)
@@ -157,7 +162,7 @@ def fit_shards(
     descent = Descent(model, loss, optimizer, clip_norm, rate_factors(groups, model.named_parameters()))
     state = State(generator(rng))
     source: Source = Given(model) if replica is None else replica
-    job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards), checkpoint is not None)
+    job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards), checkpoint is not None, by_task)
     workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)
     with closing(workers), training_mode(model, True):
         batches = Batches(workers.measure(model), batch_size)
@@ -245,6 +250,7 @@ class _Training:
             "schedule": self.rates,
             "groups": self.descent.rate_factors or None,
             "clip_norm": self.descent.clip_norm,
+            "average": "task" if self.workers.job.by_task else "batch",
             "rank_schedule": name_of(self.rank_schedule),
             "rng": type(self.state.random.bit_generator).__name__,
         }
@@ -320,7 +326,10 @@ class _Workers:
     ) -> Iterator[tuple[float, ShardGradient]]:
         """The weight and the gradient of each piece of a step, in order."""
         moment = Moment.of(model)
-        tasks = [(self._shards[piece.shard], piece.samples, own) for piece, own in zip(pieces, ranks, strict=True)]
+        tasks = [
+            (self._shards[piece.shard], piece.samples, piece.task_weights, own)
+            for piece, own in zip(pieces, ranks, strict=True)
+        ]
         calls = [Call(str(shard), differentiate, (self.job, shard, moment, *rest)) for shard, *rest in tasks]
         try:
             for piece, gradient in zip(pieces, results(self._executor, calls, self._retries), strict=True):

@@ -13,6 +13,7 @@ from .._typing import Array, Gradients, Parts
 from ..base import pending
 from ..errors import ArgumentError
 from ..functions.losses import Loss
+from ..training.averaging import Portion, Weights, averages_by_task
 from ..training.nested_dropout import ranked
 from ..training.samples import Samples, checked_samples
 from . import replicas
@@ -38,6 +39,8 @@ class Job:
     keep_shards: bool
     with_digests: bool = False
     """Whether the sizes of shards come with digests of their data, for a checkpoint."""
+    by_task: bool = False
+    """Whether the loss is averaged by task, in which case every shard must have tasks."""
 
 
 class Shard(NamedTuple):
@@ -59,6 +62,8 @@ class Size(NamedTuple):
     """The product of the axes between the first and the last."""
     digest: str = ""
     """A digest of the data, if it was asked for."""
+    tasks: Array | None = None
+    """The task of each sample, if the loss is averaged by task."""
 
 
 class ShardGradient(NamedTuple):
@@ -76,8 +81,10 @@ _shards: Recent[Recent[Samples]] = Recent(2)
 def measure(job: Job, shard: Shard, moment: Moment) -> Size:
     """The size of a shard, which is read, and checked against the model and the loss; with a digest of its data."""
     samples = _samples(job, shard, moment)
-    inputs = samples.inputs
-    return Size(len(inputs), int(np.prod(inputs.shape[1:-1])), _digest(samples) if job.with_digests else "")
+    inputs, tasks = samples.inputs, samples.tasks
+    averages_by_task("task" if job.by_task else "batch", has_tasks=tasks is not None)
+    digest = _digest(samples) if job.with_digests else ""
+    return Size(len(inputs), int(np.prod(inputs.shape[1:-1])), digest, tasks if job.by_task else None)
 
 
 def _digest(samples: Samples) -> str:
@@ -89,15 +96,22 @@ def _digest(samples: Samples) -> str:
     return digest.hexdigest()
 
 
-def differentiate(job: Job, shard: Shard, moment: Moment, rows: Any, ranks: Ranks) -> ShardGradient:
-    """The mean loss on some rows of a shard, with its gradients; `ranks` is empty if no layer has ranks."""
+def differentiate(
+    job: Job, shard: Shard, moment: Moment, rows: Any, weights: Weights | None, ranks: Ranks
+) -> ShardGradient:
+    """The loss on some rows of a shard, with its gradients: the mean or, with weights, the weighted sum over tasks.
+
+    `ranks` is empty if no layer has ranks.
+    """
     samples = _samples(job, shard, moment)
     with (
         replicas.of(job.source, job.fingerprint).at(moment) as model,
         np.errstate(over="ignore", invalid="ignore", divide="ignore"),
     ):
         rank = dict(zip(ranked(model), ranks, strict=True)).__getitem__ if ranks else None
-        value, dy = job.loss.value_and_gradient(samples.forward(model, rows, rank)(), samples.targets[rows])
+        tasks = None if weights is None or samples.tasks is None else samples.tasks[rows]
+        portion = Portion(samples.forward(model, rows, rank), samples.targets[rows], tasks)
+        value, dy = portion.differentiated(job.loss, weights)
         if not np.isfinite(value):
             return ShardGradient(value, {}, {})
         model.backward(dy)

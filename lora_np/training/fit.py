@@ -13,6 +13,7 @@ from ..base import Layer, training_mode
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
 from ..run import Rank
+from .averaging import Average, Portion, averages_by_task, rows_with_terms
 from .groups import rate_factors
 from .history import History, Progress
 from .interrupts import Interrupts
@@ -33,6 +34,7 @@ def fit(
     batch_size: int,
     *,
     tasks: Iterable[str | None] | None = None,
+    average: Average = "batch",
     shuffle: bool = True,
     rng: RNG = None,
     schedule: Schedule | None = None,
@@ -60,6 +62,10 @@ def fit(
         At least 1. The last batch of an epoch may be smaller.
     tasks : sequence of str or None, optional
         The task of each row. Batches mix tasks, and each step trains all tasks in its batch; see `Layer.forward`.
+    average : {"batch", "task"}, default "batch"
+        Whether the loss is averaged over all rows of a batch, or over those of each task separately, in which case the
+        losses of the tasks add up. With ``"task"``, and unless `clip_norm` is given, each task trains as it would on its
+        rows of each batch alone; in the same way, the validation loss is the sum of those of the tasks.
     shuffle : bool, default True
         Whether to reshuffle the rows before each epoch.
     rng : seed or numpy.random.Generator, optional
@@ -72,8 +78,8 @@ def fit(
         Factors of the learning rate, at least 0, by shell pattern of parameter names; the first matching pattern counts.
         ``{"*.matrix_b": 16.0}`` is LoRA+ (Hayou et al. 2024). The decay of `AdamW` is scaled with the learning rate.
     clip_norm : float, optional
-        Greater than 0. Before each step, the gradients of all trained parameters are scaled down together so that their
-        Euclidean norm is at most this (Pascanu et al. 2013).
+        Greater than 0. Before each step, the gradients of all trained parameters, of all tasks, are scaled down together so
+        that their Euclidean norm is at most this (Pascanu et al. 2013).
     accumulate : int, default 1
         The number of forward and backward passes per step, each over `batch_size` rows. A step equals that on a batch of
         all of these rows, in less memory, if the loss is a mean over rows or over the labels that it does not ignore.
@@ -119,14 +125,15 @@ def fit(
     """
     callbacks = check_parts(model, loss, optimizer, callbacks)
     samples = checked_samples(model, loss, data, tasks)
+    by_task = averages_by_task(average, has_tasks=samples.tasks is not None)
     epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
     random = generator(rng)
     function("rank_schedule", rank_schedule)
     rows_per_step = batch_size * positive_int("accumulate", accumulate)
     factors = factors_of(schedule, epochs * -(-len(samples.inputs) // rows_per_step))
     descent = Descent(model, loss, optimizer, clip_norm, rate_factors(groups, model.named_parameters()))
-    validated = validation_of(model, loss, validation, batch_size, patience)
-    training = _Training(samples, descent, rank_schedule, random, batch_size, validated)
+    validated = validation_of(model, loss, validation, batch_size, patience, by_task=by_task)
+    training = _Training(samples, descent, rank_schedule, random, batch_size, validated, by_task=by_task)
     with training_mode(model, True), scheduled(optimizer, factors) as set_rate, Interrupts() as interrupts:
         for progress in training.steps(epochs, rows_per_step, shuffle, set_rate):
             for callback in callbacks:
@@ -149,6 +156,8 @@ class _Training:
         random: Generator,
         batch_size: int,
         validation: Validation | None,
+        *,
+        by_task: bool,
     ) -> None:
         self.samples = samples
         self.descent = descent
@@ -156,6 +165,7 @@ class _Training:
         self.random = random
         self.batch_size = batch_size
         self.validation = validation
+        self.tasks = samples.tasks if by_task else None
         self.adapters = ranked(descent.layer)
         self.history = History()
 
@@ -177,6 +187,8 @@ class _Training:
 
     def _step(self, batch: Array, epoch: int) -> float:
         """Draw the ranks, and take a step on some rows; returns the objective before it."""
+        if self.tasks is not None:
+            batch = rows_with_terms(self.descent.loss, self.samples.targets, self.tasks, batch)
         rank = self.rank_schedule(self.adapters, self.random, len(batch))
         try:
             value = self._descend(batch, rank)
@@ -187,18 +199,18 @@ class _Training:
 
     def _descend(self, batch: Array, rank: Rank | None) -> float:
         """A step, in one pass or in several."""
-        samples, model = self.samples, self.descent.layer
         if len(batch) <= self.batch_size:
-            forward = samples.forward(model, batch, rank if self.adapters else None)
-            return self.descent.step(forward, samples.targets[batch])
+            return self.descent.step(*self._portion(batch, rank if self.adapters else None))
         pieces = [slice(start, start + self.batch_size) for start in range(0, len(batch), self.batch_size)]
         ranks = ranks_of_pieces(rank, self.adapters, len(batch), pieces)
         return self.descent.accumulated_step(
-            [
-                (samples.forward(model, batch[piece], own), samples.targets[batch[piece]])
-                for piece, own in zip(pieces, ranks, strict=True)
-            ]
+            [self._portion(batch[piece], own) for piece, own in zip(pieces, ranks, strict=True)]
         )
+
+    def _portion(self, rows: Array, rank: Rank | None) -> Portion:
+        """One pass over some rows."""
+        forward = self.samples.forward(self.descent.layer, rows, rank)
+        return Portion(forward, self.samples.targets[rows], None if self.tasks is None else self.tasks[rows])
 
     def _end_epoch(self, mean: float) -> float | None:
         """Record an epoch; returns the validation loss after it."""

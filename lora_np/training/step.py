@@ -15,6 +15,7 @@ from ..errors import NonFiniteError
 from ..functions.losses import Loss
 from ..run import Run
 from .accumulation import summed
+from .averaging import Portion, Weights, weights_of_passes
 from .clipping import clipped
 from .optimizers import Optimizer
 
@@ -54,8 +55,10 @@ class Descent:
         self.run: Run | None = None
         """The `Run` of the last step, with its tasks and rank."""
 
-    def step(self, forward: Callable[[], Array], targets: Any) -> float:
+    def step(self, forward: Callable[[], Array], targets: Any, tasks: Array | None = None) -> float:
         """Take a step; returns the objective before it, which is the loss plus the layer's auxiliary loss.
+
+        Given the task of each row, the loss is the sum of the mean losses of the tasks.
 
         Raises
         ------
@@ -63,12 +66,12 @@ class Descent:
             If the objective, a gradient or an update is not finite.
         """
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            value, gradients, parts = self._differentiated(forward, targets)
+            value, gradients, parts = self._differentiated(Portion(forward, targets, tasks), None)
             objective = value + float(self.layer.compute_auxiliary_loss())
         self.descend(objective, gradients, parts)
         return objective
 
-    def accumulated_step(self, passes: Sequence[tuple[Callable[[], Array], Any]]) -> float:
+    def accumulated_step(self, passes: Sequence[Portion]) -> float:
         """Take one step on several passes, equal to a step on all of their rows at once; returns the objective before it.
 
         Passes in which the loss has no terms, because it ignores all rows, are skipped.
@@ -78,19 +81,22 @@ class Descent:
         NonFiniteError
             If the objective, a gradient or an update is not finite.
         """
-        terms = [self.loss.terms(targets) for _, targets in passes]
+        terms = [self.loss.terms(each.targets) for each in passes]
         total = sum(terms)
-        counted = [(n / total, *each) for n, each in zip(terms, passes, strict=True) if n] if total else [(1.0, *passes[0])]
+        counted = [(n / total, each) for n, each in zip(terms, passes, strict=True) if n] if total else [(1.0, passes[0])]
+        weights = weights_of_passes([(fraction, each.terms_by_task(self.loss)) for fraction, each in counted])
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            value, gradients, parts = summed((weight, *self._differentiated(*each)) for weight, *each in counted)
+            value, gradients, parts = summed(
+                (fraction, *self._differentiated(each, own)) for (fraction, each), own in zip(counted, weights, strict=True)
+            )
             objective = value + float(self.layer.compute_auxiliary_loss())
         self.descend(objective, gradients, parts)
         return objective
 
-    def _differentiated(self, forward: Callable[[], Array], targets: Any) -> tuple[float, Mapping[str, Array], Parts]:
+    def _differentiated(self, portion: Portion, weights: Weights | None) -> tuple[float, Mapping[str, Array], Parts]:
         """The loss of a pass and, if it is finite, its gradients and trained parts."""
-        layer, y = self.layer, forward()
-        value, dy = self.loss.value_and_gradient(y, targets)
+        layer = self.layer
+        value, dy = portion.differentiated(self.loss, weights)
         if not math.isfinite(value):
             return value, {}, {}
         layer.backward(dy, need_input_grad=False)

@@ -12,6 +12,7 @@ from .._validation import positive_int
 from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.losses import Loss
+from .averaging import loss_by_task, terms_by_task
 from .samples import Samples, checked_samples
 
 ValidationData: TypeAlias = tuple[Any, Any] | tuple[Any, Any, Any]
@@ -28,16 +29,21 @@ class Validation:
     loss : Loss
     samples : Samples
     batch_size : int
+    by_task : bool
+        Whether the loss is the sum of those of the tasks.
     patience : int, optional
         The number of epochs in a row without a new best loss after which the training is over; by default, it goes on.
     """
 
-    def __init__(self, model: Layer, loss: Loss, samples: Samples, batch_size: int, patience: int | None) -> None:
+    def __init__(
+        self, model: Layer, loss: Loss, samples: Samples, batch_size: int, patience: int | None, *, by_task: bool = False
+    ) -> None:
         self.model = model
         self.loss = loss
         self.samples = samples
         self.batch_size = batch_size
         self.patience = patience
+        self.by_task = by_task
         self.best = math.inf
         """The lowest loss so far."""
         self.waited = 0
@@ -48,7 +54,7 @@ class Validation:
         """The loss now. With `patience`, the parameters of the best epoch are kept."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             # One call of the loss on all predictions, because not every loss is a mean over rows.
-            value = self.loss(self.samples.predict(self.model, self.batch_size), self.samples.targets)
+            value = self._loss(self.samples.predict(self.model, self.batch_size))
         if value < self.best:
             self.best, self.waited = value, 0
             if self.patience is not None:
@@ -56,6 +62,13 @@ class Validation:
         else:
             self.waited += 1
         return value
+
+    def _loss(self, y: Array) -> float:
+        _, targets, tasks = self.samples
+        if not self.by_task or tasks is None:
+            return self.loss(y, targets)
+        weights = dict.fromkeys(terms_by_task(self.loss, targets, tasks), 1.0)
+        return loss_by_task(self.loss, y, targets, tasks, weights)[0]
 
     @property
     def is_over(self) -> bool:
@@ -69,7 +82,13 @@ class Validation:
 
 
 def validation_of(
-    model: Layer, loss: Loss, data: ValidationData | None, batch_size: int, patience: int | None
+    model: Layer,
+    loss: Loss,
+    data: ValidationData | None,
+    batch_size: int,
+    patience: int | None,
+    *,
+    by_task: bool,
 ) -> Validation | None:
     """Check the validation data and the patience; None without data."""
     patience = None if patience is None else positive_int("patience", patience)
@@ -84,6 +103,7 @@ def validation_of(
     except (TypeError, ValueError, IndexError, KeyError):
         raise ArgumentError("validation must be (inputs, targets) or (inputs, targets, tasks)") from None
     try:
-        return Validation(model, loss, checked_samples(model, loss, pair, tasks), batch_size, patience)
+        samples = checked_samples(model, loss, pair, tasks)
+        return Validation(model, loss, samples, batch_size, patience, by_task=by_task)
     except ArgumentError as error:
         raise ArgumentError(f"validation: {error}") from error

@@ -2,6 +2,7 @@
 
 from planted.mutant import Mutant
 
+APART = "tests/test_tasks_apart.py"
 CHECKPOINTS = "tests/test_distributed.py"
 
 MUTANTS = [
@@ -40,5 +41,19 @@ MUTANTS = [
         '"schedule": self.rates,',
         '"schedule": None,',
         ("tests/test_distributed.py",),
+    ),
+    Mutant(
+        "each shard averages its tasks by itself",
+        "distributed/training.py",
+        "piece.samples, piece.task_weights, own)",
+        "piece.samples, piece.task_weights and dict.fromkeys(piece.task_weights, 1.0), own)",
+        (APART,),
+    ),
+    Mutant(
+        "a run resumes with another average",
+        "distributed/training.py",
+        '"average": "task" if self.workers.job.by_task else "batch",',
+        '"average": "batch",',
+        (APART,),
     ),
 ]

@@ -8,6 +8,7 @@ VALIDATION = "tests/test_validation.py"
 TRAINING = "tests/test_training.py"
 SCHEDULES = "tests/test_schedules.py"
 GROUPS = "tests/test_groups.py"
+APART = "tests/test_tasks_apart.py"
 ACCUMULATION = "tests/test_accumulation.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 STEPS = (f"{DYLORA}::test_each_component_is_stepped_only_by_its_own_gradients",)
@@ -280,8 +281,8 @@ MUTANTS = [
     Mutant(
         "a number is added to the loss of each pass",
         "training/step.py",
-        "*self._differentiated(*each)) for weight",
-        "1 + self._differentiated(*each)[0], *self._differentiated(*each)[1:]) for weight",
+        "(fraction, *self._differentiated(each, own))",
+        "(fraction, 1 + self._differentiated(each, own)[0], *self._differentiated(each, own)[1:])",
         (ACCUMULATION,),
     ),
     # ---------------------------------------------------------------- groups
@@ -305,5 +306,55 @@ MUTANTS = [
         "        if not matching:\n",
         "        if False:\n",
         (GROUPS,),
+    ),
+    # ---------------------------------------------------------------- averages by task
+    Mutant(
+        "tasks are averaged over the whole batch",
+        "training/fit.py",
+        "self.tasks = samples.tasks if by_task else None",
+        "self.tasks = None",
+        (APART,),
+    ),
+    Mutant(
+        "the losses of tasks are averaged, not added",
+        "training/averaging.py",
+        "value += weight * mean",
+        "value += weight * mean / len(rows_by_task(tasks))",
+        (APART,),
+    ),
+    Mutant(
+        "the gradient of a task is not weighted",
+        "training/averaging.py",
+        "dy[rows] = weight * gradient",
+        "dy[rows] = gradient",
+        (APART,),
+    ),
+    Mutant(
+        "the fraction of a pass counts twice",
+        "training/averaging.py",
+        "n / totals[task] / fraction",
+        "n / totals[task]",
+        (APART,),
+    ),
+    Mutant(
+        "tasks without labels take a step",
+        "training/averaging.py",
+        "return rows[np.sort(np.concatenate(kept))] if kept else rows",
+        "return rows",
+        (APART,),
+    ),
+    Mutant(
+        "the validation loss is a mean over all rows",
+        "training/validation.py",
+        "if not self.by_task or tasks is None:",
+        "if True:",
+        (APART,),
+    ),
+    Mutant(
+        "an average by task without tasks is accepted",
+        "training/averaging.py",
+        '== "task" and not has_tasks:',
+        '== "task" and False:',
+        (APART,),
     ),
 ]

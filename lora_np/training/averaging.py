@@ -1,0 +1,92 @@
+"""Averages by task: the sum of the mean losses of the tasks of a batch, instead of the mean loss of all rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from .._typing import Array
+from .._validation import one_of
+from ..errors import ArgumentError
+from ..functions.losses import Loss
+
+Average: TypeAlias = Literal["batch", "task"]
+"""Whether a loss is the mean over all rows of a batch, or the sum of the means over the rows of each task."""
+
+Weights: TypeAlias = Mapping[str | None, float]
+"""The factor of the mean loss of each task; that of other tasks is 0."""
+
+
+class Portion(NamedTuple):
+    """The rows of a step that one pass takes."""
+
+    forward: Callable[[], Array]
+    targets: Array
+    tasks: Array | None = None
+    """The task of each row, if each task's rows are averaged by themselves."""
+
+    def terms_by_task(self, loss: Loss) -> dict[str | None, int]:
+        """The number of terms of the loss of each task, if rows are averaged by task."""
+        return {} if self.tasks is None else terms_by_task(loss, self.targets, self.tasks)
+
+    def differentiated(self, loss: Loss, weights: Weights | None = None) -> tuple[float, Array]:
+        """Run the pass; returns its loss, and the gradient of that by the output. By default, tasks have the weight 1."""
+        y = self.forward()
+        if self.tasks is None:
+            return loss.value_and_gradient(y, self.targets)
+        return loss_by_task(loss, y, self.targets, self.tasks, weights)
+
+
+def loss_by_task(loss: Loss, y: Array, targets: Any, tasks: Array, weights: Weights | None = None) -> tuple[float, Array]:
+    """``Σ_t w_t L(y_t, targets_t)`` and its gradient by y, where y_t are the rows of task t; by default, w_t = 1."""
+    value, dy = 0.0, np.zeros_like(y)
+    for task, rows in rows_by_task(tasks).items():
+        weight = 1.0 if weights is None else weights.get(task, 0.0)
+        if weight:
+            mean, gradient = loss.value_and_gradient(y[rows], targets[rows])
+            value += weight * mean
+            dy[rows] = weight * gradient
+    return value, dy
+
+
+def terms_by_task(loss: Loss, targets: Array, tasks: Array) -> dict[str | None, int]:
+    """The number of terms of the loss of each task; without the tasks whose rows the loss ignores."""
+    terms = {task: loss.terms(targets[rows]) for task, rows in rows_by_task(tasks).items()}
+    return {task: count for task, count in terms.items() if count}
+
+
+def rows_by_task(tasks: Array) -> dict[str | None, Array]:
+    """The indices of the rows of each task, in the order in which the tasks occur."""
+    number: dict[str | None, int] = {}
+    codes = np.array([number.setdefault(task, len(number)) for task in tasks.tolist()], np.intp)
+    return {task: (codes == code).nonzero()[0] for task, code in number.items()}
+
+
+def weights_of_passes(passes: Iterable[tuple[float, Mapping[str | None, int]]]) -> list[dict[str | None, float]]:
+    """The weights of the tasks in each pass of a step, such that each task's rows are averaged over all of the passes.
+
+    Parameters
+    ----------
+    passes : iterable of (fraction, terms)
+        The fraction of the step by which the gradients of a pass are multiplied, and the number of terms of each task.
+    """
+    passes, totals = list(passes), Counter[str | None]()
+    for _, terms in passes:
+        totals.update(terms)
+    return [{task: n / totals[task] / fraction for task, n in terms.items()} for fraction, terms in passes]
+
+
+def rows_with_terms(loss: Loss, targets: Array, tasks: Array, rows: Array) -> Array:
+    """The rows of a step without those of tasks that have no label there, which would take a step with a gradient of 0."""
+    kept = [part for part in rows_by_task(tasks[rows]).values() if loss.terms(targets[rows[part]])]
+    return rows[np.sort(np.concatenate(kept))] if kept else rows
+
+
+def averages_by_task(average: Average, *, has_tasks: bool) -> bool:
+    """Check an average, which requires tasks if it is by task."""
+    if one_of("average", average, ("batch", "task")) == "task" and not has_tasks:
+        raise ArgumentError("average must be 'batch' if no tasks are given, got 'task'")
+    return average == "task"
