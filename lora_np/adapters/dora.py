@@ -23,7 +23,7 @@ class DoRACache(NamedTuple):
     base: Cache
     lora: Cache
     V: Array
-    n: Array
+    norm: Array
     c: Array
     u: Array
 
@@ -53,11 +53,11 @@ class DoRAAdapter(LoRAAdapterBase):
     Notes
     -----
     The parameters are the magnitude m, (output_size,), initially the column norms of W, and the A and B of the branch. A
-    column of zero norm stays zero. With n = ‖V‖, c = m / n, U = X V and G = dL/dY (sums over rows)::
+    column of zero norm stays zero. With ν = ‖V‖, c = m / ν, U = X V and G = dL/dY (sums over rows)::
 
         Y = c U + b
-        dc = Σ G U,  dm = dc / n,  dU = c G
-        X and V receive dU as in a linear layer; the norm adds  dV = -V · dc m / n³
+        dc = Σ G U,  dm = dc / ν,  dU = c G
+        X and V receive dU as in a linear layer; the norm adds  dV = -V · dc m / ν³
         and through V = W + s A B,  dA = s dV Bᵀ,  dB = s Aᵀ dV,  dW = dV
     """
 
@@ -112,17 +112,17 @@ class DoRAAdapter(LoRAAdapterBase):
         z, base_cache = self._base.apply(x, run)
         branch, lora_cache = self._lora.apply(x, run)
         V = self._base.matrix + self._lora.merge_weights()  # (in, out)
-        n = _divisor(V)
-        c = m / n
+        norm = _divisor(V)
+        c = m / norm
         u = z - b + branch
         y = c * u + b
-        return y, DoRACache(base_cache, lora_cache, V, n, c, u)
+        return y, DoRACache(base_cache, lora_cache, V, norm, c, u)
 
     def vjp(
         self, dy: Array, cache: DoRACache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
-        """``dc = Σ dy u``, ``dm = dc / n``, ``du = c dy`` for base and branch; ``dV = -V dc c / n²`` through the norm."""
-        base_cache, lora_cache, V, n, c, u = cache
+        """``dc = Σ dy u``, ``dm = dc / ν``, ``du = c dy`` for base and branch; ``dV = -V dc c / ν²`` through the norm."""
+        base_cache, lora_cache, V, norm, c, u = cache
         trains_base = parameters and not self.is_base_layer_frozen
         du = c * dy
         base_dx, base_gradients = self._base.vjp(du, base_cache, parameters=trains_base, inputs=inputs)
@@ -130,8 +130,8 @@ class DoRAAdapter(LoRAAdapterBase):
         gradients: Gradients = {}
         if parameters:
             dc = sum_rows(dy * u)
-            gradients["magnitude"] = dc / n
-            dV = V * (-dc * c / (n * n) if self.norm_gradient else np.zeros_like(c))  # (in, out)
+            gradients["magnitude"] = dc / norm
+            dV = V * (-dc * c / norm**2 if self.norm_gradient else np.zeros_like(c))  # (in, out)
             if trains_base:
                 base_gradients["weight"] = base_gradients["weight"] + self._base.in_layout(dV)
                 if self._base.bias is not None:

@@ -59,8 +59,8 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
     training pass draws one for the whole model, and any other pass uses `current_deployment_rank`. At rank r the pass is
     that of a LoRA whose factors are the slices ``A_r = A[:, :r]`` and ``B_r = B[:r, :]``, so with G = dL/dY::
 
-        H = s X A_r,  Y = base(X) + H B_r
-        dB[:r] = Hᵀ G,  dH = s G B_rᵀ,  dA[:, :r] = Xᵀ dH,  dX = dX_base + dH A_rᵀ
+        H = X A_r,  Y = base(X) + s H B_r
+        dB[:r] = s Hᵀ G,  dH = s G B_rᵀ,  dA[:, :r] = Xᵀ dH,  dX = dX_base + dH A_rᵀ
 
     and dA and dB are exactly zero beyond r. In frozen mode they are also zero up to the previous active rank, whereas Y
     and dX are the same. `AdditiveAdapter` and `LoRALayer` compute all this; `select` picks the slice.

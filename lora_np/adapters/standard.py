@@ -35,8 +35,8 @@ class StandardLoRAAdapter(AdditiveAdapter):
     -----
     Forward, backward and merge are those of `AdditiveAdapter` with a `LoRALayer` as the branch::
 
-        Y = base(X) + H B,  H = s X A
-        dB = Hᵀ G,  dH = s G Bᵀ,  dA = Xᵀ dH,  dX = dX_base + dH Aᵀ
+        Y = base(X) + s H B,  H = X A
+        dB = s Hᵀ G,  dH = s G Bᵀ,  dA = Xᵀ dH,  dX = dX_base + dH Aᵀ
 
     Examples
     --------

@@ -55,8 +55,8 @@ class LoRALayer(MovableFactors, LowRankLayer):
     an adapter starts out equal to its base. A is stored column-major and B row-major, so every component, and every leading
     slice, is contiguous. With G = dL/dY (sums run over rows)::
 
-        H = s X A,  Y = H B
-        dB = Hᵀ G,  dH = s G Bᵀ,  dA = Xᵀ dH,  dX = dH Aᵀ
+        H = X A,  Y = s H B
+        dB = s Hᵀ G,  dH = s G Bᵀ,  dA = Xᵀ dH,  dX = dH Aᵀ
 
     At a lower rank r, A and B denote their first r columns and rows, and the gradients beyond them are exactly zero. If
     each row has its own rank, s is a matrix and multiplies elementwise: see `components_at`.

@@ -352,7 +352,7 @@ MUTANTS = [
     Mutant(
         "the gradient of DoRA's magnitude without the norm",
         "adapters/dora.py",
-        'gradients["magnitude"] = dc / n',
+        'gradients["magnitude"] = dc / norm',
         'gradients["magnitude"] = dc',
         (DORA,),
     ),
