@@ -100,11 +100,11 @@ def _one_product(node: ComputationNode, source: ComputationNode, new_source: Com
     M = _run(piece, source, None)
     c = _run(piece, source, np.zeros(source.size, node.dtype))
     matrix = folded(M, [constant for constant in constants if constant not in added])
-    product = ComputationNode("matmul", node.shape, node.dtype, (new_source, matrix), function=np.matmul)
+    product = replace(node, operation="matmul", parents=(new_source, matrix), function=np.matmul, options={})
     if not c.any():
         return product
     offset = next((constant for constant in added if np.array_equal(constant.value, c)), None) or folded(c, constants)
-    return ComputationNode("add", node.shape, node.dtype, (product, offset), function=np.add)
+    return replace(product, operation="add", parents=(product, offset), function=np.add)
 
 
 def _run(piece: Sequence[ComputationNode], source: ComputationNode, x: Array | None) -> Array:

@@ -56,6 +56,8 @@ class ComputationNode:
         Computes the value: ``function(*operands, **options)``.
     options : mapping
         Keyword arguments of the function, such as an axis.
+    layer : str
+        The path of the layer that computes the value, as in `walk`; empty for the outermost layer, and for leaves.
 
     Examples
     --------
@@ -84,6 +86,7 @@ class ComputationNode:
     value: Any = None
     function: Callable[..., Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    layer: str = ""
 
     def nodes(self) -> tuple[ComputationNode, ...]:
         """All nodes of the graph without duplicates, parents before their children, this node last."""

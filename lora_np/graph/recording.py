@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NoReturn, Protocol
 
@@ -28,6 +29,9 @@ from .node import (
     getitem,
     shape_text,
 )
+
+_LAYER = ContextVar("layer", default="")
+"""The path of the layer whose `apply` runs."""
 
 
 class Recordable(Protocol):
@@ -106,10 +110,20 @@ def _twin(layer: Recordable, constant: Callable[[Array], Array]) -> Recordable:
         memo |= {id(activation): _RecordedActivation(activation) for activation in activations}
     twin = copy.deepcopy(layer, memo)
     for path, inner in twin.walk().items():
+        vars(inner)["apply"] = partial(_apply_within, path, inner.apply)
         scaling_at = getattr(inner, "scaling_at", None)
         if scaling_at is not None:
             vars(inner)["scaling_at"] = partial(_named_scaling, f"{path}.scaling".lstrip("."), scaling_at)
     return twin
+
+
+def _apply_within(path: str, apply: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Run `apply` of the layer at a path, so that each operation is recorded with that path."""
+    outer = _LAYER.set(path)
+    try:
+        return apply(*arguments, **options)
+    finally:
+        _LAYER.reset(outer)
 
 
 class _NamedFloat(float):
@@ -217,6 +231,9 @@ class _Symbol(np.lib.mixins.NDArrayOperatorsMixin):
     def real(self) -> _Symbol:
         return self
 
+    def take(self, *_: Any, **__: Any) -> NoReturn:
+        _refuse("it looks up rows by index, such as the vectors of token ids")
+
     def copy(self) -> _Symbol:
         return _Symbol(self.node, self.sample, fresh=True)
 
@@ -261,7 +278,7 @@ def _apply(
             _refuse(f"{name} does not preserve the rows of the input")
         shape = (..., *shape[1:])
     parents = tuple(symbol.node for symbol in symbols)
-    node = ComputationNode(name, shape, sample.dtype, parents, function=function, options=options)
+    node = ComputationNode(name, shape, sample.dtype, parents, function=function, options=options, layer=_LAYER.get())
     if name in VIEWS:
         symbols[0].fresh = False
     return _Symbol(node, sample, fresh=name not in VIEWS)

@@ -21,12 +21,17 @@ from lora_np import (
     NotSupportedError,
     Sequential,
     StandardLoRAAdapter,
+    __version__,
+    gelu,
+    gelu_exact,
     tanh,
 )
 from lora_np.functions.activations import ACTIVATIONS
 from lora_np.io import onnx as lora_onnx
-from lora_np.io.onnx import OPERATORS, adapter_inputs, save_onnx, to_onnx
+from lora_np.io._onnx_operators import OPERATORS
+from lora_np.io.onnx import adapter_inputs, save_onnx, to_onnx
 from tests.kinds import IN, KINDS, LAYERS, OUT, RANK, batch, bits, build, dylora, multilora, randomised
+from tests.models.decoders import decoder
 from tests.test_graph import models
 
 onnx = pytest.importorskip("onnx")
@@ -127,10 +132,12 @@ def test_versions_and_names():
     model = to_onnx(build("standard-on-dense"))
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 21)]
     assert (model.ir_version, model.producer_name, model.graph.name) == (10, "lora_np", "StandardLoRAAdapter")
+    assert model.producer_version == __version__
     assert operators(model) == ["MatMul", "Add"]
-    assert [array.name for array in model.graph.initializer] == [
-        "folded(base.weight, lora.matrix_a, lora.matrix_b, lora.scaling)",
-        "base.bias",
+    assert [node.name for node in model.graph.node] == ["MatMul", "Add"]
+    assert [(array.name, array.doc_string) for array in model.graph.initializer] == [
+        ("matrix", "computed from base.weight, lora.matrix_a, lora.matrix_b, lora.scaling"),
+        ("base.bias", ""),
     ]
     assert shapes(model.graph.input) == {"input": ["batch", IN]}
     assert shapes(model.graph.output) == {"output": ["batch", OUT]}
@@ -140,9 +147,58 @@ def test_parameters_keep_their_names():
     layer = build("sequential")
     arrays = {array.name: onnx.numpy_helper.to_array(array) for array in to_onnx(layer).graph.initializer}
     parameters = layer.named_parameters()
-    assert set(arrays) == {"0.weight", "0.bias", "folded(1.weight)", "1.bias"}
+    assert set(arrays) == {"0.weight", "0.bias", "1.weight.T", "1.bias"}
     assert_array_equal(arrays["0.weight"], parameters["0.weight"])
-    assert_array_equal(arrays["folded(1.weight)"], parameters["1.weight"].T)
+    assert_array_equal(arrays["1.weight.T"], parameters["1.weight"].T)
+
+
+def names(model):
+    """The names of operators and of their values, and of initialisers."""
+    return (
+        [(node.name, *node.output) for node in model.graph.node],
+        [array.name for array in model.graph.initializer],
+    )
+
+
+def test_operators_are_named_after_their_layers():
+    assert names(to_onnx(build("sequential-of-adapters"), adapters="inputs")) == (
+        [
+            (name, name)
+            for name in (
+                "0.base.MatMul", "0.base.Add", "0.lora.MatMul", "0.lora.Mul", "0.lora.MatMul_2", "0.Add", "1.Tanh",
+                "2.base.MatMul", "2.base.Add", "2.tasks.second.MatMul", "2.tasks.second.Mul", "2.tasks.second.MatMul_2",
+            )
+        ]
+        + [("2.Add", "output")],
+        [
+            "0.base.weight", "0.base.bias", "0.lora.matrix_a", "0.lora.scaling", "0.lora.matrix_b",
+            "2.base.weight", "2.base.bias", "2.tasks.second.matrix_a", "2.tasks.second.scaling", "2.tasks.second.matrix_b",
+        ],
+    )  # fmt: skip
+
+
+def test_merged_layers_have_one_matrix_and_one_bias():
+    between = {"tanh": ActivationLayer(3, tanh), "dense": randomised(DenseLayer(3, 5, tanh, bias=False))}
+    model = Sequential({"first": build("standard-on-dense")} | between | {"last": build("dora-on-fully-connected")})
+    operators, arrays = names(to_onnx(model))
+    assert [name for name, _ in operators] == [
+        "first.MatMul", "first.Add", "tanh.Tanh", "dense.MatMul", "dense.Tanh", "last.MatMul", "last.Add",
+    ]  # fmt: skip
+    assert arrays == ["first.matrix", "first.base.bias", "dense.weight", "last.matrix", "last.base.bias"]
+
+
+def test_decomposed_activations_belong_to_their_layer():
+    operators, arrays = names(to_onnx(Sequential([DenseLayer(3, 3), ActivationLayer(3, gelu)])))
+    assert {name.split(".")[0] for name, _ in operators[1:]} == {"1"}
+    assert arrays[:2] == ["0.weight", "constant"]
+
+
+def test_a_constant_of_several_arrays_that_is_not_a_matrix_or_a_bias():
+    model = to_onnx(Two())
+    assert names(model)[1] == ["constant", "bias"]
+    assert [array.doc_string for array in model.graph.initializer] == ["computed from bias, output", "computed from output"]
+    x = batch(2, 3)
+    assert_same(run(model, input=x), Two().predict(x), np.float64)
 
 
 def test_activations_with_an_onnx_operator_become_that_operator():
@@ -155,6 +211,80 @@ def test_activations_with_an_onnx_operator_become_that_operator():
         "tanh": ["Tanh"],
         "softmax": ["Softmax"],
     }
+
+
+@pytest.mark.parametrize("activation", [gelu, gelu_exact], ids=lambda activation: activation.name)
+def test_gelu_in_float32_is_one_operator_since_opset_20(activation):
+    layer = ActivationLayer(3, activation, dtype=np.float32)
+    (node,) = to_onnx(layer, opset=20).graph.node
+    assert node.op_type == "Gelu"
+    assert node.attribute[0].s == {"gelu": b"tanh", "gelu_exact": b"none"}[activation.name]
+    assert "Gelu" not in operators(to_onnx(layer, opset=19))
+    x = 4 * batch(50, 3).astype(np.float32)
+    for opset in (18, 19, 20, 21):
+        assert_same(run(to_onnx(layer, opset=opset), input=x), layer.predict(x), np.float32)
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(18, 8), (19, 9), (20, 9), (21, 10)])
+def test_older_opsets(opset, ir_version, tmp_path):
+    layer = build("sequential-of-adapters")
+    save_onnx(layer, tmp_path / "model.onnx", opset=opset)
+    model = onnx.load(tmp_path / "model.onnx")
+    assert (model.opset_import[0].version, model.ir_version) == (opset, ir_version)
+    x = batch(2, layer.input_size)
+    assert_same(run(model, input=x), layer.predict(x), np.float64)
+
+
+@pytest.mark.parametrize("opset", [17, 22, 0, 21.0])
+def test_opsets_that_cannot_be_written(opset):
+    with pytest.raises(ArgumentError, match=r"opset must be (in 18..21|an integer), got "):
+        to_onnx(build("dense"), opset=opset)
+
+
+def properties(model):
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def test_metadata():
+    model = build("sequential-of-adapters")
+    model.layers[0].current_deployment_rank = 1
+    expected = {
+        "0.kind": "DyLoRAAdapter",
+        "0.rank": "1",
+        "0.ranks": "[1, 2]",
+        "0.lora.rank": "2",
+        "0.lora.alpha": "2.0",
+        "2.kind": "MultiLoRAAdapter",
+        "2.task": "second",
+        "2.tasks.second.rank": "2",
+        "2.tasks.second.alpha": "2.0",
+    }
+    assert properties(to_onnx(model)) == {"adapters": "merged"} | expected
+    assert properties(to_onnx(model, adapters="required")) == {"adapters": "required"} | expected
+    del expected["2.task"]
+    mixed = properties(to_onnx(model, adapters="mixed"))
+    assert mixed.items() >= (expected | {"adapters": "mixed", "tasks": '["first", "second", "third"]'}).items()
+    assert {name for name in mixed if name.startswith("2.tasks") and name.endswith("rank")} == {
+        "2.tasks.first.rank", "2.tasks.second.rank", "2.tasks.third.rank",
+    }  # fmt: skip
+
+
+def test_metadata_of_a_single_adapter():
+    assert properties(to_onnx(build("standard-on-dense"))) == {
+        "adapters": "merged",
+        "kind": "StandardLoRAAdapter",
+        "lora.rank": "2",
+        "lora.alpha": "3.0",
+    }
+    assert properties(to_onnx(build("dense"))) == {"adapters": "merged"}
+
+
+def test_onnxruntime_reads_the_metadata():
+    session = runtime.InferenceSession(
+        to_onnx(build("standard-on-dense")).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    found = session.get_modelmeta()
+    assert (found.producer_name, found.custom_metadata_map["kind"]) == ("lora_np", "StandardLoRAAdapter")
 
 
 def test_two_files_of_the_same_layer_are_identical(tmp_path):
@@ -326,6 +456,19 @@ class Named(Own):
         return np.tanh(x @ self.output) @ self.v1, ()
 
 
+class Two(Own):
+    """A layer that computes with functions of its arrays, of which one has a name that the file uses otherwise."""
+
+    parameter_names = ("output", "bias")
+
+    def __init__(self):
+        super().__init__(None)
+        self.output, self.bias = batch(3, seed=4), batch(3, seed=5)
+
+    def apply(self, x, run):
+        return x * (self.output * self.bias) + self.output * 2, ()
+
+
 def test_names_that_are_already_taken():
     x = batch(2, 3)
     assert_same(run(to_onnx(Named()), input=x), Named().predict(x), np.float64)
@@ -418,11 +561,28 @@ def test_a_layer_without_a_graph_is_named():
         to_onnx(Sequential([inner]))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_layers_of_transformers_that_are_not_exported(name):
+    reasons = {}
+    for layer in decoder(name).walk().values():
+        try:
+            to_onnx(layer)
+        except NotSupportedError as error:
+            reasons[type(layer).__name__] = str(error)
+        else:
+            reasons[type(layer).__name__] = ""
+    no = {"CausalLM", "Embedding", *{"llama": ["LlamaModel", "LlamaBlock"], "gpt2": ["GPT2Model", "GPT2Block"]}[name]}
+    yes = {"llama": {"RMSNorm", "FullyConnectedLayer"}, "gpt2": {"LayerNorm", "DenseLayer"}}[name]
+    assert {kind for kind, reason in reasons.items() if not reason} == yes
+    assert {kind for kind, reason in reasons.items() if reason} == no
+    assert "(Embedding) has no computation graph: it looks up rows by index" in reasons["CausalLM"]
+
+
 # ---------------------------------------------------------------- arguments and files
 
 
-def test_adapters_must_be_one_of_three_values():
-    with pytest.raises(ArgumentError, match="adapters must be one of 'merged', 'inputs', 'required', got 'apart'"):
+def test_adapters_must_be_one_of_four_values():
+    with pytest.raises(ArgumentError, match="adapters must be one of 'merged', 'inputs', 'required', 'mixed', got 'apart'"):
         to_onnx(build("dense"), adapters="apart")
 
 

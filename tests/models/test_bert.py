@@ -395,7 +395,7 @@ def test_a_step_needs_a_pass():
 def test_a_model_of_ids_says_why_it_has_no_graph():
     model = encoder()
     assert not model.supports_jit_compilation
-    with pytest.raises(NotSupportedError, match=r"Embedding.* has no computation graph"):
+    with pytest.raises(NotSupportedError, match=r"Embedding.* has no computation graph: it looks up rows"):
         model.export_computation_graph([])
 
 
