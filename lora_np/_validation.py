@@ -234,6 +234,17 @@ def real_array(name: str, value: object, dtype: Any = None, *, copy: bool = Fals
     return array.astype(dtype, order="C")
 
 
+def row_weights(name: str, value: object, rows: int) -> Array:
+    """One finite, non-negative number for each row, in float64."""
+    weights = real_array(name, value).astype(np.float64, copy=False)
+    if weights.shape != (rows,):
+        raise ArgumentError(f"{name} must have shape ({rows},), one number per row, got {weights.shape}")
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        wrong = weights[~(np.isfinite(weights) & (weights >= 0))][0]
+        raise ArgumentOutOfRangeError(f"{name} must be finite and not negative, got {wrong}")
+    return weights
+
+
 def is_masked(value: object) -> bool:
     """Whether a value is a NumPy masked array, whose mask would be lost."""
     return isinstance(value, np.ndarray) and hasattr(value, "mask")

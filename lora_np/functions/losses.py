@@ -1,6 +1,7 @@
 """Loss functions. One method computes both the value and the gradient, so that the two cannot disagree.
 
 Values are means: over rows for softmax cross-entropy, over elements for all others. The loss of an empty batch is 0.
+With weights of the rows, they are weighted means.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, final
 import numpy as np
 
 from .._typing import Array
-from .._validation import finite_float, real_array, same_shape
+from .._validation import finite_float, real_array, row_weights, same_shape
 from ..errors import ArgumentError, ArgumentOutOfRangeError
 from .activations import sigmoid, softplus
 from .numerical import numerical_gradient
@@ -25,7 +26,7 @@ class Loss(ABC):
     """
 
     @final
-    def value_and_gradient(self, predictions: Any, targets: Any) -> tuple[float, Array]:
+    def value_and_gradient(self, predictions: Any, targets: Any, weights: Any = None) -> tuple[float, Array]:
         """The loss and its gradient with respect to the predictions.
 
         Parameters
@@ -33,6 +34,9 @@ class Loss(ABC):
         predictions : array, shape (..., outputs)
         targets : array, shape (..., outputs)
             Nothing is broadcast. `SoftmaxCrossEntropy` also accepts class labels.
+        weights : array, shape (rows,), optional
+            The weight of each row, that is of each index of the first axis, of at least two: ``Σ w L / Σ w``. Not negative.
+            If all are 0, so is the loss.
 
         Returns
         -------
@@ -42,15 +46,25 @@ class Loss(ABC):
         Raises
         ------
         ArgumentError
-            If an argument is not an array of real numbers, the shapes do not match, or a target is out of range.
+            If an argument is not an array of real numbers, the shapes do not match, or a target or weight is out of range.
         """
-        value, gradient = self.compute(*self.check(predictions, targets))
+        p, t = self.check(predictions, targets)
+        value, gradient = self.compute(p, t) if weights is None else self._weighted(p, t, np.asarray(targets), weights)
         return float(value), gradient
 
     @final
-    def __call__(self, predictions: Any, targets: Any) -> float:
+    def __call__(self, predictions: Any, targets: Any, weights: Any = None) -> float:
         """The value, without the gradient."""
-        return self.value_and_gradient(predictions, targets)[0]
+        return self.value_and_gradient(predictions, targets, weights)[0]
+
+    def _weighted(self, predictions: Array, checked_targets: Array, targets: Array, weights: Any) -> tuple[Any, Array]:
+        if predictions.ndim < 2:
+            raise ArgumentError(f"weights need predictions with at least two axes, got shape {predictions.shape}")
+        weights = row_weights("weights", weights, len(predictions))
+        weights = weights / (weights.max(initial=0) or 1)  # their sum could overflow
+        counted = self.terms(targets, weights)
+        factors = weights * (self.terms(targets) / counted) if counted else np.zeros_like(weights)
+        return self.compute_weighted(predictions, checked_targets, factors.astype(predictions.dtype))
 
     @final
     def check(self, predictions: Any, targets: Any) -> tuple[Array, Array]:
@@ -74,9 +88,12 @@ class Loss(ABC):
         same_shape("targets", targets, predictions.shape)
         return targets.astype(predictions.dtype, copy=False)
 
-    def terms(self, targets: Array) -> int:
-        """The number of terms over which the loss of checked targets is a mean, up to a factor: by default, of rows."""
-        return len(targets)
+    def terms(self, targets: Array, weights: Array | None = None) -> float:
+        """The number of terms over which the loss of valid targets is a mean, up to a factor: by default, of rows.
+
+        With weights, the sum of the weights of these terms.
+        """
+        return len(targets) if weights is None else float(weights.sum())
 
     @abstractmethod
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
@@ -85,48 +102,86 @@ class Loss(ABC):
         The value is written analytically, so that a complex step can check the gradient.
         """
 
+    def compute_weighted(self, predictions: Array, targets: Array, factors: Array) -> tuple[Any, Array]:
+        """As `compute`, if what each row contributes to the loss is multiplied by a factor.
+
+        By default, the loss is computed for each row alone, and the results are averaged.
+
+        Parameters
+        ----------
+        predictions, targets : arrays
+            Checked.
+        factors : array, shape (rows,)
+            Relative weights: with ones, the result is that of `compute`, if it is a mean over rows.
+        """
+        shares = factors / _count(factors)
+        rows = [self.compute(predictions[[row]], targets[[row]]) for row in range(len(factors))]
+        value = sum((share * value for share, (value, _) in zip(shares, rows, strict=True)), 0.0)
+        gradients = [share * gradient for share, (_, gradient) in zip(shares, rows, strict=True)]
+        return value, np.concatenate(gradients) if rows else np.zeros_like(predictions)
+
 
 def _count(array: Array) -> int:
     """The number of elements, but at least 1, so that the mean over no elements is 0."""
     return max(array.size, 1)
 
 
-def _mean(values: Array) -> Any:
-    """The mean, or 0 over no elements. The sum of large values could overflow where their mean does not."""
-    return (values / _count(values)).sum()
+class ElementwiseLoss(Loss):
+    """A mean over elements: ``L = Σ ℓ(p, t) / n``, with n the number of elements; ``dL/dp = ℓ'(p, t) / n``."""
+
+    @abstractmethod
+    def elements(self, predictions: Array, targets: Array) -> tuple[Array, Array]:
+        """``ℓ(p, t)`` and ``ℓ'(p, t)``, its derivative with respect to p, of each element."""
+
+    @final
+    def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
+        """The value and the gradient."""
+        values, slopes = self.elements(predictions, targets)
+        n = _count(predictions)
+        # The sum of large values could overflow where their mean does not.
+        return (values / n).sum(), slopes * (1 / n)
+
+    @final
+    def compute_weighted(self, predictions: Array, targets: Array, factors: Array) -> tuple[Any, Array]:
+        """The value and the gradient, with a factor for each row."""
+        values, slopes = self.elements(predictions, targets)
+        shares = _column(factors, predictions) / _count(predictions)
+        return (values * shares).sum(), slopes * shares
+
+
+def _column(factors: Array, array: Array) -> Array:
+    """One number per row, in the shape that multiplies the rows of an array."""
+    return factors.reshape(-1, *[1] * (array.ndim - 1))
 
 
 @final
-class MeanSquaredError(Loss):
+class MeanSquaredError(ElementwiseLoss):
     """Mean squared error, minimised by the conditional mean (Hastie, Tibshirani and Friedman 2009, sec. 2.4).
 
     ``L = Σ (p - t)² / n``, with n the number of elements; ``dL/dp = 2 (p - t) / n``.
     """
 
-    def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
-        """The value and the gradient."""
+    def elements(self, predictions: Array, targets: Array) -> tuple[Array, Array]:
+        """``(p - t)²`` and ``2 (p - t)``."""
         difference = predictions - targets
-        n = _count(difference)
-        return (difference * (difference / n)).sum(), difference * (2 / n)
+        return difference * difference, 2 * difference
 
 
 @final
-class MeanAbsoluteError(Loss):
+class MeanAbsoluteError(ElementwiseLoss):
     """Mean absolute error, minimised by the conditional median (Hastie, Tibshirani and Friedman 2009, sec. 2.4).
 
     ``L = Σ |p - t| / n``, with n the number of elements; ``dL/dp = sign(p - t) / n``, which is 0 where p = t.
     """
 
-    def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
-        """The value and the gradient."""
+    def elements(self, predictions: Array, targets: Array) -> tuple[Array, Array]:
+        """``|p - t|`` and ``sign(p - t)``."""
         difference = predictions - targets
-        n = _count(difference)
-        magnitude = np.where(difference.real < 0, -difference, difference)
-        return _mean(magnitude), np.sign(difference.real) * (1 / n)
+        return np.where(difference.real < 0, -difference, difference), np.sign(difference.real)
 
 
 @final
-class Huber(Loss):
+class Huber(ElementwiseLoss):
     """Huber loss: quadratic for errors up to δ, linear beyond (Huber 1964).
 
     ``L = Σ h(p - t) / n``, with ``h(e) = e²/2`` if ``|e| <= δ``, else ``δ (|e| - δ/2)``, and n the number of elements;
@@ -146,16 +201,15 @@ class Huber(Loss):
     def __repr__(self) -> str:
         return f"Huber(delta={self.delta:g})"
 
-    def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
-        """The value and the gradient."""
+    def elements(self, predictions: Array, targets: Array) -> tuple[Array, Array]:
+        """``h(p - t)`` and ``clip(p - t, -δ, δ)``."""
         difference = predictions - targets
-        n = _count(difference)
         magnitude = np.where(difference.real < 0, -difference, difference)
         near = magnitude.real <= self.delta
         # Large errors are never squared: that could overflow.
         small = np.where(near, difference, 0)
-        value = np.where(near, 0.5 * small * small, self.delta * (magnitude - 0.5 * self.delta))
-        return _mean(value), np.clip(difference.real, -self.delta, self.delta) * (1 / n)
+        values = np.where(near, 0.5 * small * small, self.delta * (magnitude - 0.5 * self.delta))
+        return values, np.clip(difference.real, -self.delta, self.delta)
 
 
 @final
@@ -202,9 +256,9 @@ class SoftmaxCrossEntropy(Loss):
         rows[labelled, labels[labelled]] = labels.size / max(remaining, 1)
         return rows.reshape(predictions.shape)
 
-    def terms(self, targets: Array) -> int:
-        """The number of targets that are not ignored."""
-        return int(np.count_nonzero(targets >= 0))
+    def terms(self, targets: Array, weights: Array | None = None) -> float:
+        """The number of targets that are not ignored, or the sum of their weights."""
+        return kept_terms(targets, weights)
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """The value and the gradient."""
@@ -219,9 +273,19 @@ class SoftmaxCrossEntropy(Loss):
         powers -= targets
         return -((targets / rows) * counted).sum(), powers * (1 / rows)
 
+    def compute_weighted(self, predictions: Array, targets: Array, factors: Array) -> tuple[Any, Array]:
+        """The value and the gradient, which are linear in the targets."""
+        return self.compute(predictions, targets * _column(factors, predictions))
+
+
+def kept_terms(targets: Array, weights: Array | None) -> float:
+    """The number of targets that are not -1 or, with a weight per row, the sum of their weights."""
+    kept = targets >= 0
+    return float(np.count_nonzero(kept) if weights is None else (_column(weights, targets) * kept).sum())
+
 
 @final
-class BinaryCrossEntropy(Loss):
+class BinaryCrossEntropy(ElementwiseLoss):
     """Negative log-likelihood of Bernoulli probabilities, computed from logits (Bishop 2006, eq. 4.90 and 4.91).
 
     ``L = -Σ (t log σ(z) + (1 - t) log(1 - σ(z))) / n = Σ (softplus(z) - t z) / n``, with n the number of elements;
@@ -235,16 +299,16 @@ class BinaryCrossEntropy(Loss):
             raise ArgumentOutOfRangeError(f"targets must lie in [0, 1], got {targets.min()}..{targets.max()}")
         return targets
 
-    def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
-        """The value and the gradient."""
-        n = _count(predictions)
-        value = _mean(softplus(predictions) - targets * predictions)
-        return value, (sigmoid(predictions) - targets) * (1 / n)
+    def elements(self, predictions: Array, targets: Array) -> tuple[Array, Array]:
+        """``softplus(z) - t z`` and ``σ(z) - t``."""
+        return softplus(predictions) - targets * predictions, sigmoid(predictions) - targets
 
 
 @final
 class FunctionLoss(Loss):
     """Any scalar function of predictions and targets, differentiated numerically: convenient but slow.
+
+    With weights, it is evaluated for each row alone, and the results are averaged.
 
     The gradient is computed by central differences, ``(f(p + h) - f(p - h)) / 2h``: two evaluations for each element of the
     predictions, accurate to about 9 digits. At a kink, the result lies between the one-sided slopes.

@@ -10,7 +10,7 @@ import numpy as np
 from .._typing import Array
 from .._validation import integer
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError
-from ..functions.losses import Loss
+from ..functions.losses import Loss, kept_terms
 from ..run import EVALUATION
 from .causal import CausalLM
 
@@ -46,7 +46,8 @@ class NextTokenLoss(Loss):
         Z = H Wᵀ,  P = softmax(Z),  L = -Σ log P[row, t] / n
         dZ = (P - onehot(t)) / n,   dH = dZ W
 
-    The one-hot matrix is never made: 1 / n is subtracted from one element of each row.
+    The one-hot matrix is never made: 1 / n is subtracted from one element of each row. With weights, each
+    row has a separate share instead of 1 / n.
 
     Examples
     --------
@@ -92,25 +93,34 @@ class NextTokenLoss(Loss):
             )
         return targets
 
-    def terms(self, targets: Array) -> int:
-        """The number of tokens that are not ignored."""
-        return int(np.count_nonzero(targets >= 0))
+    def terms(self, targets: Array, weights: Array | None = None) -> float:
+        """The number of tokens that are not ignored, or the sum of the weights of their sequences."""
+        return kept_terms(targets, weights)
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """The value and the gradient of the hidden states."""
+        return self._mean(predictions, targets, np.ones(targets.size, predictions.dtype))
+
+    def compute_weighted(self, predictions: Array, targets: Array, factors: Array) -> tuple[Any, Array]:
+        """The value and the gradient, with a factor for each sequence."""
+        return self._mean(predictions, targets, np.repeat(factors, targets[0].size if len(targets) else 0))
+
+    def _mean(self, predictions: Array, targets: Array, factors: Array) -> tuple[Any, Array]:
+        """The value and the gradient, with a factor for each token."""
         hidden, labels = predictions.reshape(-1, predictions.shape[-1]), targets.reshape(-1)
         rows = np.flatnonzero(labels >= 0)
+        shares = factors / max(len(rows), 1)
         gradient = np.zeros_like(hidden)
         at_once = max(1, PIECE // self.head.output_size)
         total: Any = 0.0
         for start in range(0, len(rows), at_once):
             piece = rows[start : start + at_once]
-            loss, gradient[piece] = self._summed(hidden[piece], labels[piece], len(rows))
+            loss, gradient[piece] = self._summed(hidden[piece], labels[piece], shares[piece])
             total += loss
-        return total / max(len(rows), 1), gradient.reshape(predictions.shape)
+        return total, gradient.reshape(predictions.shape)
 
-    def _summed(self, h: Array, targets: Array, n: int) -> tuple[Any, Array]:
-        """``-Σ log P[row, t]`` and ``dH = dZ W`` of some of n rows. One array holds Z, then P, then dZ."""
+    def _summed(self, h: Array, targets: Array, shares: Array) -> tuple[Any, Array]:
+        """``-Σ s log P[row, t]`` and ``dH = dZ W`` of some rows with shares s. One array holds Z, then P, then dZ."""
         z, cache = self.head.apply(h, EVALUATION)  # (rows, V)
         t = np.arange(len(h)), targets
         z -= z.real.max(axis=-1, keepdims=True)
@@ -118,11 +128,11 @@ class NextTokenLoss(Loss):
         p = np.exp(z, out=z)
         sums = p.sum(axis=-1, keepdims=True)
         p /= sums
-        dz = np.multiply(p, 1 / n, out=p)
-        dz[t] -= 1 / n
+        dz = np.multiply(p, shares[:, None], out=p)
+        dz[t] -= shares
         dh, _ = self.head.vjp(dz, cache, parameters=False)
         assert dh is not None
-        return (np.log(sums[:, 0]) - chosen).sum(), dh
+        return (shares * (np.log(sums[:, 0]) - chosen)).sum(), dh
 
 
 def next_token_data(prompts: Iterable[Any], answers: Iterable[Any]) -> tuple[Array, Array]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -27,35 +26,49 @@ class Portion(NamedTuple):
     targets: Array
     tasks: Array | None = None
     """The task of each row, if each task's rows are averaged by themselves."""
+    row_weights: Array | None = None
+    """The weight of each row, if means are weighted."""
 
-    def terms_by_task(self, loss: Loss) -> dict[str | None, int]:
+    def terms_by_task(self, loss: Loss) -> dict[str | None, float]:
         """The number of terms of the loss of each task, if rows are averaged by task."""
-        return {} if self.tasks is None else terms_by_task(loss, self.targets, self.tasks)
+        return {} if self.tasks is None else terms_by_task(loss, self.targets, self.tasks, self.row_weights)
 
     def differentiated(self, loss: Loss, weights: Weights | None = None) -> tuple[float, Array]:
         """Run the pass; returns its loss, and the gradient of that by the output. By default, tasks have the weight 1."""
         y = self.forward()
         if self.tasks is None:
-            return loss.value_and_gradient(y, self.targets)
-        return loss_by_task(loss, y, self.targets, self.tasks, weights)
+            return loss.value_and_gradient(y, self.targets, self.row_weights)
+        return loss_by_task(loss, y, self.targets, self.tasks, weights, self.row_weights)
 
 
-def loss_by_task(loss: Loss, y: Array, targets: Any, tasks: Array, weights: Weights | None = None) -> tuple[float, Array]:
+def loss_by_task(
+    loss: Loss,
+    y: Array,
+    targets: Any,
+    tasks: Array,
+    weights: Weights | None = None,
+    row_weights: Array | None = None,
+) -> tuple[float, Array]:
     """``Σ_t w_t L(y_t, targets_t)`` and its gradient by y, where y_t are the rows of task t; by default, w_t = 1."""
     value, dy = 0.0, np.zeros_like(y)
     for task, rows in rows_by_task(tasks).items():
         weight = 1.0 if weights is None else weights.get(task, 0.0)
         if weight:
-            mean, gradient = loss.value_and_gradient(y[rows], targets[rows])
+            mean, gradient = loss.value_and_gradient(y[rows], targets[rows], _of(row_weights, rows))
             value += weight * mean
             dy[rows] = weight * gradient
     return value, dy
 
 
-def terms_by_task(loss: Loss, targets: Array, tasks: Array) -> dict[str | None, int]:
-    """The number of terms of the loss of each task; without the tasks whose rows the loss ignores."""
-    terms = {task: loss.terms(targets[rows]) for task, rows in rows_by_task(tasks).items()}
+def terms_by_task(loss: Loss, targets: Array, tasks: Array, row_weights: Array | None = None) -> dict[str | None, float]:
+    """The number of terms of the loss of each task, or their weights; without the tasks whose rows the loss ignores."""
+    terms = {task: loss.terms(targets[rows], _of(row_weights, rows)) for task, rows in rows_by_task(tasks).items()}
     return {task: count for task, count in terms.items() if count}
+
+
+def _of(row_weights: Array | None, rows: Array) -> Array | None:
+    """The weights of some rows."""
+    return None if row_weights is None else row_weights[rows]
 
 
 def rows_by_task(tasks: Array) -> dict[str | None, Array]:
@@ -65,7 +78,7 @@ def rows_by_task(tasks: Array) -> dict[str | None, Array]:
     return {task: (codes == code).nonzero()[0] for task, code in number.items()}
 
 
-def weights_of_passes(passes: Iterable[tuple[float, Mapping[str | None, int]]]) -> list[dict[str | None, float]]:
+def weights_of_passes(passes: Iterable[tuple[float, Mapping[str | None, float]]]) -> list[dict[str | None, float]]:
     """The weights of the tasks in each pass of a step, such that each task's rows are averaged over all of the passes.
 
     Parameters
@@ -73,9 +86,9 @@ def weights_of_passes(passes: Iterable[tuple[float, Mapping[str | None, int]]]) 
     passes : iterable of (fraction, terms)
         The fraction of the step by which the gradients of a pass are multiplied, and the number of terms of each task.
     """
-    passes, totals = list(passes), Counter[str | None]()
+    passes, totals = list(passes), dict[str | None, float]()
     for _, terms in passes:
-        totals.update(terms)
+        totals |= {task: totals.get(task, 0) + n for task, n in terms.items()}
     return [{task: n / totals[task] / fraction for task, n in terms.items()} for fraction, terms in passes]
 
 

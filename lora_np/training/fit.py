@@ -35,6 +35,7 @@ def fit(
     *,
     tasks: Iterable[str | None] | None = None,
     average: Average = "batch",
+    weights: Any = None,
     shuffle: bool = True,
     rng: RNG = None,
     schedule: Schedule | None = None,
@@ -66,6 +67,9 @@ def fit(
         Whether the loss is averaged over all rows of a batch, or over those of each task separately, in which case the
         losses of the tasks add up. With ``"task"``, and unless `clip_norm` is given, each task trains as it would on its
         rows of each batch alone; in the same way, the validation loss is the sum of those of the tasks.
+    weights : array, shape (rows,), optional
+        The weight of each row, not negative: the loss of a step is the weighted mean over its rows, ``Σ w L / Σ w``. Rows
+        with weight 0 are left out, as if they were not in `data`.
     shuffle : bool, default True
         Whether to reshuffle the rows before each epoch.
     rng : seed or numpy.random.Generator, optional
@@ -83,7 +87,7 @@ def fit(
     accumulate : int, default 1
         The number of forward and backward passes per step, each over `batch_size` rows. A step equals that on a batch of
         all of these rows, in less memory, if the loss is a mean over rows or over the labels that it does not ignore.
-    validation : (inputs, targets) or (inputs, targets, tasks), optional
+    validation : (inputs, targets), (inputs, targets, tasks) or (inputs, targets, tasks, weights), optional
         Samples on which to measure the loss after each epoch, as `Layer.predict` sees them: DyLoRA adapters use their
         deployment rank. Penalties on the weights are not included.
     patience : int, optional
@@ -124,10 +128,9 @@ def fit(
     True
     """
     callbacks = check_parts(model, loss, optimizer, callbacks)
-    samples = checked_samples(model, loss, data, tasks)
+    samples = checked_samples(model, loss, data, tasks, weights)
     by_task = averages_by_task(average, has_tasks=samples.tasks is not None)
-    epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
-    random = generator(rng)
+    epochs, batch_size, random = positive_int("epochs", epochs), positive_int("batch_size", batch_size), generator(rng)
     function("rank_schedule", rank_schedule)
     rows_per_step = batch_size * positive_int("accumulate", accumulate)
     factors = factors_of(schedule, epochs * -(-len(samples.inputs) // rows_per_step))
@@ -171,7 +174,9 @@ class _Training:
 
     def steps(self, epochs: int, rows_per_step: int, shuffle: bool, set_rate: Callable[[int], None]) -> Iterator[Progress]:
         """Take the steps one by one, and measure the validation loss after the last step of each epoch."""
-        rows, history = len(self.samples.inputs), self.history
+        samples, history = self.samples, self.history
+        rows = len(samples.inputs)
+        weights = np.ones(rows) if samples.weights is None else samples.weights
         steps = -(-rows // rows_per_step)
         for epoch in range(1, epochs + 1):
             order, total = self.random.permutation(rows) if shuffle else np.arange(rows), 0.0
@@ -179,8 +184,8 @@ class _Training:
                 batch = order[number * rows_per_step : (number + 1) * rows_per_step]
                 set_rate(len(history.step_losses))
                 value = self._step(batch, epoch)
-                total += value * len(batch)
-                measured = self._end_epoch(total / rows) if number == steps - 1 else None
+                total += value * weights[batch].sum()
+                measured = self._end_epoch(float(total / weights.sum())) if number == steps - 1 else None
                 yield Progress(self.descent.layer, epoch, epochs, len(history.step_losses), epochs * steps, value, measured)
             if self.validation is not None and self.validation.is_over:
                 return
@@ -210,7 +215,8 @@ class _Training:
     def _portion(self, rows: Array, rank: Rank | None) -> Portion:
         """One pass over some rows."""
         forward = self.samples.forward(self.descent.layer, rows, rank)
-        return Portion(forward, self.samples.targets[rows], None if self.tasks is None else self.tasks[rows])
+        targets, row_weights = self.samples.target(rows)
+        return Portion(forward, targets, None if self.tasks is None else self.tasks[rows], row_weights)
 
     def _end_epoch(self, mean: float) -> float | None:
         """Record an epoch; returns the validation loss after it."""

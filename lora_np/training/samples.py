@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._typing import Array
-from .._validation import real_array, sequence
+from .._validation import real_array, row_weights, sequence
 from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.losses import Loss
@@ -22,10 +22,15 @@ class Samples(NamedTuple):
     inputs: Array
     targets: Array
     tasks: Array | None
+    weights: Array | None = None
 
     def forward(self, model: Layer, rows: Any, rank: Rank | None = None) -> Callable[[], Array]:
         """A function that runs the forward pass over the given rows."""
         return partial(model.forward, self.inputs[rows], tasks=None if self.tasks is None else self.tasks[rows], rank=rank)
+
+    def target(self, rows: Any) -> tuple[Array, Array | None]:
+        """The targets and the weights of the given rows, as a loss takes them."""
+        return self.targets[rows], None if self.weights is None else self.weights[rows]
 
     def predict(self, model: Layer, batch_size: int) -> Array:
         """The predictions for all rows, computed in batches."""
@@ -36,8 +41,13 @@ class Samples(NamedTuple):
         return np.concatenate(outputs)
 
 
-def checked_samples(model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iterable[str | None] | None) -> Samples:
-    """Check the data against the model and the loss, and convert the arrays."""
+def checked_samples(
+    model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iterable[str | None] | None, weights: Any = None
+) -> Samples:
+    """Check the data against the model and the loss, and convert the arrays.
+
+    Rows with weight 0 are left out, and the largest weight becomes 1.
+    """
     try:
         inputs, targets = data
     except (TypeError, ValueError):
@@ -56,4 +66,17 @@ def checked_samples(model: Layer, loss: Loss, data: tuple[Any, Any], tasks: Iter
         row_tasks = np.array(names, dtype=object)
     # Check all targets at once, against placeholder predictions: only their shape matters.
     loss.check(np.broadcast_to(np.zeros((), model.dtype), model._output_shape(inputs)), targets)
-    return Samples(inputs, targets, row_tasks)
+    samples = Samples(inputs, targets, row_tasks)
+    return samples if weights is None else _weighted(samples, weights)
+
+
+def _weighted(samples: Samples, weights: Any) -> Samples:
+    """The samples with weights: those with weight 0 have no part in the training, as if they were not there."""
+    weights = row_weights("weights", weights, len(samples.inputs))
+    if not weights.any():
+        raise ArgumentError("weights must contain a number greater than 0, got only zeros")
+    weights = weights / weights.max()
+    kept = weights > 0
+    rows = slice(None) if kept.all() else np.flatnonzero(kept)
+    tasks = None if samples.tasks is None else samples.tasks[rows]
+    return Samples(samples.inputs[rows], samples.targets[rows], tasks, weights[rows])

@@ -55,10 +55,17 @@ class Descent:
         self.run: Run | None = None
         """The `Run` of the last step, with its tasks and rank."""
 
-    def step(self, forward: Callable[[], Array], targets: Any, tasks: Array | None = None) -> float:
+    def step(
+        self,
+        forward: Callable[[], Array],
+        targets: Any,
+        tasks: Array | None = None,
+        row_weights: Array | None = None,
+    ) -> float:
         """Take a step; returns the objective before it, which is the loss plus the layer's auxiliary loss.
 
-        Given the task of each row, the loss is the sum of the mean losses of the tasks.
+        Given the task of each row, the loss is the sum of the mean losses of the tasks. With weights of the rows, means are
+        weighted; see `Loss.value_and_gradient`.
 
         Raises
         ------
@@ -66,7 +73,7 @@ class Descent:
             If the objective, a gradient or an update is not finite.
         """
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            value, gradients, parts = self._differentiated(Portion(forward, targets, tasks), None)
+            value, gradients, parts = self._differentiated(Portion(forward, targets, tasks, row_weights), None)
             objective = value + float(self.layer.compute_auxiliary_loss())
         self.descend(objective, gradients, parts)
         return objective
@@ -81,7 +88,7 @@ class Descent:
         NonFiniteError
             If the objective, a gradient or an update is not finite.
         """
-        terms = [self.loss.terms(each.targets) for each in passes]
+        terms = [self.loss.terms(each.targets, each.row_weights) for each in passes]
         total = sum(terms)
         counted = [(n / total, each) for n, each in zip(terms, passes, strict=True) if n] if total else [(1.0, passes[0])]
         weights = weights_of_passes([(fraction, each.terms_by_task(self.loss)) for fraction, each in counted])

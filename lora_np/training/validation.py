@@ -15,8 +15,8 @@ from ..functions.losses import Loss
 from .averaging import loss_by_task, terms_by_task
 from .samples import Samples, checked_samples
 
-ValidationData: TypeAlias = tuple[Any, Any] | tuple[Any, Any, Any]
-"""Inputs, targets and, optionally, the task of each row."""
+ValidationData: TypeAlias = tuple[Any, Any] | tuple[Any, Any, Any] | tuple[Any, Any, Any, Any]
+"""Inputs, targets and, optionally, the task of each row, or None, and the weight of each row."""
 
 
 @final
@@ -64,11 +64,11 @@ class Validation:
         return value
 
     def _loss(self, y: Array) -> float:
-        _, targets, tasks = self.samples
+        _, targets, tasks, row_weights = self.samples
         if not self.by_task or tasks is None:
-            return self.loss(y, targets)
-        weights = dict.fromkeys(terms_by_task(self.loss, targets, tasks), 1.0)
-        return loss_by_task(self.loss, y, targets, tasks, weights)[0]
+            return self.loss(y, targets, row_weights)
+        weights = dict.fromkeys(terms_by_task(self.loss, targets, tasks, row_weights), 1.0)
+        return loss_by_task(self.loss, y, targets, tasks, weights, row_weights)[0]
 
     @property
     def is_over(self) -> bool:
@@ -97,13 +97,13 @@ def validation_of(
             raise ArgumentError("patience requires validation=(inputs, targets)")
         return None
     try:
-        pair, tasks = (data[0], data[1]), data[2] if len(data) == 3 else None
-        if len(data) > 3:
-            raise ValueError
-    except (TypeError, ValueError, IndexError, KeyError):
-        raise ArgumentError("validation must be (inputs, targets) or (inputs, targets, tasks)") from None
+        inputs, targets, tasks, weights = (*data, None, None)[: max(len(data), 4)]
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            "validation must be (inputs, targets), (inputs, targets, tasks) or (inputs, targets, tasks, weights)"
+        ) from None
     try:
-        samples = checked_samples(model, loss, pair, tasks)
+        samples = checked_samples(model, loss, (inputs, targets), tasks, weights)
         return Validation(model, loss, samples, batch_size, patience, by_task=by_task)
     except ArgumentError as error:
         raise ArgumentError(f"validation: {error}") from error

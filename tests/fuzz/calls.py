@@ -64,6 +64,8 @@ PURE = {
         "update",
         "updates_of",
         "compute",
+        "compute_weighted",
+        "elements",
         "terms",
         "move_to",
         "with_children",

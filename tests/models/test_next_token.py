@@ -79,6 +79,22 @@ def test_the_gradient_is_that_of_the_value(seed):
     assert_allclose(loss.compute(hidden, targets)[1], expected, rtol=1e-9, atol=1e-13)
 
 
+@given(seed=st.integers(0, 2**32 - 1))
+def test_sequences_may_have_weights(seed):
+    model, (ids, targets) = adapted("llama"), batch(seed)
+    hidden = model.body.predict(ids)
+    weights = np.random.default_rng(seed).uniform(0.1, 2, len(ids))
+    value, dh = NextTokenLoss(model).value_and_gradient(hidden, targets, weights)
+    expected, dz = SoftmaxCrossEntropy().value_and_gradient(model.predict(ids), targets, weights)
+    assert value == pytest.approx(expected, rel=1e-12)
+    assert_allclose(dh, dz @ model.head.weight, rtol=1e-10, atol=1e-14)
+
+
+def test_no_sequences_have_no_loss():
+    loss = NextTokenLoss(adapted("llama"))
+    assert loss(np.zeros((0, 2, SIZE)), np.zeros((0, 2), int), []) == 0
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_of_the_body_is_a_step_of_the_model(name):
     ids, targets = batch(0)

@@ -6,6 +6,7 @@ DENSE = "tests/layers/test_dense.py"
 ACTIVATION = "tests/layers/test_activation.py"
 LOSSES = "tests/test_losses.py"
 ACCUMULATION = "tests/test_accumulation.py"
+WEIGHTS = "tests/test_row_weights.py"
 
 MUTANTS = [
     Mutant(
@@ -26,8 +27,8 @@ MUTANTS = [
     Mutant(
         "trap 9: a loss whose gradient is half of it",
         "functions/losses.py",
-        "return (difference * (difference / n)).sum(), difference * (2 / n)",
-        "return (difference * (difference / n)).sum(), difference * (1 / n)",
+        "return difference * difference, 2 * difference",
+        "return difference * difference, difference",
         (LOSSES,),
     ),
     Mutant(
@@ -47,8 +48,8 @@ MUTANTS = [
     Mutant(
         "the sum of errors overflows before it is divided",
         "functions/losses.py",
-        "return (values / _count(values)).sum()",
-        "return values.sum() / _count(values)",
+        "return (values / n).sum()",
+        "return values.sum() / n",
         (LOSSES,),
     ),
     Mutant(
@@ -82,8 +83,58 @@ MUTANTS = [
     Mutant(
         "passes are weighted by their rows, with and without labels",
         "functions/losses.py",
-        "return int(np.count_nonzero(targets >= 0))",
-        "return len(targets)",
+        "    kept = targets >= 0",
+        "    kept = targets >= -1",
         (ACCUMULATION,),
+    ),
+    # ---------------------------------------------------------------- weights of rows
+    Mutant(
+        "weights: ignored labels count with the weight of their row",
+        "functions/losses.py",
+        "else (_column(weights, targets) * kept).sum())",
+        "else (_column(weights, targets) * np.ones_like(kept)).sum())",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "weights: their sum overflows",
+        "functions/losses.py",
+        "weights = weights / (weights.max(initial=0) or 1)",
+        "weights = weights * 1.0",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "weights: a mean over the rows, not over the weights",
+        "functions/losses.py",
+        "(self.terms(targets) / counted)",
+        "1",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "weights: the gradient of elements has none",
+        "functions/losses.py",
+        "return (values * shares).sum(), slopes * shares",
+        "return (values * shares).sum(), slopes / _count(predictions)",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "weights: cross-entropy ignores them",
+        "functions/losses.py",
+        "return self.compute(predictions, targets * _column(factors, predictions))",
+        "return self.compute(predictions, targets)",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "weights: the loss of a user is summed",
+        "functions/losses.py",
+        "shares = factors / _count(factors)",
+        "shares = factors",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "weights: the gradient is float64",
+        "functions/losses.py",
+        "factors.astype(predictions.dtype))",
+        "factors)",
+        (WEIGHTS,),
     ),
 ]

@@ -220,8 +220,8 @@ MUTANTS = [
     Mutant(
         "next token: the mean over all rows",
         "models/next_token.py",
-        "labels[piece], len(rows))",
-        "labels[piece], len(labels))",
+        "shares = factors / max(len(rows), 1)",
+        "shares = factors / max(len(labels), 1)",
         (NEXT,),
     ),
     Mutant(
@@ -241,8 +241,15 @@ MUTANTS = [
     Mutant(
         "next token: the mean of means of pieces",
         "models/next_token.py",
-        "total += loss\n        return total / max(len(rows), 1)",
-        "total += loss / len(piece)\n        return total",
+        "            total += loss\n",
+        "            total += loss / len(piece)\n",
+        (NEXT,),
+    ),
+    Mutant(
+        "next token: the weights of sequences are those of tokens in turn",
+        "models/next_token.py",
+        "np.repeat(factors, targets[0].size if len(targets) else 0)",
+        "np.tile(factors, targets[0].size if len(targets) else 0)",
         (NEXT,),
     ),
     Mutant(

@@ -10,6 +10,7 @@ SCHEDULES = "tests/test_schedules.py"
 GROUPS = "tests/test_groups.py"
 APART = "tests/test_tasks_apart.py"
 ACCUMULATION = "tests/test_accumulation.py"
+WEIGHTS = "tests/test_row_weights.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 STEPS = (f"{DYLORA}::test_each_component_is_stepped_only_by_its_own_gradients",)
 
@@ -356,5 +357,41 @@ MUTANTS = [
         '== "task" and not has_tasks:',
         '== "task" and False:',
         (APART,),
+    ),
+    # ---------------------------------------------------------------- weights of rows
+    Mutant(
+        "weights: rows with weight 0 stay",
+        "training/samples.py",
+        "kept = weights > 0",
+        "kept = weights >= 0",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "weights: they are not those of the batch",
+        "training/samples.py",
+        "else self.weights[rows]",
+        "else self.weights[: len(self.targets[rows])]",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "weights: passes count by their rows",
+        "training/step.py",
+        "self.loss.terms(each.targets, each.row_weights) for",
+        "self.loss.terms(each.targets) for",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "weights: tasks have those of other rows",
+        "training/averaging.py",
+        "else row_weights[rows]",
+        "else row_weights[: len(rows)]",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "weights: the loss of an epoch counts rows",
+        "training/fit.py",
+        "total += value * weights[batch].sum()",
+        "total += value * weights.sum() * len(batch) / rows",
+        (WEIGHTS,),
     ),
 ]
