@@ -14,6 +14,7 @@ import pytest
 import lora_np
 from lora_np import AdamW, DenseLayer, DyLoRAAdapter, MeanSquaredError, Momentum, Sequential, apply_lora, fit, tanh
 from lora_np.distributed import fit_shards
+from lora_np.training import SortedStart
 from lora_np.training.interrupts import Interrupts
 from tests.kinds import batch, bits
 
@@ -48,6 +49,11 @@ class Run:
 
 def by_fit(run):
     fit(run.model, (X, Y), MeanSquaredError(), run.optimizer, 2, 3, rng=run.random, callbacks=[partial(note, run)])
+
+
+def by_sorting(run):
+    options = {"rng": run.random, "callbacks": [partial(note, run)], "rank_schedule": SortedStart(2)}
+    fit(run.model, (X, Y), MeanSquaredError(), run.optimizer, 2, 3, **options)
 
 
 def by_shards(run):
@@ -86,8 +92,8 @@ def interrupted_at(number, action):
 
 @pytest.mark.parametrize(
     ("start", "optimizer", "every"),
-    [(by_fit, AdamW, 31), (by_fit, Momentum, 61), (by_shards, AdamW, 83)],
-    ids=["fit, AdamW", "fit, Momentum", "fit_shards"],
+    [(by_fit, AdamW, 31), (by_fit, Momentum, 61), (by_sorting, AdamW, 29), (by_shards, AdamW, 83)],
+    ids=["fit, AdamW", "fit, Momentum", "a sorted start, AdamW", "fit_shards"],
 )
 def test_an_interrupt_at_any_line_leaves_the_state_of_a_step(start, optimizer, every):
     whole = Run(optimizer, start)

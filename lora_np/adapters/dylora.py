@@ -113,11 +113,6 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         """The branch, of rank `max_rank`."""
         return self._lora
 
-    @property
-    def max_rank(self) -> int:
-        """The number of components."""
-        return self._lora.rank
-
     def scaling_at(self, rank: int) -> float:
         """The factor s of the first `rank` components."""
         return self._lora.scaling_at(rank_within(rank, self.max_rank, self.max_rank))
@@ -155,6 +150,7 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         loss_function: Loss | Callable[[Array, Array], Any],
         *,
         rank_per: Literal["pass", "row"] = "pass",
+        warmup: float | int | None = None,
     ) -> list[float]:
         """Train by gradient descent, one step for each pair of an input and a target, in the given order.
 
@@ -167,6 +163,9 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
             A plain scalar function of (predictions, targets) is differentiated numerically (`lora_np.FunctionLoss`).
         rank_per : {"pass", "row"}, default "pass"
             Whether all rows of an input train at the rank of the pass, or each row at its own (`Draw.of_rows`).
+        warmup : float or int, optional
+            The fraction of the steps, in (0, 1), or their number, at least 1, to train at the highest rank before the
+            components are sorted and nested dropout starts; see `lora_np.training.SortedStart`. By default, no warm-up.
 
         Returns
         -------
@@ -176,11 +175,11 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         Raises
         ------
         ArgumentError, InvalidOperationError
-            If an argument is invalid, or if ranks by row are requested in frozen mode; nothing is changed.
+            If an argument is invalid, or if ranks by row or a warm-up are requested in frozen mode; nothing is changed.
         NonFiniteError
             If the loss is infinite or NaN; the parameters are those of the last finite loss.
         """
-        return nested_dropout(self, inputs, targets, epochs, learning_rate, loss_function, rank_per=rank_per, rng=self._rng)
+        return nested_dropout(self, inputs, targets, epochs, learning_rate, loss_function, rank_per, warmup, self._rng)
 
     def estimate_flops(self) -> int:
         """The base, the branch at the deployment rank, and their sum."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import overload
@@ -39,9 +40,14 @@ class RankChoice(Listener):
         self._deployment_rank = self.active_ranks[-1]
 
     @property
-    @abstractmethod
     def max_rank(self) -> int:
         """The number of components."""
+        return self.lora_layer.rank
+
+    @property
+    @abstractmethod
+    def lora_layer(self) -> LoRALayer:
+        """The branch."""
 
     @property
     def active_ranks(self) -> tuple[int, ...]:
@@ -87,6 +93,18 @@ class RankChoice(Listener):
             return {}  # all of them
         part_a, part_b = LoRALayer.parts(first, last)
         return {"lora.matrix_a": part_a, "lora.matrix_b": part_b}
+
+    def nested_branches(self) -> list[tuple[LoRALayer, int]]:
+        """The branches whose leading components are trained at several ranks, each with the highest rank that is drawn.
+
+        Raises
+        ------
+        InvalidOperationError
+            In frozen mode, in which a pass at the highest rank trains only some of the components.
+        """
+        if self.mode == "frozen":
+            raise InvalidOperationError(f"{self.layer_name}: mode must be 'full' to sort components, got 'frozen'")
+        return [(self.lora_layer, self.rank_at(math.nextafter(1.0, 0.0)))]
 
     def draw(self) -> Draw:
         """A random quantile, from which every layer in the pass derives its rank."""

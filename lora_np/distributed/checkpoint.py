@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..training.optimizers import Optimizer
 from ..training.step import Descent
 from .replicas import Moment
 
-OPTIONAL = {"schedule": None, "groups": None, "clip_norm": None, "average": "batch"}
+OPTIONAL = {"schedule": None, "groups": None, "clip_norm": None, "average": "batch", "sorted_start": None}
 """Entries that the plan of an older checkpoint may lack."""
 
 
@@ -72,7 +73,7 @@ def write(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, d
         "parameters": moment.parameters,
         "history/step_losses": np.array(history.step_losses, float),
         "history/epoch_losses": np.array(history.epoch_losses, float),
-        "history/ranks": np.array(history.ranks, int),
+        "history/ranks": _table(history.ranks),
         **_under("before/", descent.before),
         **_under("optimizer/", descent.optimizer.get_state()),
     }
@@ -133,7 +134,14 @@ def _history(arrays: Mapping[str, Array]) -> History:
     losses, ranks = arrays["history/step_losses"], arrays["history/ranks"]
     if losses.ndim != 1 or arrays["history/epoch_losses"].ndim != 1 or ranks.shape[:1] != losses.shape or ranks.ndim != 2:
         raise ValueError("the history has arrays of the wrong shapes")
-    return History(losses.tolist(), arrays["history/epoch_losses"].tolist(), [tuple(row) for row in ranks.tolist()])
+    return History(
+        losses.tolist(), arrays["history/epoch_losses"].tolist(), [tuple(filter(None, row)) for row in ranks.tolist()]
+    )
+
+
+def _table(ranks: Sequence[tuple[int, ...]]) -> Array:
+    """The ranks of each step as a matrix; shorter rows, of steps with a rank per row, end with zeros."""
+    return np.array(list(zip_longest(*ranks, fillvalue=0)), int).reshape(-1, len(ranks)).T
 
 
 def _check_shape(layer: Layer, name: str, array: Array, *, may_broadcast: bool = False) -> None:

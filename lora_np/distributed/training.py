@@ -14,7 +14,7 @@ import numpy as np
 
 from .._archive import check_writable
 from .._typing import RNG
-from .._validation import file_path, function, generator, integer, positive_int, sequence
+from .._validation import file_path, generator, integer, positive_int, sequence
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
@@ -24,9 +24,10 @@ from ..training.fit import check_parts, stopped
 from ..training.groups import rate_factors
 from ..training.history import History, Progress
 from ..training.interrupts import Interrupts
-from ..training.nested_dropout import RankSchedule, ranked, shared_rank
+from ..training.nested_dropout import RankSchedule, shared_rank
 from ..training.optimizers import Optimizer
 from ..training.schedules import Schedule, factors_of, scheduled
+from ..training.sorted_start import SortedStart, StepRanks
 from ..training.step import Descent
 from .batches import Batches, Piece
 from .calls import Call, InProcessExecutor, results
@@ -51,7 +52,7 @@ def fit_shards(
     schedule: Schedule | None = None,
     groups: Mapping[str, float] | None = None,
     clip_norm: float | None = None,
-    rank_schedule: RankSchedule = shared_rank,
+    rank_schedule: RankSchedule | SortedStart = shared_rank,
     callbacks: Iterable[Callable[[Progress], None]] = (),
     retries: int = 2,
     keep_shards: bool = True,
@@ -98,7 +99,7 @@ def fit_shards(
         with the same learning rate and number of steps.
     rank_schedule : callable, default `lora_np.training.shared_rank`
         Chooses the rank of each step, the same for all shards. With `lora_np.training.rank_per_row`, each sample has a
-        separate rank.
+        separate rank, and a `lora_np.training.SortedStart` trains at the highest rank first.
     callbacks : callables
         Each is called with a `lora_np.training.Progress` after each step; an exception ends the training.
     retries : int, default 2
@@ -155,7 +156,6 @@ def fit_shards(
     callbacks, by_task = check_parts(model, loss, optimizer, callbacks), averages_by_task(average, has_tasks=True)
     epochs, every = positive_int("epochs", epochs), positive_int("checkpoint_every", checkpoint_every)
     batch_size = None if batch_size is None else positive_int("batch_size", batch_size)
-    function("rank_schedule", rank_schedule)
     if checkpoint is not None or resume:
         checkpoint = file_path("checkpoint", checkpoint)
         check_writable(checkpoint)
@@ -166,7 +166,8 @@ def fit_shards(
     workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)
     with closing(workers), training_mode(model, True):
         batches = Batches(workers.measure(model), batch_size)
-        training = _Training(descent, workers, batches, state, bool(shuffle), rank_schedule, schedule)
+        ranks = StepRanks(rank_schedule, model, optimizer, epochs * batches.steps)
+        training = _Training(descent, workers, batches, state, bool(shuffle), ranks, schedule)
         return training.train(epochs, callbacks, checkpoint, every, resume=resume)
 
 
@@ -187,7 +188,7 @@ class _Training:
     batches: Batches
     state: State
     shuffles: bool
-    rank_schedule: RankSchedule
+    ranks: StepRanks
     schedule: Schedule | None
     set_rate: Callable[[int], None] = field(init=False)
     rates: Mapping[str, Any] | None = field(init=False)
@@ -251,7 +252,8 @@ class _Training:
             "groups": self.descent.rate_factors or None,
             "clip_norm": self.descent.clip_norm,
             "average": "task" if self.workers.job.by_task else "batch",
-            "rank_schedule": name_of(self.rank_schedule),
+            "rank_schedule": name_of(self.ranks.schedule),
+            "sorted_start": self.ranks.start or None,
             "rng": type(self.state.random.bit_generator).__name__,
         }
 
@@ -263,6 +265,7 @@ class _Training:
             state.epoch_random, state.epoch_total = state.random.bit_generator.state, 0.0
             self._draw_orders()
         self.set_rate(step)
+        self.ranks.begin(step)
         pieces, rows = batches.at(number)
         ranks = self._draw_ranks(pieces)
         try:
@@ -282,15 +285,15 @@ class _Training:
 
     def _draw_ranks(self, pieces: Sequence[Piece]) -> list[Ranks]:
         """The ranks of each piece: one draw for the whole step, which gives each piece as many ranks as it has samples."""
-        layers = ranked(self.descent.layer)
+        layers = self.ranks.adapters
         if not layers:
-            self.rank_schedule(layers, self.state.random, 0)
+            self.ranks.draw(self.state.random, 0)
             return [()] * len(pieces)
         bits, before = self.state.random.bit_generator, self.state.random.bit_generator.state
         ranks: list[Ranks] = []
         for piece in pieces:
             bits.state = before  # all shards of a step share one draw
-            rank = self.rank_schedule(layers, self.state.random, piece.size)
+            rank = self.ranks.draw(self.state.random, piece.size)
             if rank is None:
                 raise ArgumentError("rank_schedule must return a rank, got None: every shard would draw a different one")
             ranks.append([rank(layer) if callable(rank) else rank for layer in layers])

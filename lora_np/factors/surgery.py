@@ -25,6 +25,7 @@ from ..adapters.dora import DoRAAdapter
 from ..adapters.dylora import DyLoRAAdapter
 from ..errors import ArgumentError, NotSupportedError
 from ..functions.initializers import normal
+from ..functions.product_svd import product_svd
 from ..layers.lora import LoRALayer
 from .rank_goal import Goal
 from .weights import AdapterWeights
@@ -246,18 +247,13 @@ class _Components(NamedTuple):
 
 def _components(layer: LoRALayer, X: Array | None = None) -> _Components:
     """The components of an update, k = min(rank, input_size, output_size); or of its outputs on inputs, at most as many."""
-    Q, R = np.linalg.qr(layer.matrix_a if X is None else X @ layer.matrix_a)  # (rows, r) -> (rows, k_a), (k_a, r)
-    Qb, Rb = np.linalg.qr(layer.matrix_b.T)  # (out, r) -> (out, k_b), (k_b, r)
-    with np.errstate(over="ignore", invalid="ignore"):
-        core = layer.scaling * (R @ Rb.T)  # (k_a, r) @ (r, k_b) -> (k_a, k_b)
-    if not np.isfinite(core).all():  # otherwise LAPACK may never return
-        raise ArgumentError("the factors must be finite, and so must their product")
-    U, sigma, Vt = np.linalg.svd(core, full_matrices=False)
+    A, B, s = layer.matrix_a, layer.matrix_b, layer.scaling
+    U, sigma, Vt = product_svd(A if X is None else X @ A, B, s)
     if X is None:
-        return _Components(Q @ U, sigma, Vt @ Qb.T, sigma)
-    P = layer.scaling * (layer.matrix_a @ (Rb.T @ Vt.T))  # (in, r) @ (r, k_b) @ (k_b, k) -> (in, k)
+        return _Components(U, sigma, Vt, sigma)
+    P = s * (A @ (B @ Vt.T))  # (in, r) @ (r, out) @ (out, k) -> (in, k)
     sizes = np.linalg.norm(P, axis=0)
-    return _Components(P / np.where(sizes == 0, 1, sizes), sizes, Vt @ Qb.T, sigma)
+    return _Components(P / np.where(sizes == 0, 1, sizes), sizes, Vt, sigma)
 
 
 def _cut(layer: LoRALayer, components: _Components, rank: int) -> LoRALayer:

@@ -11,3 +11,5 @@ from .schedules import Constant as Constant
 from .schedules import CosineDecay as CosineDecay
 from .schedules import LinearDecay as LinearDecay
 from .schedules import Schedule as Schedule
+from .sorted_start import SortedStart as SortedStart
+from .sorting import sort_components as sort_components

@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from .._typing import RNG, Array, Generator
-from .._validation import function, generator, instance, positive_int, sequence
+from .._validation import generator, instance, positive_int, sequence
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
@@ -17,10 +17,11 @@ from .averaging import Average, Portion, averages_by_task, rows_with_terms
 from .groups import rate_factors
 from .history import History, Progress
 from .interrupts import Interrupts
-from .nested_dropout import RankSchedule, ranked, ranks_of_pieces, shared_rank
+from .nested_dropout import RankSchedule, ranks_of_pieces, shared_rank
 from .optimizers import Optimizer
 from .samples import Samples, checked_samples
 from .schedules import Schedule, factors_of, scheduled
+from .sorted_start import SortedStart, StepRanks
 from .step import Descent
 from .validation import Validation, ValidationData, validation_of
 
@@ -44,7 +45,7 @@ def fit(
     accumulate: int = 1,
     validation: ValidationData | None = None,
     patience: int | None = None,
-    rank_schedule: RankSchedule = shared_rank,
+    rank_schedule: RankSchedule | SortedStart = shared_rank,
     callbacks: Iterable[Callable[[Progress], None]] = (),
 ) -> History:
     """Train the trainable parameters of a model on minibatches.
@@ -94,7 +95,8 @@ def fit(
         At least 1; requires `validation`. The training ends early after so many epochs in a row that do not lower the best
         validation loss, and the parameters of the best epoch are put back at the end. The optimizer keeps its last state.
     rank_schedule : callable, default `shared_rank`
-        Returns the rank of each step; with `rank_per_row`, each row has a separate rank.
+        Returns the rank of each step; with `rank_per_row`, each row has a separate rank. A `SortedStart` trains at the
+        highest rank first, and sorts the components.
     callbacks : iterable of callables
         Each is called with a `Progress` after each step; an exception ends the training.
 
@@ -131,12 +133,12 @@ def fit(
     samples = checked_samples(model, loss, data, tasks, weights)
     by_task = averages_by_task(average, has_tasks=samples.tasks is not None)
     epochs, batch_size, random = positive_int("epochs", epochs), positive_int("batch_size", batch_size), generator(rng)
-    function("rank_schedule", rank_schedule)
     rows_per_step = batch_size * positive_int("accumulate", accumulate)
-    factors = factors_of(schedule, epochs * -(-len(samples.inputs) // rows_per_step))
+    steps = epochs * -(-len(samples.inputs) // rows_per_step)
+    factors, ranks = factors_of(schedule, steps), StepRanks(rank_schedule, model, optimizer, steps)
     descent = Descent(model, loss, optimizer, clip_norm, rate_factors(groups, model.named_parameters()))
     validated = validation_of(model, loss, validation, batch_size, patience, by_task=by_task)
-    training = _Training(samples, descent, rank_schedule, random, batch_size, validated, by_task=by_task)
+    training = _Training(samples, descent, ranks, random, batch_size, validated, by_task=by_task)
     with training_mode(model, True), scheduled(optimizer, factors) as set_rate, Interrupts() as interrupts:
         for progress in training.steps(epochs, rows_per_step, shuffle, set_rate):
             for callback in callbacks:
@@ -155,7 +157,7 @@ class _Training:
         self,
         samples: Samples,
         descent: Descent,
-        rank_schedule: RankSchedule,
+        ranks: StepRanks,
         random: Generator,
         batch_size: int,
         validation: Validation | None,
@@ -164,12 +166,12 @@ class _Training:
     ) -> None:
         self.samples = samples
         self.descent = descent
-        self.rank_schedule = rank_schedule
+        self.ranks = ranks
         self.random = random
         self.batch_size = batch_size
         self.validation = validation
         self.tasks = samples.tasks if by_task else None
-        self.adapters = ranked(descent.layer)
+        self.adapters = ranks.adapters
         self.history = History()
 
     def steps(self, epochs: int, rows_per_step: int, shuffle: bool, set_rate: Callable[[int], None]) -> Iterator[Progress]:
@@ -183,6 +185,7 @@ class _Training:
             for number in range(steps):
                 batch = order[number * rows_per_step : (number + 1) * rows_per_step]
                 set_rate(len(history.step_losses))
+                self.ranks.begin(len(history.step_losses))
                 value = self._step(batch, epoch)
                 total += value * weights[batch].sum()
                 measured = self._end_epoch(float(total / weights.sum())) if number == steps - 1 else None
@@ -194,7 +197,7 @@ class _Training:
         """Draw the ranks, and take a step on some rows; returns the objective before it."""
         if self.tasks is not None:
             batch = rows_with_terms(self.descent.loss, self.samples.targets, self.tasks, batch)
-        rank = self.rank_schedule(self.adapters, self.random, len(batch))
+        rank = self.ranks.draw(self.random, len(batch))
         try:
             value = self._descend(batch, rank)
         except NonFiniteError as error:

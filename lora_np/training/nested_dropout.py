@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import count
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..functions.losses import FunctionLoss, Loss
 from ..run import Draw, Rank, Ranked, checked_rank
 from .interrupts import Interrupts
 from .optimizers import SGD
+from .sorting import HIGHEST, checked_warmup, sort_components, trained_branches, warmup_length
 from .step import Descent
 
 RankSchedule: TypeAlias = Callable[[Sequence[Ranked], Generator, int], Rank | None]
@@ -68,8 +70,8 @@ def nested_dropout(
     epochs: int,
     learning_rate: float,
     loss_function: Loss | Callable[[Array, Array], Any],
-    *,
-    rank_per: Literal["pass", "row"] = "pass",
+    rank_per: Literal["pass", "row"],
+    warmup: float | int | None,
     rng: Generator,
 ) -> list[float]:
     """Train by gradient descent, one step per pair; see `DyLoRAAdapter.train_with_nested_dropout`."""
@@ -81,25 +83,37 @@ def nested_dropout(
     if draws_rows:
         x, _ = pairs[0]
         adapter.new_run(x, rank=_rank_of_rows(0.0, x), training=True)  # raises in frozen mode
+    length = 0 if warmup is None else _checked_length(adapter, warmup, epochs * len(pairs))
     with np.errstate(all="ignore"):
         loss(adapter.predict(pairs[0][0]), pairs[0][1])  # raises if a plain function is not a valid loss
     descent = Descent(adapter, loss, optimizer)
 
-    def forward(x: Array) -> Array:
-        return adapter.forward(x, rank=_rank_of_rows(rng.random(), x) if draws_rows else None)
+    def rank_of(step: int, x: Array) -> Rank | None:
+        if step < length:
+            return HIGHEST
+        return _rank_of_rows(rng.random(), x) if draws_rows else None
 
-    means = []
+    means, steps = [], count()
     with training_mode(adapter, True), Interrupts() as interrupts:
         for epoch in range(1, epochs + 1):
             losses = []
             try:
                 for x, target in pairs:
-                    losses.append(descent.step(partial(forward, x), target))
+                    step = next(steps)
+                    if 0 < step == length:
+                        sort_components(adapter)
+                    losses.append(descent.step(partial(adapter.forward, x, rank=rank_of(step, x)), target))
                     interrupts.check()
             except NonFiniteError as error:
                 raise NonFiniteError(f"epoch {epoch}: {error}; try a smaller learning_rate") from error
             means.append(float(np.mean(losses)))
     return means
+
+
+def _checked_length(adapter: Layer, warmup: float | int, steps: int) -> int:
+    """The number of warm-up steps; raises in frozen mode."""
+    trained_branches(adapter)
+    return warmup_length(checked_warmup(warmup), steps)
 
 
 def _rank_of_rows(quantile: float, x: Array) -> Rank:

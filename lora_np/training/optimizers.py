@@ -7,7 +7,7 @@ and weight decay advance only for components that received a gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -46,9 +46,14 @@ class Optimizer(ABC):
     def learning_rate(self, learning_rate: float) -> None:
         self._learning_rate = finite_float("learning_rate", learning_rate)
 
-    def reset(self) -> None:
-        """Discard the state of every parameter."""
-        self._states: dict[str, Any] = {}
+    def reset(self, names: Iterable[str] | None = None) -> None:
+        """Discard the state of every parameter, or of those with the given names."""
+        self._states: dict[str, Any]
+        if names is None:
+            self._states = {}
+        else:
+            for name in names:
+                self._states.pop(name, None)
 
     @final
     def get_state(self) -> dict[str, Array]:
