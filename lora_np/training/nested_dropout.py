@@ -81,17 +81,14 @@ def nested_dropout(
     loss = loss_function if isinstance(loss_function, Loss) else FunctionLoss(loss_function)
     pairs = _checked_pairs(adapter, loss, inputs, targets)
     if draws_rows:
-        x, _ = pairs[0]
-        adapter.new_run(x, rank=_rank_of_rows(0.0, x), training=True)  # raises in frozen mode
+        adapter.new_run(pairs[0][0], rank=_rank_of_rows(0.0, pairs[0][0]), training=True)  # raises in frozen mode
     length = 0 if warmup is None else _checked_length(adapter, warmup, epochs * len(pairs))
     with np.errstate(all="ignore"):
         loss(adapter.predict(pairs[0][0]), pairs[0][1])  # raises if a plain function is not a valid loss
     descent = Descent(adapter, loss, optimizer)
 
     def rank_of(step: int, x: Array) -> Rank | None:
-        if step < length:
-            return HIGHEST
-        return _rank_of_rows(rng.random(), x) if draws_rows else None
+        return HIGHEST if step < length else _rank_of_rows(rng.random(), x) if draws_rows else None
 
     means, steps = [], count()
     with training_mode(adapter, True), Interrupts() as interrupts:
