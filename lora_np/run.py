@@ -130,6 +130,8 @@ class Run(NamedTuple):
     """The sequences that the rows belong to, for layers that mix the rows of a sequence."""
     past: Past | None = None
     """What such layers keep of earlier passes over the same sequences; they add to it."""
+    seed: tuple[int, ...] | None = None
+    """The random seed of a training pass, from which layers with dropout derive their masks."""
 
     def over(self, spans: Spans) -> Run:
         """The run of the rows of sequences, given that of the sequences: each row has its sequence's task and rank."""

@@ -150,6 +150,10 @@ class LoRAAdapterBase(Layer):
         twin._set_branches({name: self.fitted(change(branch)) for name, branch in branches.items()})
         return twin
 
+    def _new_branch(self, rank: int, alpha: float, **choices: Any) -> LoRALayer:
+        """A new random branch of the adapter's sizes and dtype."""
+        return LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, **choices)
+
     def fitted(self, branch: Layer) -> LoRALayer:
         """Check that a branch is a LoRALayer of the adapter's sizes and dtype, and set it to the adapter's mode."""
         if not isinstance(branch, LoRALayer):
@@ -164,8 +168,9 @@ class LoRAAdapterBase(Layer):
         return self.lora_layer.supports_training or super().supports_training
 
     def _listening_children(self) -> Mapping[str, Layer]:
-        """Only the base layer: branches never listen, and there may be many."""
-        return {"base": self.base_layer}
+        """The base layer; and the branch if it has dropout, because branches listen to nothing else."""
+        branch = self.lora_layer
+        return {"base": self.base_layer, "lora": branch} if branch.dropout else {"base": self.base_layer}
 
     def children(self) -> Mapping[str, Layer]:
         """The base layer and the branch."""

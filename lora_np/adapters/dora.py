@@ -26,6 +26,8 @@ class DoRACache(NamedTuple):
     norm: Array
     c: Array
     u: Array
+    dropped: Cache
+    """With dropout, the cache of the base for the masked input; None otherwise."""
 
 
 @final
@@ -47,8 +49,10 @@ class DoRAAdapter(LoRAAdapterBase):
         PEFT, to save memory; the gradients of A, B and W are then inexact.
     scaling : {"max", "paper", "rslora"}, default "max"
         With ``"rslora"``, s = alpha / √r; the other two are equal here.
+    dropout : float, default 0
+        p, in [0, 1), for the input of the change of the weight in training passes; see the notes.
     rng : seed or numpy.random.Generator, optional
-        For the initial A.
+        For the initial A, and for the masks of dropout.
 
     Notes
     -----
@@ -59,6 +63,11 @@ class DoRAAdapter(LoRAAdapterBase):
         dc = Σ G U,  dm = dc / ν,  dU = c G
         X and V receive dU as in a linear layer; the norm adds  dV = -V · dc m / ν³
         and through V = W + s A B,  dA = s dV Bᵀ,  dB = s Aᵀ dV,  dW = dV
+
+    DoRA adds ``X (c V - W)`` to the base. With dropout, a training pass computes this change for ``X ⊙ M``, with the M of
+    the branch, and the base for X, as PEFT does::
+
+        U = (X ⊙ M) V,  Y = X W + c U - (X ⊙ M) W + b
     """
 
     parameter_names = ("magnitude",)
@@ -72,11 +81,12 @@ class DoRAAdapter(LoRAAdapterBase):
         *,
         norm_gradient: bool = True,
         scaling: str = "max",
+        dropout: float = 0.0,
         rng: RNG = None,
     ) -> None:
         super().__init__(base_layer, freeze_base_layer)
         self._measure(norm_gradient)
-        self._lora = LoRALayer(self.input_size, self.output_size, rank, alpha, scaling=scaling, dtype=self.dtype, rng=rng)
+        self._lora = self._new_branch(rank, alpha, scaling=scaling, dropout=dropout, rng=rng)
 
     @classmethod
     def around(  # type: ignore[override]  # each kind of adapter has its own choices
@@ -107,25 +117,33 @@ class DoRAAdapter(LoRAAdapterBase):
         return self.base_layer
 
     def apply(self, x: Array, run: Run) -> tuple[Array, DoRACache]:
-        """``y = c (base(x) - b + branch(x)) + b``, with c = m / ‖W + s A B‖."""
+        """``y = c (base(x) - b + branch(x)) + b``, with c = m / ‖W + s A B‖; with dropout, see the notes."""
         b, m = self._bias, self.magnitude
         z, base_cache = self._base.apply(x, run)
         branch, lora_cache = self._lora.apply(x, run)
         V = self._base.matrix + self._lora.merge_weights()  # (in, out)
         norm = _divisor(V)
         c = m / norm
-        u = z - b + branch
-        y = c * u + b
-        return y, DoRACache(base_cache, lora_cache, V, norm, c, u)
+        if lora_cache.mask is None:
+            u = z - b + branch
+            y = c * u + b
+            return y, DoRACache(base_cache, lora_cache, V, norm, c, u, None)
+        w, dropped_cache = self._base.apply(lora_cache.x, run)
+        u = w - b + branch
+        y = z + (c * u - (w - b))
+        return y, DoRACache(base_cache, lora_cache, V, norm, c, u, dropped_cache)
 
     def vjp(
         self, dy: Array, cache: DoRACache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
         """``dc = Σ dy u``, ``dm = dc / ν``, ``du = c dy`` for base and branch; ``dV = -V dc c / ν²`` through the norm."""
-        base_cache, lora_cache, V, norm, c, u = cache
+        base_cache, lora_cache, V, norm, c, u, dropped_cache = cache
         trains_base = parameters and not self.is_base_layer_frozen
         du = c * dy
-        base_dx, base_gradients = self._base.vjp(du, base_cache, parameters=trains_base, inputs=inputs)
+        dz = du if dropped_cache is None else dy
+        base_dx, base_gradients = self._base.vjp(dz, base_cache, parameters=trains_base, inputs=inputs)
+        if dropped_cache is not None:
+            base_dx, base_gradients = self._with_dropped(dy, cache, base_dx, base_gradients)
         lora_dx, lora_gradients = self._lora.vjp(du, lora_cache, parameters=parameters, inputs=inputs)
         gradients: Gradients = {}
         if parameters:
@@ -141,6 +159,15 @@ class DoRAAdapter(LoRAAdapterBase):
             gradients |= prefixed("base", base_gradients) | prefixed("lora", lora_gradients)
         dx = base_dx + lora_dx if inputs else None  # type: ignore[operator]
         return dx, gradients
+
+    def _with_dropped(
+        self, dy: Array, cache: DoRACache, base_dx: Array | None, gradients: Gradients
+    ) -> tuple[Array | None, Gradients]:
+        """The gradients of the base, with those of ``w = (x ⊙ M) W`` added, of which y contains ``(c - 1) w``."""
+        dw = (cache.c - 1) * dy
+        dx, more = self._base.vjp(dw, cache.dropped, parameters=bool(gradients), inputs=base_dx is not None)
+        total = {name: gradient + more[name] for name, gradient in gradients.items()}
+        return None if base_dx is None or dx is None else base_dx + cache.lora.mask(dx), total
 
     def merge_to_original_layer(self) -> AffineLayer:
         """A new layer with the weight ``V · m / ‖V‖``; the base is not changed."""

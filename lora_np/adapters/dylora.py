@@ -45,8 +45,9 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         s at rank r: alpha / max_rank, alpha / r (eq. 7), or alpha / √r.
     rank_distribution : sequence of float, optional
         The probability of each active rank in training; uniform by default. See `geometric`.
+    dropout : float, default 0
     rng : seed or numpy.random.Generator, optional
-        For the initial A and for the ranks.
+        As in `StandardLoRAAdapter`; the generator also draws the ranks.
 
     Raises
     ------
@@ -86,13 +87,13 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         mode: Literal["full", "frozen"] = "full",
         scaling: Literal["max", "paper", "rslora"] = "max",
         rank_distribution: Sequence[float] | None = None,
+        dropout: float = 0.0,
         rng: RNG = None,
     ) -> None:
         super().__init__(base_layer, freeze_base_layer)
         max_rank = rank_within(max_rank, self.input_size, self.output_size, "max_rank")
         self._choose(max_rank, active_ranks, mode, rank_distribution, rng)
-        sizes = self.input_size, self.output_size
-        self._lora = LoRALayer(*sizes, max_rank, alpha, scaling=scaling, dtype=self.dtype, rng=self._rng)
+        self._lora = self._new_branch(max_rank, alpha, scaling=scaling, dropout=dropout, rng=self._rng)
 
     @classmethod
     def around(cls, base_layer: Layer, branch: LoRALayer, freeze_base_layer: bool = True, **choices: Any) -> Self:
@@ -198,14 +199,13 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         """Replace the branch; if its rank is lower, it replaces the active ranks above it."""
         branch = branches["lora"]
         rank_within(branch.rank, self.input_size, self.output_size, "max_rank")
-        self._lora, self._rng = branch, copy.deepcopy(self._rng)
-        self._ranks = self._ranks.up_to(branch.rank)
+        self._lora, self._rng, self._ranks = branch, copy.deepcopy(self._rng), self._ranks.up_to(branch.rank)
         self._deployment_rank = min(self._deployment_rank, self.active_ranks[-1])
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = ("base_layer", "max_rank", "active_ranks", "alpha", "mode", "rank_distribution")
-        config = {name: getattr(self, name) for name in names}
+        config = {name: getattr(self, name) for name in names} | self._lora.dropout_config
         return config | {"freeze_base_layer": self.is_base_layer_frozen, "scaling": self._lora.scaling_rule}
 
 

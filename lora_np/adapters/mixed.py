@@ -10,6 +10,7 @@ import numpy as np
 
 from .._typing import Array, Gradients
 from ..kernels import FactorMemory, multiply_twice, outer_each, outer_rows
+from ..layers.dropout import Mask, drawn_mask, masked
 from ..layers.lora import LoRALayer
 from ..run import Run, Tasks
 from .task_groups import TaskGroups
@@ -23,6 +24,7 @@ class MixedCache(NamedTuple):
     bounds: list[int]
     hs: list[Array]
     scaling: Array
+    mask: Mask | None
 
 
 @final
@@ -37,6 +39,8 @@ class MixedBranch:
         The branch of each task; None for no task.
     memory : FactorMemory
         The memory of the adapter, which holds the factors of its branches.
+    has_dropout : bool, default False
+        Whether to look for branches with dropout: each row is masked with the probability of its task.
 
     Notes
     -----
@@ -49,13 +53,17 @@ class MixedBranch:
         dB = (X A)ᵀ G',  dH = G' Bᵀ,  dA = Xᵀ dH,  dX = dH Aᵀ
     """
 
-    def __init__(self, tasks: Tasks, branches: Sequence[LoRALayer | None], memory: FactorMemory) -> None:
-        self._tasks, self._branches, self._memory = tasks, branches, memory
+    def __init__(
+        self, tasks: Tasks, branches: Sequence[LoRALayer | None], memory: FactorMemory, has_dropout: bool = False
+    ) -> None:
+        self._tasks, self._branches, self._memory, self._has_dropout = tasks, branches, memory, has_dropout
 
     def apply(
         self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0
     ) -> tuple[Array, MixedCache]:
         """``h = x A``, ``y = s h B`` with the factors of each row's task, at full rank."""
+        mask = self._mask(x.shape, run) if self._has_dropout and run.training else None
+        x = x if mask is None else mask(x)
         shape, inner = x.shape, math.prod(x.shape[1:-1])
         groups = TaskGroups.of(self._tasks, self._branches, self._memory)
         scaling = groups.scaling.repeat(inner)[:, None]
@@ -66,13 +74,13 @@ class MixedBranch:
         # For each group, h = x A: (rows, in) @ (in, r) -> (rows, r), and y = h B: (rows, r) @ (r, out) -> (rows, out).
         hs = multiply_twice(x_rows, bounds, groups.factors(), y_rows)
         y_rows *= scaling
-        return groups.apart(y_rows, shape), MixedCache(x_rows, groups, bounds, hs, scaling)
+        return groups.apart(y_rows, shape), MixedCache(x_rows, groups, bounds, hs, scaling, mask)
 
     def vjp(
         self, dy: Array, cache: MixedCache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
         """``dB = hᵀ (s dy)``, ``dh = (s dy) Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ`` for the rows of each task present."""
-        x_rows, groups, bounds, hs, scaling = cache
+        x_rows, groups, bounds, hs, scaling, mask = cache
         dy_rows = (groups.together(dy) * scaling).astype(np.result_type(dy, x_rows), copy=False)
         dx_rows = np.empty_like(x_rows, dy_rows.dtype) if inputs else None
         # For each group, dh = g Bᵀ: (rows, out) @ (out, r) -> (rows, r), and dx = dh Aᵀ: (rows, r) @ (r, in) -> (rows, in).
@@ -88,4 +96,14 @@ class MixedBranch:
             dAs = outer_each(dhs, x_rows, bounds, counts, out_a)  # for each task, (r, rows) @ (rows, in) -> (r, in)
             dBs = outer_each(hs, dy_rows, bounds, counts, out_b)  # (r, rows) @ (rows, out) -> (r, out)
             gradients = groups.named(dAs, dBs)
-        return None if dx_rows is None else groups.apart(dx_rows, dy.shape), gradients
+        dx = None if dx_rows is None else groups.apart(dx_rows, dy.shape)
+        return masked(dx, mask), gradients
+
+    def _mask(self, shape: tuple[int, ...], run: Run) -> Mask | None:
+        """The mask of all rows, each with the probability of its task; the key is that of the first task with dropout."""
+        first = next((branch for branch in self._branches if branch is not None and branch.dropout), None)
+        if first is None:
+            return None
+        of_tasks = np.array([0.0 if branch is None else branch.dropout for branch in self._branches], self._memory.dtype)
+        of_rows = of_tasks[self._tasks.codes].reshape(-1, *[1] * (len(shape) - 1))
+        return drawn_mask(shape, of_rows, run, first.dropout_state[0])

@@ -37,8 +37,10 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
         Its alpha. A negative value means its rank.
     freeze_base_layer : bool, default True
         Whether the base's parameters are frozen.
+    dropout : float, default 0
+        p of the first task, in [0, 1), for the input of its branch in training passes; see `LoRALayer`.
     rng : seed or numpy.random.Generator, optional
-        For the initial A of every task.
+        For the initial A of every task, and for the masks of dropout.
 
     Raises
     ------
@@ -80,6 +82,7 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
         alpha: float = -1.0,
         freeze_base_layer: bool = True,
         *,
+        dropout: float = 0.0,
         rng: RNG = None,
     ) -> None:
         super().__init__(base_layer, freeze_base_layer)
@@ -87,7 +90,7 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
         self._tasks: dict[str, LoRALayer] = {}
         self._memory = FactorMemory(self.input_size, self.output_size, self.dtype)
         rank_within(default_rank, self.input_size, self.output_size, "default_rank")
-        self._add("default_task_name", default_task_name, default_rank, alpha)
+        self._add("default_task_name", default_task_name, default_rank, alpha, dropout)
         self._current_task = default_task_name
 
     @classmethod
@@ -115,7 +118,7 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
             branches = [None if name is None else self._tasks[name] for name in run.tasks.names]
         except KeyError as error:  # in another thread, after the tasks of the pass were checked
             raise InvalidOperationError(f"{self.layer_name}: the task {error} was removed during the pass") from None
-        return Selection("tasks", MixedBranch(run.tasks, branches, self._memory))
+        return Selection("tasks", MixedBranch(run.tasks, branches, self._memory, self._has_dropout))
 
     @property
     def lora_layer(self) -> LoRALayer:
@@ -138,6 +141,14 @@ class MultiLoRAAdapter(FixedAttributes, AdditiveAdapter, TaskChoice):
     def children(self) -> Mapping[str, Layer]:
         """The base layer and every task's branch: a live, read-only view."""
         return TaskChildren(self.base_layer, self._tasks)
+
+    def _listening_children(self) -> Mapping[str, Layer]:
+        """The base layer, and the first branch with dropout: one seed is enough for all."""
+        children: dict[str, Layer] = {"base": self.base_layer}
+        for name, branch in self._tasks.copy().items() if self._has_dropout else ():
+            if branch.dropout:
+                return children | {f"tasks.{name}": branch}
+        return children
 
     def _owner(self, name: str, frozen: bool) -> tuple[Any, str] | None:
         """As in any container, but at once for the arrays of tasks, which a step looks up by the hundred."""

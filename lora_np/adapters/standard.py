@@ -28,8 +28,10 @@ class StandardLoRAAdapter(AdditiveAdapter):
         Whether the base's parameters are frozen.
     scaling : {"max", "paper", "rslora"}, default "max"
         With ``"rslora"``, s = alpha / √r; the other two are equal here.
+    dropout : float, default 0
+        p, in [0, 1), for the input of the branch in training passes; see `LoRALayer`.
     rng : seed or numpy.random.Generator, optional
-        For the initial A.
+        For the initial A, and for the masks of dropout.
 
     Notes
     -----
@@ -53,10 +55,11 @@ class StandardLoRAAdapter(AdditiveAdapter):
         freeze_base_layer: bool = True,
         *,
         scaling: str = "max",
+        dropout: float = 0.0,
         rng: RNG = None,
     ) -> None:
         super().__init__(base_layer, freeze_base_layer)
-        self._lora = LoRALayer(self.input_size, self.output_size, rank, alpha, scaling=scaling, dtype=self.dtype, rng=rng)
+        self._lora = self._new_branch(rank, alpha, scaling=scaling, dropout=dropout, rng=rng)
 
     @classmethod
     def around(  # type: ignore[override]  # each kind of adapter has its own choices

@@ -26,10 +26,13 @@ class TaskChoice(Listener):
     dtype: np.dtype[Any]
     layer_name: str
     fitted: Callable[[Layer], LoRALayer]
+    _new_branch: Callable[..., LoRALayer]
     _tasks: dict[str, LoRALayer]
     _current_task: str
     _rng: Generator
     _memory: FactorMemory
+    _has_dropout = False
+    """Whether a task has, or had, dropout: most adapters need not look for one in each pass."""
 
     @property
     def task_adapters(self) -> Mapping[str, LoRALayer]:
@@ -61,7 +64,7 @@ class TaskChoice(Listener):
         """Set `current_task`."""
         self.current_task = task_name
 
-    def add_task(self, task_name: str, rank: int, alpha: float = -1.0) -> None:
+    def add_task(self, task_name: str, rank: int, alpha: float = -1.0, *, dropout: float = 0.0) -> None:
         """Add a task; the current task does not change.
 
         Parameters
@@ -72,18 +75,19 @@ class TaskChoice(Listener):
             In 1..min(input_size, output_size).
         alpha : float, default -1
             A negative value means this task's rank.
+        dropout : float, default 0
+            p, in [0, 1), for the input of this task's branch in training passes; see `LoRALayer`.
 
         Raises
         ------
         ArgumentError
             If an argument violates the constraints above; nothing is changed.
         """
-        self._add("task_name", task_name, rank, alpha)
+        self._add("task_name", task_name, rank, alpha, dropout)
 
-    def _add(self, argument: str, name: str, rank: int, alpha: float) -> None:
+    def _add(self, argument: str, name: str, rank: int, alpha: float, dropout: float) -> None:
         self._check_new(argument, name)
-        branch = LoRALayer(self.input_size, self.output_size, rank, alpha, dtype=self.dtype, rng=self._rng)
-        self._keep({name: self.fitted(branch)})
+        self._keep({name: self.fitted(self._new_branch(rank, alpha, dropout=dropout, rng=self._rng))})
 
     def _keep(self, branches: Mapping[str, LoRALayer]) -> None:
         """Store fitted branches, after moving their factors into the memory of the adapter.
@@ -95,6 +99,7 @@ class TaskChoice(Listener):
             self._memory.reserve(sum(branch.rank for branch in moving))
         for branch in moving:
             branch.move_to(self._memory)
+        self._has_dropout |= any(branch.dropout for branch in branches.values())
         self._tasks |= branches
 
     def _check_new(self, argument: str, name: str) -> None:

@@ -11,6 +11,7 @@ from .._validation import finite_float, generator, rank_within
 from ..base import Layer
 from ..functions.initializers import he_uniform
 from ..kernels import product, sum_rows
+from ..layers.dropout import Mask, masked
 from ..layers.low_rank import LowRankLayer
 from ..run import Run
 from .additive import AdditiveAdapter, Selection
@@ -24,6 +25,7 @@ class VeRACache(NamedTuple):
     r: int
     s: float | Array
     trained_from: int
+    mask: Mask | None
 
 
 @final
@@ -36,8 +38,10 @@ class VeRALayer(LowRankLayer):
         As in `LoRALayer`, except that the rank has no upper limit.
     initial_d : float, default 0.1
         The initial value of every element of d; b is initially zero.
+    dropout : float, default 0
+        p, in [0, 1): the probability with which a training pass drops an element of x; ``vera_dropout`` in PEFT.
     rng : seed or numpy.random.Generator, optional
-        For A and B. Layers of the same sizes and seed have the same factors.
+        For A and B, and for the masks of dropout. Layers of the same sizes and seed have the same factors.
 
     Notes
     -----
@@ -45,6 +49,8 @@ class VeRALayer(LowRankLayer):
 
         H = X A,  T = s (H d) B,  Y = T b
         db = Σ G T,  dT = G b,  dQ = s dT Bᵀ,  dd = Σ H dQ,  dX = (dQ d) Aᵀ
+
+    Dropout replaces X and dX as in `LoRALayer`.
     """
 
     parameter_names = ("vector_d", "vector_b", "projection_a", "projection_b")
@@ -59,6 +65,7 @@ class VeRALayer(LowRankLayer):
         *,
         initial_d: float = 0.1,
         dtype: Any = np.float64,
+        dropout: float = 0.0,
         rng: RNG = None,
     ) -> None:
         super().__init__(input_size, output_size, rank, alpha, "max", dtype)
@@ -67,22 +74,24 @@ class VeRALayer(LowRankLayer):
         self.vector_b: Array = np.zeros(self.output_size, self.dtype)
         self.projection_a: Array = he_uniform((self.input_size, self.rank), self.dtype, random)
         self.projection_b: Array = he_uniform((self.rank, self.output_size), self.dtype, random)
+        self._drop(dropout, random)
 
     def apply(
         self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0
     ) -> tuple[Array, VeRACache]:
-        """``h = x A``, ``t = s (h d) B``, ``y = t b``."""
+        """``h = x A``, ``t = s (h d) B``, ``y = t b``; with dropout, ``x ⊙ M`` for x."""
+        x, mask = self.dropped(x, run)
         r, s = self.components_at(rank, x.shape)
         A, B, d, b = self.projection_a[:, :r], self.projection_b[:r], self.vector_d[:r], self.vector_b
         h = product(x, A)  # (..., in) @ (in, r) -> (..., r)
         t = product(s * (h * d), B)  # (..., r) @ (r, out) -> (..., out)
-        return t * b, VeRACache(h, t, r, s, trained_from)
+        return t * b, VeRACache(h, t, r, s, trained_from, mask)
 
     def vjp(
         self, dy: Array, cache: VeRACache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
-        """``db = Σ dy t``, ``dq = s (dy b) Bᵀ``, ``dd = Σ h dq``, ``dx = (dq d) Aᵀ``."""
-        h, t, r, s, first = cache
+        """``db = Σ dy t``, ``dq = s (dy b) Bᵀ``, ``dd = Σ h dq``, ``dx = (dq d) Aᵀ ⊙ M``."""
+        h, t, r, s, first, mask = cache
         A, B, d, b = self.projection_a[:, :r], self.projection_b[:r], self.vector_d[:r], self.vector_b
         dq = s * product(dy * b, B.T)  # (..., out) @ (out, r) -> (..., r)
         gradients = {}
@@ -91,7 +100,7 @@ class VeRALayer(LowRankLayer):
             dd[first:r] = sum_rows((h * dq)[..., first:])
             gradients = {"vector_d": dd, "vector_b": sum_rows(dy * t)}
         dx = product(dq * d, A.T) if inputs else None  # (..., r) @ (r, in) -> (..., in)
-        return dx, gradients
+        return masked(dx, mask), gradients
 
     def merge_weights(self, *, rank: int | None = None) -> Array:
         """``s (A d) B b``, with the first `rank` components: shape (input_size, output_size)."""
@@ -120,8 +129,10 @@ class VeRAAdapter(AdditiveAdapter):
         Whether the base's parameters are frozen.
     initial_d : float, default 0.1
         The initial value of every element of d.
+    dropout : float, default 0
+        p, in [0, 1), for the input of the branch in training passes; see `LoRALayer`.
     rng : seed or numpy.random.Generator, optional
-        For A and B; adapters of the same sizes and seed have the same factors.
+        For A and B, and for the masks of dropout; adapters of the same sizes and seed have the same factors.
     """
 
     def __init__(
@@ -132,12 +143,12 @@ class VeRAAdapter(AdditiveAdapter):
         freeze_base_layer: bool = True,
         *,
         initial_d: float = 0.1,
+        dropout: float = 0.0,
         rng: RNG = None,
     ) -> None:
         super().__init__(base_layer, freeze_base_layer)
-        self._lora = VeRALayer(
-            self.input_size, self.output_size, rank, alpha, initial_d=initial_d, dtype=self.dtype, rng=rng
-        )
+        sizes = self.input_size, self.output_size
+        self._lora = VeRALayer(*sizes, rank, alpha, initial_d=initial_d, dtype=self.dtype, dropout=dropout, rng=rng)
 
     @property
     def lora_layer(self) -> VeRALayer:
@@ -155,4 +166,4 @@ class VeRAAdapter(AdditiveAdapter):
             "rank": self.rank,
             "alpha": self.alpha,
             "freeze_base_layer": self.is_base_layer_frozen,
-        }
+        } | self._lora.dropout_config

@@ -3,6 +3,7 @@
 from .fixed_attributes import FixedAttributes as FixedAttributes
 from .layer import Layer as Layer
 from .listening import Listener as Listener
+from .listening import draw_seed as draw_seed
 from .listening import listeners as listeners
 from .listening import trained_parts as trained_parts
 from .memory import forget as forget

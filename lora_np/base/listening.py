@@ -15,16 +15,25 @@ from .parameters import ParameterTree, prefixed
 
 
 class Listener:
-    """The interface of layers that read the `Run` of a pass: adapters with tasks or ranks."""
+    """The interface of layers that read the `Run` of a pass: adapters with tasks or ranks, and layers with dropout."""
 
     listens_to: ClassVar[str]
-    """The field of `Run` that the layer reads: ``"tasks"`` or ``"rank"``."""
+    """The field of `Run` that the layer reads: ``"tasks"``, ``"rank"`` or ``"seed"``."""
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the layer reads the run."""
+        return True
 
     def check_run(self, run: Run) -> None:
         """Raise ArgumentError if the run requests a task or a rank that this layer does not have."""
 
     def draw(self) -> Draw | None:
         """The random choice for a training pass; None if this layer does not need one."""
+        return None
+
+    def draw_seed(self) -> tuple[int, ...] | None:
+        """The random seed for a training pass; None if this layer does not need one."""
         return None
 
     def bound_to(self, run: Run) -> Hashable:
@@ -45,7 +54,7 @@ class Listening(ParameterTree):
         for name, child in self._listening_children().items():
             for path, listener in child._listeners().items():
                 found[f"{name}.{path}" if path else name] = listener
-        if isinstance(self, Listener):
+        if isinstance(self, Listener) and self.is_listening:
             found[""] = self
         return found
 
@@ -62,7 +71,7 @@ class Listening(ParameterTree):
         training: bool = False,
         keep: bool = True,
     ) -> Run:
-        """The `Run` with which to `apply` this layer to an input; the ranks of a training pass are drawn here.
+        """The `Run` with which to `apply` this layer to an input; a training pass's ranks and seed are drawn here.
 
         `tasks` and `rank` are as in `forward`.
 
@@ -77,14 +86,18 @@ class Listening(ParameterTree):
 
     def _run(self, x: Array, listeners: Mapping[str, Any], tasks: Any, rank: Any, training: bool, keep: bool = True) -> Run:
         if tasks is None and rank is None:
-            drawn = _drawn(listeners) if training else None
-            return Run(training, None, drawn, keep) if drawn or not keep else TRAINING if training else EVALUATION
+            drawn, seed = (_drawn(listeners), _seed(listeners)) if training else (None, None)
+            if drawn or seed or not keep:
+                return Run(training, None, drawn, keep, seed=seed)
+            return TRAINING if training else EVALUATION
         ranks = None if rank is None else self._rank(rank, x, listeners)
         run = Run(training, None if tasks is None else self._tasks_of(tasks, x, listeners), ranks, keep)
         for listener in listeners.values():
             listener.check_run(run)
         # Last, because a call that is refused must not advance a generator.
-        return run._replace(rank=_drawn(listeners)) if training and rank is None else run
+        if training:
+            run = run._replace(rank=_drawn(listeners) if rank is None else ranks, seed=_seed(listeners))
+        return run
 
     def _tasks_of(self, tasks: Iterable[str | None], x: Array, listeners: Mapping[str, Any]) -> Tasks:
         if x.ndim < 2:
@@ -103,6 +116,11 @@ class Listening(ParameterTree):
 def listeners(layer: Listening) -> dict[str, Any]:
     """Every `Listener` in a layer, by dotted path, in the order of execution."""
     return layer._listeners()
+
+
+def draw_seed(layer: Listening) -> tuple[int, ...] | None:
+    """The seed that a training pass of a layer would draw, which it then no longer draws; None without dropout."""
+    return _seed(layer._listeners())
 
 
 def trained_parts(listeners: Mapping[str, Any], run: Run) -> Parts:
@@ -124,4 +142,13 @@ def _drawn(listeners: Mapping[str, Any]) -> Draw | None:
         draw: Draw | None = listener.draw()
         if draw is not None:
             return draw
+    return None
+
+
+def _seed(listeners: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The single seed of a training pass, drawn by the first layer that needs one."""
+    for listener in listeners.values():
+        seed: tuple[int, ...] | None = listener.draw_seed()
+        if seed is not None:
+            return seed
     return None

@@ -6,7 +6,7 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 
@@ -22,7 +22,7 @@ TYPE, CONFIG = "lora_np.type", "lora_np.config"
 class Serializable(ParameterTree, ABC):
     """Mixin that saves, loads and clones layers; requires the arrays, and `config` to rebuild a layer from its file."""
 
-    settings: ClassVar[tuple[str, ...]] = ()
+    settings: tuple[str, ...] = ()
     """Attributes, other than arrays, that may change after construction and are saved in files."""
 
     if TYPE_CHECKING:

@@ -45,7 +45,7 @@ def cast(layer: LoRALayer, dtype: type) -> LoRALayer:
     with np.errstate(over="ignore"):
         A: Array = layer.matrix_a.astype(dtype)
         B: Array = layer.matrix_b.astype(dtype)
-    return LoRALayer.from_factors(A, B, layer.alpha, scaling=layer.scaling_rule)
+    return LoRALayer.from_factors(A, B, layer.alpha, scaling=layer.scaling_rule, **layer.dropout_choices)
 
 
 def singular_values(layer: LoRALayer) -> Array:

@@ -328,12 +328,15 @@ class _Workers:
         self, model: Layer, pieces: Sequence[Piece], ranks: Sequence[Ranks], step: int
     ) -> Iterator[tuple[float, ShardGradient]]:
         """The weight and the gradient of each piece of a step, in order."""
-        moment = Moment.of(model)
-        tasks = [
-            (self._shards[piece.shard], piece.samples, piece.task_weights, own)
-            for piece, own in zip(pieces, ranks, strict=True)
+        moments = Moment.of(model).each(model, len(pieces))
+        calls = [
+            Call(
+                str(self._shards[piece.shard]),
+                differentiate,
+                (self.job, self._shards[piece.shard], moment, piece.samples, piece.task_weights, own),
+            )
+            for moment, piece, own in zip(moments, pieces, ranks, strict=True)
         ]
-        calls = [Call(str(shard), differentiate, (self.job, shard, moment, *rest)) for shard, *rest in tasks]
         try:
             for piece, gradient in zip(pieces, results(self._executor, calls, self._retries), strict=True):
                 yield piece.weight, gradient

@@ -165,7 +165,7 @@ def grow(subject: Subject, rank: int, *, rng: RNG = None) -> Subject:
         columns = normal((layer.input_size, more), layer.dtype, random, std=1 / math.sqrt(target))
         rows = np.zeros((more, layer.output_size), layer.dtype)
         A, B = np.hstack([layer.matrix_a, columns]), np.vstack([layer.matrix_b, rows])
-        return _with_scaling(A, B, layer.scaling, layer.scaling_rule)
+        return _with_scaling(A, B, layer.scaling, layer.scaling_rule, layer)
 
     return _mapped(subject, grown)
 
@@ -269,10 +269,10 @@ def _cut(layer: LoRALayer, components: _Components, rank: int) -> LoRALayer:
     share = np.sqrt(sizes / scaling) * signs
     A = U * np.where(sizes == 0, 1, share)  # a component without effect keeps its column, so that it can still be trained
     B = share[:, None] * Vt
-    return _with_scaling(A[:, :rank], B[:rank], scaling, "max")
+    return _with_scaling(A[:, :rank], B[:rank], scaling, "max", layer)
 
 
-def _with_scaling(A: Array, B: Array, scaling: float, rule: str) -> LoRALayer:
-    """A layer whose alpha results in the given scaling at its full rank."""
-    rank = A.shape[1]
-    return LoRALayer.from_factors(A, B, scaling * (math.sqrt(rank) if rule == "rslora" else rank), scaling=rule)
+def _with_scaling(A: Array, B: Array, scaling: float, rule: str, like: LoRALayer) -> LoRALayer:
+    """A layer whose alpha results in the given scaling at its full rank, with the dropout of another layer."""
+    alpha = scaling * (math.sqrt(A.shape[1]) if rule == "rslora" else A.shape[1])
+    return LoRALayer.from_factors(A, B, alpha, scaling=rule, **like.dropout_choices)

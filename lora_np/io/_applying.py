@@ -197,7 +197,7 @@ def _fitted(layer: LoRALayer, linear: AffineLayer, path: str) -> LoRALayer:
             f"the layer {linear.input_size} -> {linear.output_size}"
         )
     A, B = layer.matrix_a.astype(linear.dtype), layer.matrix_b.astype(linear.dtype)
-    return LoRALayer.from_factors(A, B, layer.alpha, scaling=layer.scaling_rule)
+    return LoRALayer.from_factors(A, B, layer.alpha, scaling=layer.scaling_rule, **layer.dropout_choices)
 
 
 def _nothing(linear: AffineLayer) -> LoRALayer:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 
@@ -104,12 +105,12 @@ def _own(tensor: Array) -> Array:
     return np.array(tensor, np.float64 if tensor.dtype == np.float64 else np.float32)
 
 
-def layer_of(A: Array, B: Array, alpha: object, where: str, *, scaling: str = "max") -> LoRALayer:
+def layer_of(A: Array, B: Array, alpha: object, where: str, **choices: Any) -> LoRALayer:
     """A layer with the given factors, in the layout of lora_np; errors name the place in the file."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha >= 0:
         raise FormatError(f"{where}: alpha must be a number of at least 0, got {alpha!r}")
     try:
-        return LoRALayer.from_factors(A, B, alpha, scaling=scaling)
+        return LoRALayer.from_factors(A, B, alpha, **choices)
     except ArgumentError as error:
         raise FormatError(f"{where}: {error}") from error
 

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import FormatError
 from ..factors.weights import AdapterWeights
 from ._factors import AdapterFile, factors_by_path, layer_of, matrix
+from ._peft_config import dropout_of
 
 KEY = re.compile(r"base_model\.model\.(.+)\.(lora_A|lora_B|lora_E)")
 
@@ -26,7 +27,7 @@ def read_adalora(stored: AdapterFile, config: Mapping[str, Any]) -> AdapterWeigh
             raise FormatError(f"{where}.lora_E must have shape ({len(A)}, 1), got {E.shape}")
         if not len(A):  # the budget has left no component
             A, B, E = np.zeros((1, A.shape[1])), np.zeros((len(B), 1)), np.zeros((1, 1))
-        layers[path] = layer_of((A * E).T, B.T, scaling * len(A), where)
+        layers[path] = layer_of((A * E).T, B.T, scaling * len(A), where, **dropout_of(config, path))
     return AdapterWeights(layers, config=config, dropped=stored.dropped)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from .._typing import Array
 from ..errors import FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
+from ..layers.low_rank import LowRankLayer
 from ._json import read_json
 from ._patterns import parsed
 
@@ -87,6 +89,7 @@ TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: _all(_is_integer)(value) or _mapping(_all(_is_integer))(value),
     ),
     "base_model_name_or_path task_type": ("a text", _is_text),
+    "lora_dropout vera_dropout": ("a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1),
 }
 """What the entries that lora_np reads must be, in words and as a test."""
 
@@ -170,6 +173,11 @@ def alpha_of(config: Mapping[str, Any], path: str) -> Any:
     return _by_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha"))
 
 
+def dropout_of(config: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The dropout of a layer, with a seed of its masks that distinguishes it from the other layers, as arguments."""
+    return {"dropout": config.get("lora_dropout") or 0.0, "rng": zlib.crc32(path.encode())}
+
+
 def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
     """The value of the first pattern that matches the end of the path, as in PEFT."""
     for pattern, value in (patterns or {}).items():
@@ -250,6 +258,18 @@ def digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
+def common_dropout(layers: Mapping[str, LowRankLayer]) -> float:
+    """The dropout of all layers, of which PEFT's configurations have one."""
+    (first, layer), *others = layers.items()
+    for path, other in others:
+        if other.dropout != layer.dropout:
+            raise NotSupportedError(
+                "a PEFT adapter has one dropout for all layers, "
+                f"but {first!r} has {layer.dropout} and {path!r} {other.dropout}"
+            )
+    return layer.dropout
+
+
 def config_of(weights: AdapterWeights) -> dict[str, Any]:
     """A configuration that names every layer, with patterns for the ranks and alphas that are not the most common ones."""
     rslora = all(layer.scaling_rule == "rslora" for layer in weights.layers.values())
@@ -274,7 +294,7 @@ def config_of(weights: AdapterWeights) -> dict[str, Any]:
             "use_rslora": rslora,
             "use_dora": bool(weights.magnitudes),
             "fan_in_fan_out": False,
-            "lora_dropout": 0.0,
+            "lora_dropout": common_dropout(weights.layers),
         }
         | ({"init_lora_weights": start} if (start := changed_base(weights.config)) else {})
     )

@@ -16,7 +16,7 @@ from ..layers.lora import LoRALayer
 from ._convolutions import Kernel, as_stored, stored_magnitude
 from ._factors import PREFIX, AdapterFile, layer_of, magnitude, pair
 from ._json import parsed_json
-from ._peft_config import alpha_of, is_saved_whole, is_target, rank_of, target_parameter, token_indices
+from ._peft_config import alpha_of, dropout_of, is_saved_whole, is_target, rank_of, target_parameter, token_indices
 
 A, B, BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
 EMBEDDING_A, EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
@@ -87,10 +87,11 @@ def _layer(
         raise FormatError(
             f"{where}.{kinds[0]} must have the rank {rank!r} of the configuration, got {factors[kinds[0]].shape}"
         )
+    dropout = dropout_of(config, path)
     if settings is None:
         scaling = "rslora" if config.get("use_rslora") else "max"
-        return layer_of(matrix_a, matrix_b, alpha_of(config, path), where, scaling=scaling), kernel
-    layer = layer_of(matrix_a, matrix_b, settings.alpha, where, scaling=settings.scaling)
+        return layer_of(matrix_a, matrix_b, alpha_of(config, path), where, scaling=scaling, **dropout), kernel
+    layer = layer_of(matrix_a, matrix_b, settings.alpha, where, scaling=settings.scaling, **dropout)
     try:
         settings.check_branch(layer)
     except ArgumentError as error:

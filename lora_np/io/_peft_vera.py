@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from ..models.adapting import Factory, apply_adapters
 from ..models.finding import find
 from ._checkpoint import checkpoint_files
 from ._factors import PREFIX, AdapterFile, factors_by_path, matrix
+from ._peft_config import common_dropout
 from .safetensors import SafetensorsFile
 
 KEY = re.compile(r"base_model\.model\.(.+)\.(vera_lambda_b|vera_lambda_d)")
@@ -44,6 +46,7 @@ class VeRA(NamedTuple):
     vectors: Mapping[str, tuple[Array, Array]]
     """d (r,) and b (d_out,) of each layer."""
     dropped: tuple[str, ...]
+    dropout: float = 0.0
 
 
 def read_vera(stored: AdapterFile) -> VeRA:
@@ -111,7 +114,7 @@ def _factory(vera: VeRA, path: str) -> Factory:
                 f"{path}: the adapter is for {len(b)} outputs and at most {vera.A.shape[1]} inputs, "
                 f"the layer is {linear.input_size} -> {linear.output_size}"
             )
-        adapter = VeRAAdapter(linear, len(d), rng=0)
+        adapter = VeRAAdapter(linear, len(d), dropout=vera.dropout, rng=zlib.crc32(path.encode()))
         branch = adapter.lora_layer
         branch.vector_d, branch.vector_b = d.astype(linear.dtype), b.astype(linear.dtype)
         branch.projection_a = vera.A[:, : linear.input_size].T.astype(linear.dtype)
@@ -150,7 +153,7 @@ def vera_of(model: Layer) -> VeRA | None:
                     f"the VeRA layers of PEFT share projections, but {name} of {path!r} is not part of that of {other!r}"
                 )
     vectors = {path: (branch.vector_d, branch.scaling * branch.vector_b) for path, branch in branches.items()}
-    return VeRA(A, B, vectors, ())
+    return VeRA(A, B, vectors, (), common_dropout(branches))
 
 
 def vera_tensors(vera: VeRA) -> dict[str, Array]:
@@ -172,7 +175,7 @@ def vera_config(vera: VeRA) -> dict[str, Any]:
         "r": len(vera.A),
         "save_projection": True,
         "projection_prng_key": 0,
-        "vera_dropout": 0.0,
+        "vera_dropout": vera.dropout,
         "d_initial": 0.1,
         "fan_in_fan_out": False,
         "bias": "none",

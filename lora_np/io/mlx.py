@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable
 
 from .._archive import atomic_file
 from .._typing import Array
-from .._validation import file_path
+from .._validation import file_path, fraction
 from ..errors import FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
 from ._factors import AdapterFile, factors_by_path, layer_of, magnitude, matrix
@@ -47,7 +48,7 @@ def load_mlx(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
         If factors belong to a mixture of experts, or if fine_tune_type is neither lora nor dora.
     """
     root = file_path("folder", folder)
-    scale = _scale(os.path.join(root, CONFIG))
+    scale, dropout = _scale_and_dropout(os.path.join(root, CONFIG))
     file = os.path.join(root, WEIGHTS)
     if not os.path.isfile(file):
         raise FormatError(f"{root}: {WEIGHTS} not found")
@@ -55,7 +56,7 @@ def load_mlx(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     for path, factors in factors_by_path(stored, KEY).items():
         where = f"{file}: {path}"
         A, B = matrix(factors, "lora_a", where), matrix(factors, "lora_b", where)
-        layers[path] = layer_of(A, B, scale * A.shape[1], where)
+        layers[path] = layer_of(A, B, scale * A.shape[1], where, dropout=dropout, rng=zlib.crc32(path.encode()))
         if "m" in factors:
             magnitudes[path] = magnitude(factors, "m", layers[path], where)
     return AdapterWeights(layers, magnitudes, dropped=stored.dropped)
@@ -97,7 +98,7 @@ def save_mlx(folder: Path, weights: AdapterWeights) -> None:
     file_path("folder", folder)
     (first, layer), *others = weights.layers.items()
     for path, other in others:
-        for name in ("rank", "scaling"):
+        for name in ("rank", "scaling", "dropout"):
             one, two = getattr(layer, name), getattr(other, name)
             if one != two:
                 raise NotSupportedError(f"the mlx-lm format has one {name}, but {first!r} has {one} and {path!r} {two}")
@@ -113,7 +114,7 @@ def save_mlx(folder: Path, weights: AdapterWeights) -> None:
     config = {
         "fine_tune_type": "dora" if weights.magnitudes else "lora",
         "num_layers": -1,
-        "lora_parameters": {"rank": layer.rank, "scale": layer.scaling, "dropout": 0.0, "keys": keys},
+        "lora_parameters": {"rank": layer.rank, "scale": layer.scaling, "dropout": layer.dropout, "keys": keys},
     }
     os.makedirs(folder, exist_ok=True)
     save_safetensors(os.path.join(folder, WEIGHTS), tensors)
@@ -121,17 +122,17 @@ def save_mlx(folder: Path, weights: AdapterWeights) -> None:
         file.write(json.dumps(config, indent=4).encode() + b"\n")
 
 
-def _scale(file: str) -> float:
-    """The scale in a configuration, whose kind of adapter must be known."""
+def _scale_and_dropout(file: str) -> tuple[float, float]:
+    """The scale and the dropout in a configuration, whose kind of adapter must be known."""
     try:
         config = read_json(file)
         scale = config["lora_parameters"]["scale"]
         kind = config.get("fine_tune_type", "lora")
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             raise TypeError(f"a number, got {scale!r}")
-        number = float(scale)
+        number, dropout = float(scale), fraction("dropout", config["lora_parameters"].get("dropout", 0.0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FormatError(f"{file}: must be valid JSON with lora_parameters.scale: {error!r}") from error
     if kind not in ("lora", "dora"):
         raise NotSupportedError(f"{file}: fine_tune_type must be 'lora' or 'dora', got {kind!r}")
-    return number
+    return number, dropout

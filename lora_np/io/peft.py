@@ -185,7 +185,8 @@ def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, drop: Iterabl
 
 def _with_vera(model: Layer, folder: str, drop: Iterable[str]) -> Layer:
     try:
-        return apply_vera(model, read_vera(_opened(folder, drop, False)[0]))
+        stored, config = _opened(folder, drop, False)
+        return apply_vera(model, read_vera(stored)._replace(dropout=config.get("vera_dropout") or 0.0))
     except ArgumentError as error:
         if isinstance(error, FormatError):
             raise

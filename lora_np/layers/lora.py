@@ -13,6 +13,7 @@ from ..errors import ArgumentError
 from ..functions.initializers import normal
 from ..kernels import product, sum_outer
 from ..run import Run
+from .dropout import Mask, masked
 from .low_rank import LowRankLayer
 from .movable_factors import MovableFactors
 
@@ -26,6 +27,7 @@ class LoRACache(NamedTuple):
     B: Array
     s: float | Array
     trained_from: int
+    mask: Mask | None
 
 
 @final
@@ -42,12 +44,15 @@ class LoRALayer(MovableFactors, LowRankLayer):
     scaling : {"max", "paper", "rslora"}, default "max"
         The rule of `scaling_at`: s = alpha / r at the full rank, alpha / √r for ``"rslora"``.
     dtype : {float64, float32}
+    dropout : float, default 0
+        p, in [0, 1): the probability with which a training pass drops an element of x; ``lora_dropout`` in PEFT.
     rng : seed or numpy.random.Generator, optional
+        For the initial A, and for the masks of dropout.
 
     Raises
     ------
     ArgumentOutOfRangeError
-        If a size is below 1, the rank is out of range, or alpha is not finite.
+        If a size is below 1, the rank or the dropout is out of range, or alpha is not finite.
 
     Notes
     -----
@@ -60,6 +65,9 @@ class LoRALayer(MovableFactors, LowRankLayer):
 
     At a lower rank r, A and B denote their first r columns and rows, and the gradients beyond them are exactly zero. If
     each row has its own rank, s is a matrix and multiplies elementwise: see `components_at`.
+
+    A training pass with dropout replaces X by ``X ⊙ M``, and hence dX by ``(dH Aᵀ) ⊙ M``, where each element of M is 0 with
+    probability p and 1 / (1 - p) otherwise. M follows from the seed of the `Run` and from `dropout_state`.
 
     Examples
     --------
@@ -83,29 +91,33 @@ class LoRALayer(MovableFactors, LowRankLayer):
         *,
         scaling: str = "max",
         dtype: Any = np.float64,
+        dropout: float = 0.0,
         rng: RNG = None,
     ) -> None:
         sizes = positive_int("input_size", input_size), positive_int("output_size", output_size)
         super().__init__(*sizes, rank_within(rank, *sizes), alpha, scaling, dtype)
-        A = normal((self.input_size, self.rank), self.dtype, generator(rng), std=1 / math.sqrt(self.rank))
+        random = generator(rng)
+        A = normal((self.input_size, self.rank), self.dtype, random, std=1 / math.sqrt(self.rank))
         self.matrix_a: Array = np.asfortranarray(A)
         self.matrix_b: Array = np.zeros((self.rank, self.output_size), self.dtype)
+        self._drop(dropout, random)
 
     def apply(
         self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0
     ) -> tuple[Array, LoRACache]:
-        """``h = s x A``, ``y = h B``, with the first `rank` columns of A and rows of B."""
+        """``h = s x A``, ``y = h B``, with the first `rank` columns of A and rows of B; with dropout, ``x ⊙ M`` for x."""
+        x, mask = self.dropped(x, run)
         r, s = self.components_at(rank, x.shape)
         A, B = self.matrix_a[:, :r], self.matrix_b[:r]
         h = s * product(x, A)  # (..., in) @ (in, r) -> (..., r)
         y = product(h, B)  # (..., r) @ (r, out) -> (..., out)
-        return y, LoRACache(x, h, A, B, s, trained_from)
+        return y, LoRACache(x, h, A, B, s, trained_from, mask)
 
     def vjp(
         self, dy: Array, cache: LoRACache, *, parameters: bool = True, inputs: bool = True
     ) -> tuple[Array | None, Gradients]:
-        """``dB = hᵀ dy``, ``dh = s dy Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ``."""
-        x, h, A, B, s, first = cache
+        """``dB = hᵀ dy``, ``dh = s dy Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ``; with dropout, ``dx = (dh Aᵀ) ⊙ M``."""
+        x, h, A, B, s, first, mask = cache
         dh = s * product(dy, B.T)  # (..., out) @ (out, r) -> (..., r)
         dx = product(dh, A.T) if inputs else None  # (..., r) @ (r, in) -> (..., in)
         gradients = {}
@@ -117,7 +129,7 @@ class LoRALayer(MovableFactors, LowRankLayer):
             gradients = {"matrix_a": dA, "matrix_b": dB}
             if len(dB) < self.rank:
                 gradients = self._among_all(gradients, first, len(B))
-        return dx, gradients
+        return masked(dx, mask), gradients
 
     @staticmethod
     def parts(first: int, last: int) -> tuple[Part, Part]:
@@ -145,7 +157,9 @@ class LoRALayer(MovableFactors, LowRankLayer):
         return {"matrix_a": dA, "matrix_b": dB}
 
     @classmethod
-    def from_factors(cls, matrix_a: Any, matrix_b: Any, alpha: float = -1.0, *, scaling: str = "max") -> Self:
+    def from_factors(
+        cls, matrix_a: Any, matrix_b: Any, alpha: float = -1.0, *, scaling: str = "max", dropout: float = 0, rng: RNG = None
+    ) -> Self:
         """A layer with copies of the given factors. The rank may exceed min(input_size, output_size), as in some files.
 
         Parameters
@@ -153,7 +167,7 @@ class LoRALayer(MovableFactors, LowRankLayer):
         matrix_a : array, shape (input_size, rank)
         matrix_b : array, shape (rank, output_size)
             The layer is float32 if both are, and float64 otherwise.
-        alpha, scaling
+        alpha, scaling, dropout, rng
             As in the constructor.
 
         Raises
@@ -168,12 +182,13 @@ class LoRALayer(MovableFactors, LowRankLayer):
         layer = cls.__new__(cls)
         LowRankLayer.__init__(layer, A.shape[0], B.shape[1], A.shape[1], alpha, scaling, dtype)
         layer.matrix_a, layer.matrix_b = np.array(A, dtype, order="F"), np.array(B, dtype, order="C")
+        layer._drop(dropout, rng)
         return layer
 
     def at_rank(self, rank: int) -> LoRALayer:
         """The first `rank` components as a separate layer, with the scaling that this one has at that rank."""
         r = rank_within(rank, self.rank, self.rank)
-        return self.from_factors(self.matrix_a[:, :r], self.matrix_b[:r], self.scaling_at(r) * r)
+        return self.from_factors(self.matrix_a[:, :r], self.matrix_b[:r], self.scaling_at(r) * r, **self.dropout_choices)
 
     def get_matrix_a(self) -> Array:
         """A copy of A, shape (input_size, rank)."""
@@ -188,7 +203,7 @@ class LoRALayer(MovableFactors, LowRankLayer):
         return self.rank * (2 * self.input_size + 2 * self.output_size + 1)
 
     def config(self) -> dict[str, Any]:
-        """Sizes, rank, alpha, dtype and scaling rule."""
+        """Sizes, rank, alpha, dtype, scaling rule, and dropout, if there is any."""
         return super().config() | {"scaling": self.scaling_rule}
 
     @classmethod
@@ -198,4 +213,4 @@ class LoRALayer(MovableFactors, LowRankLayer):
         zero = np.zeros((), dtype)
         A = np.broadcast_to(zero, (config["input_size"], rank))  # takes no memory before the shape is checked
         B = np.broadcast_to(zero, (rank, config["output_size"]))
-        return cls.from_factors(A, B, config["alpha"], scaling=config["scaling"])
+        return cls.from_factors(A, B, config["alpha"], scaling=config["scaling"], dropout=config.get("dropout", 0.0))

@@ -10,13 +10,13 @@ import numpy as np
 
 from .._typing import Array, Cache
 from .._validation import array_shape, one_of, positive_int, resolved_alpha
-from ..base import Layer
 from ..run import Run
+from .dropout import InputDropout
 
 SCALINGS = ("max", "paper", "rslora")
 
 
-class LowRankLayer(Layer):
+class LowRankLayer(InputDropout):
     """A linear layer without bias whose weight is a product of factors, usable at any rank up to its full rank.
 
     Parameters
@@ -95,14 +95,15 @@ class LowRankLayer(Layer):
 
     def _details(self) -> dict[str, str]:
         details = {"lora.rank": str(self.rank), "lora.alpha": f"{self.alpha:g}"}
-        return details | {"lora.scaling": f"{self.scaling:g}"}
+        details |= {"lora.scaling": f"{self.scaling:g}"}
+        return details | ({"lora.dropout": f"{self.dropout:g}"} if self.dropout else {})
 
     def config(self) -> dict[str, Any]:
-        """Sizes, rank, alpha and dtype."""
+        """Sizes, rank, alpha, dtype and dropout, if there is any."""
         return {
             "input_size": self.input_size,
             "output_size": self.output_size,
             "rank": self.rank,
             "alpha": self.alpha,
             "dtype": self.dtype,
-        }
+        } | self.dropout_config

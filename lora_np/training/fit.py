@@ -87,7 +87,8 @@ def fit(
         that their Euclidean norm is at most this (Pascanu et al. 2013).
     accumulate : int, default 1
         The number of forward and backward passes per step, each over `batch_size` rows. A step equals that on a batch of
-        all of these rows, in less memory, if the loss is a mean over rows or over the labels that it does not ignore.
+        all of these rows, in less memory, if the loss is a mean over rows or over the labels that it does not ignore. With
+        dropout, each pass draws separate masks.
     validation : (inputs, targets), (inputs, targets, tasks) or (inputs, targets, tasks, weights), optional
         Samples on which to measure the loss after each epoch, as `Layer.predict` sees them: DyLoRA adapters use their
         deployment rank. Penalties on the weights are not included.

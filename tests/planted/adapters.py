@@ -70,8 +70,8 @@ MUTANTS = [
     Mutant(
         "adding a task makes it current",
         "adapters/task_choice.py",
-        "self._keep({name: self.fitted(branch)})",
-        "self._keep({name: self.fitted(branch)})\n        self._current_task = name",
+        "dropout=dropout, rng=self._rng))})",
+        "dropout=dropout, rng=self._rng))})\n        self._current_task = name",
         (MULTILORA,),
     ),
     Mutant(
@@ -421,8 +421,8 @@ MUTANTS = [
     Mutant(
         "the adapters inside a base do not read the run",
         "adapters/base.py",
-        'return {"base": self.base_layer}',
-        "return {}",
+        'else {"base": self.base_layer}',
+        "else {}",
         (MULTILORA,),
     ),
     Mutant(
@@ -520,8 +520,8 @@ MUTANTS = [
     Mutant(
         "a copy with other branches shares the generator of ranks",
         "adapters/dylora.py",
-        "self._lora, self._rng = branch, copy.deepcopy(self._rng)",
-        "self._lora = branch",
+        "branch, copy.deepcopy(self._rng), self._ranks",
+        "branch, self._rng, self._ranks",
         (BRANCHES,),
     ),
     Mutant(

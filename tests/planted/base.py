@@ -21,8 +21,8 @@ MUTANTS = [
     Mutant(
         "trap 4: evaluation draws ranks",
         "base/listening.py",
-        "(rank=_drawn(listeners)) if training and rank is None else",
-        "drawn = _drawn(listeners) if rank is None else None",
+        "(_drawn(listeners), _seed(listeners)) if training else",
+        "(_drawn(listeners), _seed(listeners)) if keep else",
         (f"{DYLORA}::test_trap_4_evaluation_mode_takes_the_deployment_rank_in_a_whole_model",),
     ),
     Mutant(
@@ -322,8 +322,8 @@ MUTANTS = [
     Mutant(
         "a second draw for one pass",
         "base/listening.py",
-        "drawn = _drawn(listeners) if",
-        "drawn = _drawn(listeners) and _drawn(listeners) if",
+        "drawn, seed = (_drawn(listeners),",
+        "drawn, seed = (_drawn(listeners) and _drawn(listeners),",
         (RUN,),
     ),
     Mutant(
@@ -336,15 +336,15 @@ MUTANTS = [
     Mutant(
         "evaluation with tasks draws ranks",
         "base/listening.py",
-        "_drawn(listeners)) if training and rank is None else run",
-        "_drawn(listeners)) if rank is None else run",
+        "        if training:\n            run = run._replace",
+        "        if keep:\n            run = run._replace",
         (MIXED,),
     ),
     Mutant(
         "training draws although a rank is given",
         "base/listening.py",
-        "(rank=_drawn(listeners)) if training and rank is None else",
-        "(rank=_drawn(listeners)) if training else",
+        "rank=_drawn(listeners) if rank is None else ranks",
+        "rank=_drawn(listeners)",
         (f"{DYLORA}::test_a_given_rank_draws_nothing",),
     ),
     Mutant(

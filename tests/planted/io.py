@@ -503,8 +503,8 @@ MUTANTS = [
     Mutant(
         "formats: the scaling of AdaLoRA depends on the rank that is left",
         "io/_peft_adalora.py",
-        "scaling * len(A), where)",
-        "scaling * 3, where)",
+        "scaling * len(A), where,",
+        "scaling * 3, where,",
         (KIND_FILES,),
     ),
     Mutant(
@@ -531,8 +531,8 @@ MUTANTS = [
     Mutant(
         "formats: an mlx-lm folder with the scaling of the first layer",
         "io/mlx.py",
-        'for name in ("rank", "scaling"):',
-        'for name in ("rank",):',
+        'for name in ("rank", "scaling", "dropout"):',
+        'for name in ("rank", "dropout"):',
         ("tests/io/test_mlx.py",),
     ),
     Mutant(

@@ -18,7 +18,94 @@ NORMS = "tests/layers/test_normalization.py"
 ENCODERS = "tests/models/test_bert.py"
 GENERATION = "tests/models/test_generation.py"
 
+DROPOUT = "tests/adapters/test_dropout.py"
+
 MUTANTS = [
+    # ---------------------------------------------------------------- dropout
+    Mutant(
+        "dropout: kept elements are not scaled up",
+        "layers/dropout.py",
+        "Mask(uniform >= probability, 1 / (1 - probability))",
+        "Mask(uniform >= probability, 1.0)",
+        (f"{DROPOUT}::test_elements_are_dropped_with_the_given_probability_and_kept_ones_are_scaled",),
+    ),
+    Mutant(
+        "dropout: the probability of keeping taken for that of dropping",
+        "layers/dropout.py",
+        "Mask(uniform >= probability, 1",
+        "Mask(uniform < probability, 1",
+        (f"{DROPOUT}::test_elements_are_dropped_with_the_given_probability_and_kept_ones_are_scaled",),
+    ),
+    Mutant(
+        "dropout: all layers of a model have the same mask",
+        "layers/dropout.py",
+        "np.random.default_rng((*run.seed, key))",
+        "np.random.default_rng(run.seed)",
+        (f"{DROPOUT}::test_layers_of_a_model_have_different_masks",),
+    ),
+    Mutant(
+        "dropout: all passes have the same mask",
+        "layers/dropout.py",
+        "np.random.default_rng((*run.seed, key))",
+        "np.random.default_rng(key)",
+        (f"{DROPOUT}::test_equal_seeds_draw_equal_passes_and_no_two_passes_are_equal",),
+    ),
+    Mutant(
+        "dropout: the gradient of the input is not masked",
+        "layers/dropout.py",
+        "return dx if dx is None or mask is None else mask(dx)",
+        "return dx",
+        (f"{DROPOUT}::test_gradients_with_the_mask_held",),
+    ),
+    Mutant(
+        "dropout: in inference too",
+        "layers/dropout.py",
+        "if not (self._dropout and run.training):",
+        "if not (self._dropout and run.seed):",
+        (f"{DROPOUT}::test_a_training_pass_needs_a_seed",),
+    ),
+    Mutant(
+        "dropout: the key is drawn before the factors",
+        "layers/lora.py",
+        "random = generator(rng)",
+        "random = generator(rng); dropout and random.random()",
+        (f"{DROPOUT}::test_dropout_leaves_the_initial_factors_alone",),
+    ),
+    Mutant(
+        "dropout: files forget the state",
+        "layers/dropout.py",
+        'self.settings = ("dropout_state",)',
+        "self.settings = ()",
+        (f"{DROPOUT}::test_files_keep_dropout_and_the_masks_to_come",),
+    ),
+    Mutant(
+        "dropout: a mixed batch has the probability of its first task",
+        "adapters/mixed.py",
+        "of_rows = of_tasks[self._tasks.codes]",
+        "of_rows = of_tasks[np.zeros_like(self._tasks.codes)]",
+        (f"{DROPOUT}::test_each_row_of_a_mixed_batch_is_masked_with_the_probability_of_its_task",),
+    ),
+    Mutant(
+        "dropout: DoRA drops the input of the base",
+        "adapters/dora.py",
+        "y = z + (c * u - (w - b))",
+        "y = w + (c * u - (w - b))",
+        (f"{DROPOUT}::test_dora_drops_the_input_of_the_change_of_the_weight",),
+    ),
+    Mutant(
+        "dropout: a refused pass draws a seed",
+        "base/listening.py",
+        "ranks = None if rank is None else self._rank(rank, x, listeners)",
+        "ranks = _seed(listeners) and None if rank is None else self._rank(rank, x, listeners)",
+        (f"{DROPOUT}::test_a_refused_pass_draws_nothing",),
+    ),
+    Mutant(
+        "dropout: the shards of a step share their masks",
+        "distributed/replicas.py",
+        "moments.append(self._replace(settings=settings_of(model)))",
+        "moments.append(self)",
+        (f"{DROPOUT}::test_shards_of_a_step_have_different_masks",),
+    ),
     # ---------------------------------------------------------------- trap 1: the orientation of the factors
     Mutant(
         "trap 1: dA formed from the transposed product",
@@ -173,8 +260,8 @@ MUTANTS = [
     Mutant(
         "A begins with a standard deviation of one",
         "layers/lora.py",
-        "generator(rng), std=1 / math.sqrt(self.rank))",
-        "generator(rng), std=1.0)",
+        "random, std=1 / math.sqrt(self.rank))",
+        "random, std=1.0)",
         (LORA,),
     ),
     Mutant(
@@ -319,8 +406,8 @@ MUTANTS = [
     Mutant(
         "a slice at a rank has the alpha of the whole",
         "layers/lora.py",
-        "self.scaling_at(r) * r)",
-        "self.alpha)",
+        "self.scaling_at(r) * r, **",
+        "self.alpha, **",
         (WEIGHTS,),
     ),
     # ---------------------------------------------------------------- sequences and encoders
