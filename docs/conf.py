@@ -49,7 +49,7 @@ html_theme = "furo"
 html_title = f"lora_np {version}"
 html_copy_source = False
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_css_files = ["site.css", "cheat-sheet.css"]
 mathjax_path = "mathjax/tex-chtml.js"  # a local copy from scripts/docs, so that no page loads anything from another host
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import re
 import shutil
 import threading
 import zlib
@@ -137,3 +138,15 @@ def test_reference_holds_every_public_name():
     documented = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
     assert lora_np.__all__
     assert [name for name in lora_np.__all__ if f"lora_np.{name}" not in documented] == []
+
+
+def test_the_cheat_sheet_is_one_page_of_print(page, address):
+    opened(page, address, "cheat-sheet.html")
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(prefer_css_page_size=True))) == 1
+    page.emulate_media(media="print")
+    sheet = page.locator("#cheat-sheet")
+    assert sheet.is_visible()
+    assert sheet.evaluate("sheet => sheet.scrollWidth <= sheet.clientWidth")
+    cut = "blocks => blocks.filter(block => block.scrollWidth > block.clientWidth).length"
+    assert sheet.locator("pre, .table-wrapper").evaluate_all(cut) == 0
+    assert not page.locator(".sidebar-drawer").is_visible()
