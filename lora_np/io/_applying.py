@@ -21,6 +21,8 @@ from ..layers.embedding import Embedding
 from ..layers.lora import LoRALayer
 from ..models.adapting import Factory, apply_adapters
 from ..models.causal import HEAD, CausalLM
+from ..models.finding import find
+from ..models.gpt2 import DOWN, QKV, UP, GPT2Block, O
 from ..models.replacing import with_arrays
 
 
@@ -74,14 +76,14 @@ def _adapted(model: Layer, factories: Mapping[str, Factory], arrays: Mapping[str
 
 def _arrays(model: Layer, weights: AdapterWeights) -> dict[str, dict[str, Array]]:
     """The new arrays of layers, by path and name, in the layout of the layers."""
-    layers = model.walk()
+    layers, transposed_paths = model.walk(), _transposed(model, weights)
     arrays: dict[str, dict[str, Array]] = {}
     is_tied = isinstance(model, CausalLM) and HEAD not in model.children()
     for key, tensor in weights.whole.items():
         if is_tied and key == f"{HEAD}.weight":
             continue  # equal to the embedding
         path, name = _owner(layers, key)
-        transposed = name == "weight" and path in weights.layers and weights.config.get("fan_in_fan_out")
+        transposed = name == "weight" and weights.config.get("fan_in_fan_out") and path in transposed_paths
         arrays.setdefault(path, {})[name] = in_torch_layout(layers[path], name, tensor.T if transposed else tensor)
     for key, (indices, values) in weights.rows.items():
         path, name = _owner(layers, key)
@@ -141,11 +143,21 @@ def _on(arrays: Mapping[str, Array], factory: Factory) -> Factory:
     return build
 
 
+def conv1d_paths(model: Layer) -> set[str]:
+    """The paths of the layers that are Conv1D in transformers, whose weights are stored as (in, out): those of GPT-2."""
+    return {f"{path}.{name}" for path, block in find(model, GPT2Block).items() for name in (QKV, O, UP, DOWN)}
+
+
+def _transposed(model: Layer, weights: AdapterWeights) -> set[str]:
+    """The paths whose weights are (in, out) if fan_in_fan_out is set; an output head is never Conv1D."""
+    return ({*weights.layers} | conv1d_paths(model)) - {HEAD}
+
+
 def as_in_torch(model: Layer, weights: AdapterWeights, config: Mapping[str, Any]) -> AdapterWeights:
     """The content of a model with the tensors of PyTorch's model: a tied head too, and weights of Conv1D as (in, out)."""
     whole = dict(weights.whole)
     if config.get("fan_in_fan_out"):
-        whole |= {key: whole[key].T for path in weights.layers if (key := f"{path}.weight") in whole}
+        whole |= {key: whole[key].T for path in _transposed(model, weights) if (key := f"{path}.weight") in whole}
     if isinstance(model, CausalLM) and HEAD not in model.children() and (key := f"{model.head_name}.weight") in whole:
         whole[f"{HEAD}.weight"] = whole[key]
     return replace(weights, whole=whole)

@@ -193,7 +193,8 @@ class Merge:
         return (shape[1], shape[0]) if self._is_transposed(path) else shape
 
     def _is_transposed(self, path: str) -> bool:
-        return (self.fan_in_fan_out and path not in self.adapter.kernels) or path in self.adapter.embeddings
+        is_head = path.rpartition(".")[2] in HEADS  # never Conv1D
+        return (self.fan_in_fan_out and path not in self.adapter.kernels and not is_head) or path in self.adapter.embeddings
 
     # ---------------------------------------------------------------- how they change
 

@@ -20,7 +20,7 @@ from ..base import Layer
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights, extract, extract_tasks
 from ..models.finding import find, has_multi_lora_adapters
-from ._applying import applied, applied_tasks, as_in_torch, check_is_task
+from ._applying import applied, applied_tasks, as_in_torch, check_is_task, conv1d_paths
 from ._factors import AdapterFile
 from ._json import read_json
 from ._peft_adalora import read_adalora
@@ -224,7 +224,8 @@ def save_peft(
         ranks in the metadata of the file, from which `load_peft` and `apply_peft` restore them; PEFT itself uses them at
         max_rank.
     config : mapping, optional
-        Additional entries for adapter_config.json, such as base_model_name_or_path, task_type and fan_in_fan_out.
+        Additional entries for adapter_config.json, such as base_model_name_or_path and task_type.
+        fan_in_fan_out, which says that weights are stored as (d_in, d_out), is set for GPT-2.
 
     Raises
     ------
@@ -236,7 +237,9 @@ def save_peft(
     folder = file_path("folder", folder)
     instance("adapters", adapters, AdapterWeights | Layer, "AdapterWeights or a model with adapters")
     mapping("config", {} if config is None else config)
-    extra = {} if config is None else dict(config)
+    extra = dict({} if config is None else config)
+    if isinstance(adapters, Layer) and conv1d_paths(adapters):
+        extra = {"fan_in_fan_out": True} | extra
     if rank is not None and not isinstance(adapters, Layer):
         raise ArgumentError(f"rank needs a model with DyLoRA adapters, got {type(adapters).__name__}")
     if not isinstance(adapters, Layer):

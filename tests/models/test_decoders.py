@@ -34,7 +34,9 @@ from lora_np import (
     select_task,
     without_adapters,
 )
-from lora_np.io.peft import apply_peft, save_peft
+from lora_np.io.merge import merge_checkpoint
+from lora_np.io.peft import apply_peft, load_peft, save_peft
+from lora_np.io.safetensors import load_safetensors, save_safetensors
 from lora_np.models.llama import LlamaBlock
 from lora_np.testing import check_gradients
 from tests.kinds import batch
@@ -287,6 +289,51 @@ def test_peft_folders_there_and_back(tmp_path, name):
     mixed = tasks.predict(IDS, tasks=["legal", None, "medical"])
     assert_allclose(mixed[2], model.predict(IDS)[2], rtol=1e-5, atol=1e-6)
     assert_allclose(mixed[1], plain.predict(IDS)[1], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("head", ["tied", "untied"])
+def test_adapters_of_gpt2_fit_the_weights_of_its_checkpoints(tmp_path, head):
+    """Conv1D stores (in, out): a square weight, such as that of attn.c_proj, would be merged wrongly without notice."""
+    plain = decoder("gpt2")
+    if head == "untied":
+        plain = CausalLM(plain.body, FullyConnectedLayer(SIZE, VOCABULARY, bias=False, rng=0))
+    save_safetensors(tmp_path / "base.safetensors", plain.named_parameters(frozen=True))
+    targets = ["attn.c_proj", "mlp.c_fc", *(["lm_head"] if head == "untied" else [])]
+    model = filled(
+        apply_lora(
+            plain,
+            StandardLoRAAdapter,
+            rank=2,
+            targets=targets,
+            train=["transformer.h.1.mlp.c_proj", "transformer.h.0.ln_1"],
+            rng=0,
+        )
+    )
+    save_peft(tmp_path / "adapter", model)
+    weights = load_peft(tmp_path / "adapter")
+    assert weights.config["fan_in_fan_out"] is True
+    assert weights.whole["transformer.h.1.mlp.c_proj.weight"].shape == (12, SIZE)
+    merge_checkpoint(tmp_path / "base.safetensors", weights, tmp_path / "merged.safetensors", fan_in_fan_out=True)
+    merged, expected = load_safetensors(tmp_path / "merged.safetensors"), model.predict(IDS)
+    twin = apply_peft(plain, tmp_path / "adapter")
+    merge_in_place(model)
+    for key, array in model.named_parameters(frozen=True).items():
+        assert_allclose(merged[key], array, rtol=1e-12)
+    assert_allclose(twin.predict(IDS), expected, rtol=1e-12)
+
+
+def test_a_trained_head_of_gpt2_is_not_stored_like_conv1d(tmp_path):
+    plain = decoder("gpt2")
+    plain = CausalLM(plain.body, FullyConnectedLayer(SIZE, VOCABULARY, bias=False, rng=0))
+    model = apply_lora(plain, StandardLoRAAdapter, rank=2, targets=["lm_head"], freeze_base_layer=False, rng=0)
+    save_peft(tmp_path, filled(model))
+    assert load_peft(tmp_path).whole["lm_head.weight"].shape == (VOCABULARY, SIZE)
+    assert_allclose(apply_peft(plain, tmp_path).predict(IDS), model.predict(IDS), rtol=1e-12)
+
+
+def test_what_the_caller_says_of_the_layout_counts(tmp_path):
+    save_peft(tmp_path, adapted("gpt2"), config={"fan_in_fan_out": False})
+    assert load_peft(tmp_path).config["fan_in_fan_out"] is False
 
 
 @each

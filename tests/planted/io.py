@@ -21,8 +21,44 @@ MERGING = "tests/io/test_merge.py"
 ROUNDING = "tests/io/test_rounding.py"
 FOLDERS = "tests/cli/test_toolbox_merge.py"
 EXTRACT = "tests/io/test_extract.py"
+DECODERS = "tests/models/test_decoders.py"
 
 MUTANTS = [
+    Mutant(
+        "adapters of GPT-2 without fan_in_fan_out",
+        "io/peft.py",
+        "if isinstance(adapters, Layer) and conv1d_paths(adapters):",
+        "if False:",
+        (DECODERS,),
+    ),
+    Mutant(
+        "fan_in_fan_out despite the caller",
+        "io/peft.py",
+        'extra = {"fan_in_fan_out": True} | extra',
+        'extra = extra | {"fan_in_fan_out": True}',
+        (DECODERS,),
+    ),
+    Mutant(
+        "an output head stored like Conv1D",
+        "io/_merging.py",
+        "not in self.adapter.kernels and not is_head)",
+        "not in self.adapter.kernels)",
+        (DECODERS,),
+    ),
+    Mutant(
+        "an output head saved like Conv1D",
+        "io/_applying.py",
+        "conv1d_paths(model)) - {HEAD}",
+        "conv1d_paths(model))",
+        (DECODERS,),
+    ),
+    Mutant(
+        "whole layers of GPT-2 in the layout of Linear",
+        "io/_applying.py",
+        "return ({*weights.layers} | conv1d_paths(model))",
+        "return {*weights.layers}",
+        (DECODERS,),
+    ),
     Mutant(
         "an extraction without power iterations",
         "io/extract.py",
