@@ -23,7 +23,7 @@ from ..training.optimizers import Optimizer
 from ..training.step import Descent
 from .replicas import Moment
 
-OPTIONAL = {"schedule": None, "groups": None, "clip_norm": None, "average": "batch", "sorted_start": None}
+OPTIONAL = {"schedule": None, "groups": None, "decay": None, "clip_norm": None, "average": "batch", "sorted_start": None}
 """Entries that the plan of an older checkpoint may lack."""
 
 

@@ -21,7 +21,7 @@ from ..functions.losses import Loss
 from ..training.accumulation import summed
 from ..training.averaging import Average, averages_by_task
 from ..training.fit import check_parts, stopped
-from ..training.groups import rate_factors
+from ..training.groups import Groups
 from ..training.history import History, Progress
 from ..training.interrupts import Interrupts
 from ..training.nested_dropout import RankSchedule, shared_rank
@@ -51,6 +51,7 @@ def fit_shards(
     rng: RNG = None,
     schedule: Schedule | None = None,
     groups: Mapping[str, float] | None = None,
+    decay: Mapping[str, float] | None = None,
     clip_norm: float | None = None,
     rank_schedule: RankSchedule | SortedStart = shared_rank,
     callbacks: Iterable[Callable[[Progress], None]] = (),
@@ -94,7 +95,7 @@ def fit_shards(
         Whether to draw a new order of the samples of each shard in each epoch.
     rng : seed or numpy.random.Generator, optional
         For sample orders and ranks.
-    schedule, groups, clip_norm : optional
+    schedule, groups, decay, clip_norm : optional
         As in `lora_np.fit`; norms are those of the gradients of all shards together. A run with a schedule resumes only
         with the same learning rate and number of steps.
     rank_schedule : callable, default `lora_np.training.shared_rank`
@@ -159,9 +160,8 @@ def fit_shards(
     if checkpoint is not None or resume:
         checkpoint = file_path("checkpoint", checkpoint)
         check_writable(checkpoint)
-    descent = Descent(model, loss, optimizer, clip_norm, rate_factors(groups, model.named_parameters()))
-    state = State(generator(rng))
-    source: Source = Given(model) if replica is None else replica
+    descent = Descent(model, loss, optimizer, clip_norm, Groups.of(groups, decay, optimizer, model.named_parameters()))
+    state, source = State(generator(rng)), Given(model) if replica is None else replica
     job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards), checkpoint is not None, by_task)
     workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)
     with closing(workers), training_mode(model, True):
@@ -249,7 +249,8 @@ class _Training:
             "loss": plan_of(self.descent.loss),
             "optimizer": plan_of(self.descent.optimizer),
             "schedule": self.rates,
-            "groups": self.descent.rate_factors or None,
+            "groups": self.descent.groups.rates or None,
+            "decay": self.descent.groups.decays or None,
             "clip_norm": self.descent.clip_norm,
             "average": "task" if self.workers.job.by_task else "batch",
             "rank_schedule": name_of(self.ranks.schedule),

@@ -14,7 +14,7 @@ from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
 from ..run import Rank
 from .averaging import Average, Portion, averages_by_task, rows_with_terms
-from .groups import rate_factors
+from .groups import Groups
 from .history import History, Progress
 from .interrupts import Interrupts
 from .nested_dropout import RankSchedule, ranks_of_pieces, shared_rank
@@ -41,6 +41,7 @@ def fit(
     rng: RNG = None,
     schedule: Schedule | None = None,
     groups: Mapping[str, float] | None = None,
+    decay: Mapping[str, float] | None = None,
     clip_norm: float | None = None,
     accumulate: int = 1,
     validation: ValidationData | None = None,
@@ -82,6 +83,9 @@ def fit(
     groups : mapping of str to float, optional
         Factors of the learning rate, at least 0, by shell pattern of parameter names; the first matching pattern counts.
         ``{"*.matrix_b": 16.0}`` is LoRA+ (Hayou et al. 2024). The decay of `AdamW` is scaled with the learning rate.
+    decay : mapping of str to float, optional
+        Factors of the optimizer's weight decay, at least 0, by pattern as in `groups`: with ``{"*.bias": 0.0}``, biases do
+        not decay. Requires an optimizer with weight decay, such as `AdamW`.
     clip_norm : float, optional
         Greater than 0. Before each step, the gradients of all trained parameters, of all tasks, are scaled down together so
         that their Euclidean norm is at most this (Pascanu et al. 2013).
@@ -137,14 +141,11 @@ def fit(
     rows_per_step = batch_size * positive_int("accumulate", accumulate)
     steps = epochs * -(-len(samples.inputs) // rows_per_step)
     factors, ranks = factors_of(schedule, steps), StepRanks(rank_schedule, model, optimizer, steps)
-    descent = Descent(model, loss, optimizer, clip_norm, rate_factors(groups, model.named_parameters()))
+    descent = Descent(model, loss, optimizer, clip_norm, Groups.of(groups, decay, optimizer, model.named_parameters()))
     validated = validation_of(model, loss, validation, batch_size, patience, by_task=by_task)
     training = _Training(samples, descent, ranks, random, batch_size, validated, by_task=by_task)
     with training_mode(model, True), scheduled(optimizer, factors) as set_rate, Interrupts() as interrupts:
-        for progress in training.steps(epochs, rows_per_step, shuffle, set_rate):
-            for callback in callbacks:
-                callback(progress)
-            interrupts.check()
+        training.run(training.steps(epochs, rows_per_step, shuffle, set_rate), callbacks, interrupts)
     if validated is not None:
         validated.put_back_best()
     return training.history
@@ -174,6 +175,15 @@ class _Training:
         self.tasks = samples.tasks if by_task else None
         self.adapters = ranks.adapters
         self.history = History()
+
+    def run(
+        self, steps: Iterator[Progress], callbacks: Iterable[Callable[[Progress], None]], interrupts: Interrupts
+    ) -> None:
+        """Take the steps, each followed by the callbacks."""
+        for progress in steps:
+            for callback in callbacks:
+                callback(progress)
+            interrupts.check()
 
     def steps(self, epochs: int, rows_per_step: int, shuffle: bool, set_rate: Callable[[int], None]) -> Iterator[Progress]:
         """Take the steps one by one, and measure the validation loss after the last step of each epoch."""

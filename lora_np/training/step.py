@@ -17,6 +17,7 @@ from ..run import Run
 from .accumulation import summed
 from .averaging import Portion, Weights, weights_of_passes
 from .clipping import clipped
+from .groups import NO_GROUPS, Groups
 from .optimizers import Optimizer
 
 
@@ -33,8 +34,8 @@ class Descent:
     optimizer : Optimizer
     clip_norm : float, optional
         The largest global norm of the gradients, greater than 0; see `clipped`.
-    rate_factors : mapping of float by name, optional
-        Factors of the learning rate of single parameters; the optimizer's updates are multiplied by them.
+    groups : Groups, optional
+        Factors of the learning rate and of the weight decay of single parameters.
     """
 
     def __init__(
@@ -43,13 +44,13 @@ class Descent:
         loss: Loss,
         optimizer: Optimizer,
         clip_norm: float | None = None,
-        rate_factors: Mapping[str, float] | None = None,
+        groups: Groups = NO_GROUPS,
     ) -> None:
         self.layer = layer
         self.loss = loss
         self.optimizer = optimizer
         self.clip_norm = None if clip_norm is None else positive_float("clip_norm", clip_norm)
-        self.rate_factors = dict(rate_factors or {})
+        self.groups = groups
         self.before: dict[str, Array] = {}
         """The arrays that the last step changed, with their values before it."""
         self.run: Run | None = None
@@ -133,9 +134,7 @@ class Descent:
             self._require_finite("gradient", gradients, objective)
             if self.clip_norm is not None:
                 gradients = clipped({name: gradients[name] for name in parameters}, self.clip_norm)
-            updates = self.optimizer.updates_of(parameters, gradients, parts)
-            for name in updates.keys() & self.rate_factors.keys():
-                updates[name] = updates[name] * self.rate_factors[name]
+            updates = self.groups.updates(self.optimizer, parameters, gradients, parts)
             self._require_finite("update", updates, objective)
         self.before = {name: p.copy() for name, p in parameters.items()}
         for name, p in parameters.items():
