@@ -19,6 +19,7 @@ from ..functions.activations import Activation
 from ..layers import AffineLayer, Layer, Sequential
 from ..models.adapting import apply_lora
 from ..models.finding import has_adapters
+from ..training.sorted_start import SortedStart
 from . import files, networks
 from .objectives import Samples
 from .trained import TrainedEstimator
@@ -55,7 +56,7 @@ class LoRAEstimator(TrainedEstimator, ABC):
         network = self._network(samples, rng)
         exclude = None if self._keeps_head else networks.HEAD
         model = apply_lora(network, self._factory(samples, rng), self.targets, exclude)
-        losses = self._descend("adapters", model, samples, optimizer, epochs, rng)
+        losses = self._descend("adapters", model, samples, optimizer, epochs, rng, rank_schedule=self._ranks())
         self.model_ = model if self._keeps_head else model.children()[networks.BASE]
         self.loss_curve_ = np.array(losses)
         self._optimizer, self._rng = optimizer, rng
@@ -65,7 +66,9 @@ class LoRAEstimator(TrainedEstimator, ABC):
         if not has_adapters(self.model_):
             raise InvalidOperationError("partial_fit needs adapters, but they have been merged; fit trains new ones")
         self._optimizer.learning_rate = self.learning_rate
-        losses = self._descend("adapters", self.model_, samples, self._optimizer, 1, self._rng)
+        ranks = self._ranks()
+        ranks = ranks.then if isinstance(ranks, SortedStart) else ranks
+        losses = self._descend("adapters", self.model_, samples, self._optimizer, 1, self._rng, rank_schedule=ranks)
         self.loss_curve_ = np.append(self.loss_curve_, losses)
 
     def _network(self, samples: Samples, rng: Generator) -> Sequential:

@@ -14,13 +14,16 @@ from ..adapters import DoRAAdapter, DyLoRAAdapter, LoRAAdapterBase, StandardLoRA
 from ..errors import ArgumentError, InvalidOperationError
 from ..layers import AffineLayer
 from ..models.finding import find
+from ..training.nested_dropout import RankSchedule, shared_rank
+from ..training.sorted_start import SortedStart
+from ..training.sorting import checked_warmup
 from .networks import nested_ranks, rank_and_alpha
 from .objectives import Samples
 from .trained import TrainedEstimator
 
 
 class OneAdapterEstimator(TrainedEstimator):
-    """An estimator with the parameters `adapter`, `rank`, `alpha` and `active_ranks`.
+    """An estimator with the parameters `adapter`, `rank`, `alpha`, `active_ranks` and `sorted_start`.
 
     Attributes
     ----------
@@ -41,6 +44,14 @@ class OneAdapterEstimator(TrainedEstimator):
         positive_int("rank", self.rank)
         finite_float("alpha", self.alpha)
         self._trained_ranks()
+        self._ranks()
+
+    def _ranks(self) -> RankSchedule | SortedStart:
+        """The rank schedule of a new training run: for DyLoRA, with a sorted start if the parameter asks for one."""
+        if self.sorted_start is None:
+            return shared_rank
+        start = SortedStart(checked_warmup(self.sorted_start, "sorted_start"))
+        return start if self.adapter == "dylora" else shared_rank
 
     def _trained_ranks(self) -> tuple[int, ...]:
         """The ranks that DyLoRA trains; empty for other adapters."""

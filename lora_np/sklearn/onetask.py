@@ -32,6 +32,7 @@ class OneTaskEstimator(OneAdapterEstimator, LoRAEstimator):
         rank: int = 4,
         alpha: float = -1.0,
         active_ranks: Any = None,
+        sorted_start: Any = None,
         targets: Any = None,
         optimizer: Any = Adam,
         learning_rate: float = 0.01,
@@ -48,6 +49,7 @@ class OneTaskEstimator(OneAdapterEstimator, LoRAEstimator):
         self.rank = rank
         self.alpha = alpha
         self.active_ranks = active_ranks
+        self.sorted_start = sorted_start
         self.targets = targets
         self.optimizer = optimizer
         self.learning_rate = learning_rate
@@ -99,6 +101,10 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
     active_ranks : sequence of int, optional
         The ranks that DyLoRA trains, ascending, at most `rank`; all of them by default. The last one is deployed initially.
         Other adapters ignore this parameter.
+    sorted_start : float or int, optional
+        For DyLoRA: the fraction of the training steps, in (0, 1), or their number, at least 1, to train at the highest rank
+        before the components are sorted, and each row trains at a separate rank; see `lora_np.training.SortedStart`. By
+        default, each step trains at one drawn rank.
     targets : names, optional
         Which layers to adapt, as in `lora_np.apply_lora`; all dense layers by default.
     optimizer : callable, default Adam

@@ -23,8 +23,10 @@ from ..models.bert import DOWN, UP, BertBlock, BertModel, Q, V
 from ..models.finding import find, has_adapters
 from ..models.heads import BODY, HEAD, SentenceEncoder, SequenceClassifier
 from ..text import predict_by_length
+from ..training.nested_dropout import RankSchedule, shared_rank
 from ..training.optimizers import Adam
 from ..training.schedules import LinearDecay
+from ..training.sorted_start import SortedStart
 from . import files
 from .objectives import Classes, Samples
 from .one_adapter import OneAdapterEstimator
@@ -57,6 +59,10 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
     active_ranks : sequence of int, optional
         The ranks that DyLoRA trains, ascending, at most `rank`; all of them by default. The last one is deployed initially.
         LoRA ignores this parameter.
+    sorted_start : float or int, optional
+        For DyLoRA: the fraction of the training steps, in (0, 1), or their number, at least 1, to train at the highest rank
+        before the components are sorted, and each row trains at a separate rank; see `lora_np.training.SortedStart`. By
+        default, each step trains at one drawn rank.
     targets : names, optional
         Which layers to adapt, as in `lora_np.apply_lora`; by default, query, value and both feed-forward layers of the last
         two blocks.
@@ -106,6 +112,7 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
         rank: int = 8,
         alpha: float = -1.0,
         active_ranks: Any = None,
+        sorted_start: Any = None,
         targets: Any = None,
         optimizer: Any = Adam,
         learning_rate: float = 0.002,
@@ -121,6 +128,7 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
         self.rank = rank
         self.alpha = alpha
         self.active_ranks = active_ranks
+        self.sorted_start = sorted_start
         self.targets = targets
         self.optimizer = optimizer
         self.learning_rate = learning_rate
@@ -161,7 +169,7 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
         model = self._with_head(encoder.clone() if encoder is self.model else encoder, samples, rng)
         targets = _default_targets(model) if self.targets is None else self.targets
         adapted = apply_lora(model, self._factory(samples, rng), targets, train=[HEAD])
-        losses = self._descend_to_zero("adapters", adapted, samples, self.epochs, rng)
+        losses = self._descend_to_zero("adapters", adapted, samples, self.epochs, rng, self._ranks())
         self.model_, self.classes_, self._tokenize = adapted, classes.labels, tokenize
         self.active_ranks_, self.loss_curve_ = self._trained_ranks(), np.array(losses)
         return self
@@ -173,9 +181,17 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
         self._descend_to_zero("head", model.children()[HEAD], replace(samples, X=features), self.head_epochs, rng)
         return model
 
-    def _descend_to_zero(self, label: str, model: Layer, samples: Samples, epochs: int, rng: Generator) -> list[float]:
+    def _descend_to_zero(
+        self,
+        label: str,
+        model: Layer,
+        samples: Samples,
+        epochs: int,
+        rng: Generator,
+        ranks: RankSchedule | SortedStart = shared_rank,
+    ) -> list[float]:
         """As `_descend`, with a new optimizer whose learning rate decays linearly to zero."""
-        return self._descend(label, model, samples, self._new_optimizer(), epochs, rng, LinearDecay())
+        return self._descend(label, model, samples, self._new_optimizer(), epochs, rng, LinearDecay(), ranks)
 
     def _check_parameters(self) -> None:
         for name in ("epochs", "head_epochs", "batch_size"):

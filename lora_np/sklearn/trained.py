@@ -16,8 +16,10 @@ from ..base import Layer
 from ..errors import ArgumentError
 from ..training.fit import fit
 from ..training.history import Progress
+from ..training.nested_dropout import RankSchedule, shared_rank
 from ..training.optimizers import Optimizer
 from ..training.schedules import Schedule
+from ..training.sorted_start import SortedStart
 from .objectives import Samples
 
 Callbacks: TypeAlias = tuple[Callable[[Progress], None], ...]
@@ -45,6 +47,7 @@ class TrainedEstimator(BaseEstimator):
         epochs: int,
         rng: Generator,
         schedule: Schedule | None = None,
+        rank_schedule: RankSchedule | SortedStart = shared_rank,
     ) -> list[float]:
         """Train a model on the samples; the mean loss of each epoch."""
         data, loss, tasks = (samples.X, samples.targets), samples.objective.loss, samples.tasks
@@ -59,9 +62,14 @@ class TrainedEstimator(BaseEstimator):
             tasks=tasks,
             rng=rng,
             schedule=schedule,
+            rank_schedule=rank_schedule,
             callbacks=callbacks,
         )
         return history.epoch_losses
+
+    def _ranks(self) -> RankSchedule | SortedStart:
+        """The rank schedule of a new training run."""
+        return shared_rank
 
     def _new_optimizer(self) -> Optimizer:
         optimizer = self.optimizer(self.learning_rate) if callable(self.optimizer) else None

@@ -20,13 +20,13 @@ HIGHEST = Draw(math.nextafter(1.0, 0.0))
 """The highest rank of each layer that is ever drawn: that at the last quantile."""
 
 
-def checked_warmup(warmup: object) -> float | int:
+def checked_warmup(warmup: object, name: str = "warmup") -> float | int:
     """The length of a warm-up at the highest rank: a fraction of all steps, in (0, 1), or a number of steps, at least 1."""
     if isinstance(warmup, Integral):
-        return positive_int("warmup", warmup)
-    share = finite_float("warmup", warmup)
+        return positive_int(name, warmup)
+    share = finite_float(name, warmup)
     if not 0 < share < 1:
-        raise ArgumentOutOfRangeError(f"warmup must be a fraction in (0, 1) or a number of steps, got {share}")
+        raise ArgumentOutOfRangeError(f"{name} must be a fraction in (0, 1) or a number of steps, got {share}")
     return share
 
 

@@ -99,6 +99,7 @@ PARAMETERS = {
     "learning_rate": np.float32(0.25),
     "rank": np.int64(2),
     "active_ranks": (1, 2),
+    "sorted_start": 0.25,
     "targets": ("head",),
     "verbose": True,
 }

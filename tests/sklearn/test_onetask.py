@@ -24,6 +24,7 @@ from lora_np import (
 )
 from lora_np.base import Layer
 from lora_np.sklearn import LoRAClassifier, LoRARegressor
+from lora_np.training import fit
 
 from .conftest import blobs, network
 
@@ -207,6 +208,31 @@ def test_the_deployment_rank_reaches_every_layer(ranked, rank, expected):
 def test_all_ranks_are_active_unless_some_are_named():
     assert LoRAClassifier(network(), adapter="dylora", rank=3, **QUICK).fit(*blobs()).active_ranks_ == (1, 2, 3)
     assert LoRAClassifier(network(), rank=3, active_ranks=[1], **QUICK).fit(*blobs()).active_ranks_ == ()
+
+
+@pytest.mark.parametrize(("adapter", "found"), [("dylora", [(4, 3)] * 2 + [()] * 10), ("standard", [()] * 12)])
+def test_a_sorted_start_trains_at_the_highest_rank_first(adapter, found, monkeypatch):
+    histories = []
+
+    def spy(*arguments, **options):
+        histories.append(fit(*arguments, **options))
+        return histories[-1]
+
+    monkeypatch.setattr("lora_np.sklearn.trained.fit", spy)
+    X, y = blobs()
+    keywords = {"rank": 4, "sorted_start": 2, "batch_size": 30, "epochs": 4, "random_state": 0}
+    classifier = LoRAClassifier(network(), adapter=adapter, **keywords).fit(X[:90], y[:90])
+    assert histories.pop().ranks == found
+    classifier.partial_fit(X[:90], y[:90])
+    assert histories.pop().ranks == [()] * 3  # goes on without another start
+
+
+@pytest.mark.parametrize("adapter", ["dylora", "standard"])
+def test_a_start_that_does_not_fit_is_refused(adapter):
+    with pytest.raises(ArgumentError, match="sorted_start must be at least 1, got 0"):
+        LoRAClassifier(network(), adapter=adapter, sorted_start=0, **QUICK).fit(*blobs())
+    with pytest.raises(ArgumentError, match="the training, which has"):
+        LoRAClassifier(network(), adapter="dylora", sorted_start=10**6, **QUICK).fit(*blobs())
 
 
 def test_one_draw_gives_every_layer_the_rank_that_it_has_when_deployed(ranked):

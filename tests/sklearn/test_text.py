@@ -532,6 +532,14 @@ def test_the_adapters_start_from_a_head_trained_on_the_frozen_encoder(folder, mo
     np.testing.assert_array_equal(classifier.loss_curve_, curves["adapters"])
 
 
+def test_a_sorted_start_changes_the_training(folder):
+    usual, found = (LoRATextClassifier(folder, sorted_start=start, **QUICK) for start in (None, 1))
+    curves = usual.fit(TEXTS, LABELS).loss_curve_, found.fit(TEXTS, LABELS).loss_curve_
+    assert not np.array_equal(*curves)
+    with pytest.raises(ArgumentError, match="sorted_start must be a fraction"):
+        LoRATextClassifier(folder, sorted_start=1.5, **QUICK).fit(TEXTS, LABELS)
+
+
 def test_a_small_layer_has_its_full_rank_and_the_same_scaling():
     classifier = LoRATextClassifier(encoder(1), tokenize, **QUICK | {"rank": 10, "alpha": 20.0}).fit(TEXTS, LABELS)
     adapters = find(classifier.model_, DyLoRAAdapter).values()
