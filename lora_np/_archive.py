@@ -66,6 +66,52 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.remove(temporary)
 
 
+@contextlib.contextmanager
+def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """Context manager: a folder of files that, if it is new, appears only once all of them are complete and on the disk.
+
+    Parameters
+    ----------
+    folder : path
+        The name of the folder. Missing parents are created.
+
+    Yields
+    ------
+    str
+        Where to write the files, with `atomic_file`. This is the folder itself if it exists: then they are replaced one by
+        one. Otherwise it is a temporary folder beside it, which is renamed at the end, or removed if the block raises.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be created. Errors of the block name files in the folder, not in the temporary one.
+    """
+    import shutil
+
+    target = os.path.realpath(file_path("folder", folder))
+    parent = os.path.dirname(target)
+    if os.path.isdir(target):
+        yield target
+        return
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+    if not os.path.isdir(parent):
+        os.makedirs(parent, exist_ok=True)
+    temporary = os.path.join(parent, f".{os.urandom(8).hex()}.tmp")
+    try:
+        os.mkdir(temporary)
+        yield temporary
+        _sync_folder(temporary)
+        os.rename(temporary, target)
+        _sync_folder(parent)
+    except OSError as error:
+        if not str(error.filename).startswith(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, target + str(error.filename)[len(temporary) :]) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise the error that `atomic_file` would raise for a folder, a device or a folder that does not exist."""
     target = os.path.abspath(file_path("path", path))

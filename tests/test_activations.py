@@ -244,6 +244,14 @@ def test_values_and_slopes_are_right_and_silent_over_the_whole_range(activation,
 
 
 @each_dtype
+def test_relu_passes_no_gradient_where_it_is_0_not_even_an_infinite_one(dtype):
+    z = np.array([-1, -0.0, 0, 1, np.inf, -np.inf], dtype)
+    dy = np.array([np.inf, -np.inf, np.nan, np.inf, -2, np.inf], dtype)
+    with np.errstate(all="raise"):
+        np.testing.assert_array_equal(activations.relu.vjp(dy, z), [0, 0, 0, np.inf, -2, 0])
+
+
+@each_dtype
 def test_softmax_of_the_largest_numbers(dtype):
     largest = np.finfo(dtype).max
     z = np.array([[largest, -largest], [-largest, -largest], [largest, largest / 2]], dtype)

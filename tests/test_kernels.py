@@ -422,3 +422,22 @@ def test_a_forked_process_makes_its_own_pool():
     assert second is workers._workers(1)
     assert second.submit(lambda: 3).result() == 3
     first.shutdown()
+
+
+@given(
+    shape=st.lists(st.integers(0, 5), min_size=0, max_size=3),
+    dtype=st.sampled_from([np.float32, np.float64, np.longdouble, np.complex128, np.int64]),
+    step=st.sampled_from([1, 2, -1]),
+    seed=seeds,
+)
+def test_zero_where_is_where_bit_for_bit(shape, dtype, step, seed):
+    rng = np.random.default_rng(seed)
+    special = [np.inf, -np.inf, np.nan, -0.0] if np.dtype(dtype).kind != "i" else [-1]
+    x = rng.choice(np.array([*special, 3, -2], dtype), shape).T[::step] if shape else np.array(-2, dtype)
+    condition = rng.random(x.shape) < 0.5
+    kept, wanted = x.copy(), np.where(condition, 0, x)
+    found = kernels.zero_where(condition, x)
+    assert found.dtype == wanted.dtype
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(np.signbit(found.real), np.signbit(wanted.real))
+    np.testing.assert_array_equal(x, kept)

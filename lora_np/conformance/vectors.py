@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._archive import atomic_file
+from .._archive import atomic_file, atomic_folder
 from ..io.safetensors import save_safetensors
 
 Case: TypeAlias = dict[str, Any]
@@ -52,17 +52,17 @@ def write_vectors(folder: str | os.PathLike[str]) -> list[str]:
     In the safetensors file all tensors are F64, with names such as ``dense-tall/arrays/x`` and ``dense-tall/expected/y``.
     The settings of the cases are only in the JSON file.
     """
-    os.makedirs(folder, exist_ok=True)
     tensors = {
         f"{case['name']}/{part}/{name}": np.array(values, np.float64)
         for case in load_vectors()
         for part in ("arrays", "expected")
         for name, values in case[part].items()
     }
-    save_safetensors(os.path.join(folder, "vectors.safetensors"), tensors, {"format": "lora_np conformance"})
-    for name in FILES:
-        with atomic_file(os.path.join(folder, name)) as file:
-            file.write(_content(name))
+    with atomic_folder(folder) as place:
+        save_safetensors(os.path.join(place, "vectors.safetensors"), tensors, {"format": "lora_np conformance"})
+        for name in FILES:
+            with atomic_file(os.path.join(place, name)) as file:
+                file.write(_content(name))
     return [*FILES, "vectors.safetensors"]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from .._typing import Array
 from ..errors import FormatError, NotSupportedError
+from ..kernels import zero_where
 from . import fused
 from .erf import erf
 from .fused import GELU_C, GELU_D, INVERSE_SQRT_2PI, Piece, gelu_exact_piece, gelu_piece, swish_piece
@@ -150,13 +151,14 @@ def _relu(z: Array) -> Array:
 
 
 def _relu_vjp(dy: Array, z: Array) -> Array:
-    return dy * _positive(z)
+    return zero_where(z.real <= 0, dy)
 
 
 relu = Activation("relu", _relu, _relu_vjp)
 """Rectified linear unit (Nair and Hinton 2010).
 
-``f(z) = max(z, 0)``; ``f'(z) = 1`` if z > 0, else 0: the derivative at 0 is 0 by convention.
+``f(z) = max(z, 0)``; ``f'(z) = 1`` if z > 0, else 0: the derivative at 0 is 0 by convention. An infinite gradient of the
+output gives 0 where f'(z) = 0.
 """
 
 

@@ -64,7 +64,8 @@ def copy_model_files(base: Path, output: Path, *, untied: bool = False, vocab_si
     copied = tuple(name for name in names if name not in skipped)
     for name in copied:
         os.makedirs(os.path.dirname(os.path.join(target, name)), exist_ok=True)
-        shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
+        with atomic_file(os.path.join(target, name)) as file, open(os.path.join(source, name), "rb") as original:
+            shutil.copyfileobj(original, file)
     if (untied or vocab_size) and CONFIG in copied:
         config = read_json(os.path.join(source, CONFIG))
         changes: dict[str, int] = {"tie_word_embeddings": False} if untied else {}

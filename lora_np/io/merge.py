@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import final
 
 import numpy as np
 
-from .._archive import atomic_file
+from .._archive import atomic_file, atomic_folder
 from .._typing import Array
 from .._validation import positive_int
 from ..errors import ArgumentError, FormatError
@@ -113,24 +114,23 @@ def merge_checkpoint(
     count = usable_threads() if threads is None else positive_int("threads", threads)
     index, target = index_path(base), os.fspath(output)
     with Checkpoint(base) as old, Workers(count) as workers:
-        outputs = {name: os.path.join(target, name) if index else target for name in old.files}
         for name, tensors in old.files.items():
-            if os.path.exists(outputs[name]) and os.path.samefile(tensors.path, outputs[name]):
+            output_file = os.path.join(target, name) if index else target
+            if os.path.exists(output_file) and os.path.samefile(tensors.path, output_file):
                 raise ArgumentError(f"output must differ from the base, got {target}")
         if not index and os.path.isdir(target):
             raise ArgumentError(f"output must be a file because the base is a file, got the folder {target}")
         merge = merge.on(old)
         planned = merge.plan(old)
-        if index:
-            os.makedirs(target, exist_ok=True)
-        for name, tensors in old.files.items():
-            infos = {key: tensors.info(key) for key in tensors}
-            infos |= {key: step.info for key, step in planned.items() if step.file == name}
-            content = partial(_content, merge, old, planned, progress, workers)
-            stream_safetensors(outputs[name], infos, content, tensors.metadata)
-        if index:
-            with atomic_file(os.path.join(target, os.path.basename(index))) as copy:
-                copy.write(_new_index(index, old, planned))
+        content = partial(_content, merge, old, planned, progress, workers)
+        with atomic_folder(target) if index else nullcontext(target) as place:
+            for name, tensors in old.files.items():
+                infos = {key: tensors.info(key) for key in tensors}
+                infos |= {key: step.info for key, step in planned.items() if step.file == name}
+                stream_safetensors(os.path.join(place, name) if index else place, infos, content, tensors.metadata)
+            if index:
+                with atomic_file(os.path.join(place, os.path.basename(index))) as copy:
+                    copy.write(_new_index(index, old, planned))
     return [_report(merge, step) for step in planned.values()]
 
 

@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Iterable
 
-from .._archive import atomic_file
+from .._archive import atomic_file, atomic_folder
 from .._typing import Array
 from .._validation import file_path, fraction
 from ..errors import FormatError, NotSupportedError
@@ -116,10 +116,10 @@ def save_mlx(folder: Path, weights: AdapterWeights) -> None:
         "num_layers": -1,
         "lora_parameters": {"rank": layer.rank, "scale": layer.scaling, "dropout": layer.dropout, "keys": keys},
     }
-    os.makedirs(folder, exist_ok=True)
-    save_safetensors(os.path.join(folder, WEIGHTS), tensors)
-    with atomic_file(os.path.join(folder, CONFIG)) as file:
-        file.write(json.dumps(config, indent=4).encode() + b"\n")
+    with atomic_folder(folder) as place:
+        save_safetensors(os.path.join(place, WEIGHTS), tensors)
+        with atomic_file(os.path.join(place, CONFIG)) as file:
+            file.write(json.dumps(config, indent=4).encode() + b"\n")
 
 
 def _scale_and_dropout(file: str) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .._archive import atomic_file
+from .._archive import atomic_file, atomic_folder
 from .._typing import Array
 from .._validation import file_path, instance, mapping
 from ..adapters.multilora import MultiLoRAAdapter
@@ -217,7 +217,8 @@ def save_peft(
     Parameters
     ----------
     folder : path
-        Created if it does not exist. For a model with MultiLoRA adapters, it gets a subfolder for each task.
+        Created if it does not exist, and then complete or not there at all, even after a kill. For a model with MultiLoRA
+        adapters, it gets a subfolder for each task.
     adapters : AdapterWeights, or a model with adapters
     rank : int, optional
         The active rank at which to write DyLoRA adapters, as plain LoRA. By default they are written whole, with their
@@ -247,8 +248,10 @@ def save_peft(
     elif (vera := vera_of(adapters)) is not None:
         _write_files(folder, vera_tensors(vera), vera_config(vera) | extra, {})
     elif has_multi_lora_adapters(adapters):
-        for task, weights in extract_tasks(adapters, _tasks(adapters), rank=rank).items():
-            _write(os.path.join(folder, task), as_in_torch(adapters, weights, extra), extra)
+        tasks = extract_tasks(adapters, _tasks(adapters), rank=rank)
+        with atomic_folder(folder) as place:
+            for task, weights in tasks.items():
+                _write(os.path.join(place, task), as_in_torch(adapters, weights, extra), extra)
     else:
         _write(folder, as_in_torch(adapters, extract(adapters, rank=rank), extra), extra)
 
@@ -264,10 +267,10 @@ def _write(folder: str, weights: AdapterWeights, extra: Mapping[str, Any]) -> No
 
 def _write_files(folder: str, tensors: Mapping[str, Array], config: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     content = _encoded(config)
-    os.makedirs(folder, exist_ok=True)
-    save_safetensors(os.path.join(folder, WEIGHTS), tensors, {"format": "pt", DIGEST: digest(config), **metadata})
-    with atomic_file(os.path.join(folder, CONFIG)) as file:
-        file.write(content + b"\n")
+    with atomic_folder(folder) as place:
+        save_safetensors(os.path.join(place, WEIGHTS), tensors, {"format": "pt", DIGEST: digest(config), **metadata})
+        with atomic_file(os.path.join(place, CONFIG)) as file:
+            file.write(content + b"\n")
 
 
 def _encoded(config: Mapping[str, Any]) -> bytes:

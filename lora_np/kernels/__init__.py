@@ -1,4 +1,4 @@
-"""Matrix products for the layers, as fast as NumPy's BLAS can run them; layers call these functions instead of ``@``."""
+"""Matrix products for layers, instead of ``@``, as fast as NumPy's BLAS can run them; and a selection of elements."""
 
 from .factor_memory import FactorMemory as FactorMemory
 from .factor_memory import Place as Place
@@ -8,6 +8,7 @@ from .products import add as add
 from .products import product as product
 from .products import sum_outer as sum_outer
 from .products import sum_rows as sum_rows
+from .selecting import zero_where as zero_where
 from .stacks import multiply_twice as multiply_twice
 from .stacks import outer_each as outer_each
 from .stacks import outer_rows as outer_rows

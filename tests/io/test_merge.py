@@ -630,10 +630,17 @@ def test_an_error_in_the_middle_leaves_nothing_behind(tmp_path, output, monkeypa
     assert all_files(tmp_path) == sorted(["base", str(Path("base", SINGLE)), output.name])
 
 
-def test_an_error_in_a_later_shard_leaves_only_complete_files(shards):
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_error_in_a_later_shard_leaves_only_complete_files(shards, exists):
     with SafetensorsFile(shards.base / SHARDS[0]) as first:
         pieces = len(first)
+    if exists:
+        shards.output.mkdir()
     with pytest.raises(BrokenError):
         shards.merge(progress=breaking(pieces + 2))
-    assert all_files(shards.output) == [SHARDS[0]]
-    assert list(stored(shards.output / SHARDS[0])) == list(stored(shards.base / SHARDS[0]))
+    if exists:
+        assert all_files(shards.output) == [SHARDS[0]]
+        assert list(stored(shards.output / SHARDS[0])) == list(stored(shards.base / SHARDS[0]))
+    else:
+        assert not shards.output.exists()
+        assert not list(shards.output.parent.glob(".*.tmp"))

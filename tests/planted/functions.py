@@ -136,5 +136,18 @@ MUTANTS = [
         "factors.astype(predictions.dtype))",
         "factors)",
         (WEIGHTS,),
+    Mutant(
+        "a relu that is 0 multiplies the gradient by 0",
+        "functions/activations.py",
+        "return zero_where(z.real <= 0, dy)",
+        "return dy * (z.real > 0)",
+        ("tests/test_activations.py",),
+    ),
+    Mutant(
+        "a relu passes the gradient at 0",
+        "functions/activations.py",
+        "return zero_where(z.real <= 0, dy)",
+        "return zero_where(z.real < 0, dy)",
+        ("tests/test_activations.py",),
     ),
 ]

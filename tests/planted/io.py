@@ -578,4 +578,25 @@ MUTANTS = [
         "for package in ():",
         ("tests/test_io_npz.py::test_a_new_process_loads_a_layer_whose_module_it_has_not_imported",),
     ),
+    Mutant(
+        "the tasks of a new folder appear one after the other",
+        "io/peft.py",
+        "        with atomic_folder(folder) as place:\n            for task",
+        "        place = folder\n        if True:\n            for task",
+        ("tests/test_atomic_folder.py",),
+    ),
+    Mutant(
+        "the shards of a new folder appear one after the other",
+        "io/merge.py",
+        "with atomic_folder(target) if index else nullcontext(target) as place:",
+        "with nullcontext(target) as place:\n            _ = atomic_folder, index and os.makedirs(target, exist_ok=True)",
+        ("tests/test_atomic_folder.py",),
+    ),
+    Mutant(
+        "files beside the weights are copied without care",
+        "io/folders.py",
+        "with atomic_file(os.path.join(target, name)) as file,",
+        'with open(os.path.join(target, name), "wb") as file,',
+        ("tests/test_atomic_folder.py",),
+    ),
 ]

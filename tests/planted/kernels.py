@@ -288,4 +288,18 @@ MUTANTS = [
         "    if False:\n        y_rows[:, whole:]",
         ("tests/test_kernels.py",),
     ),
+    Mutant(
+        "elements that are not set to zero lose their lowest bit",
+        "kernels/selecting.py",
+        "    bits -= 1  #",
+        "    bits -= 2  #",
+        ("tests/test_kernels.py",),
+    ),
+    Mutant(
+        "zero where the condition does not hold",
+        "kernels/selecting.py",
+        "    bits -= 1  #",
+        "    np.negative(bits, out=bits)  #",
+        ("tests/test_kernels.py",),
+    ),
 ]

@@ -269,4 +269,32 @@ MUTANTS = [
         'integer("each of ids", token)) >= -1]',
         (GGUF_TEXT,),
     ),
+    Mutant(
+        "a new folder is filled under its name",
+        "_archive.py",
+        "    if os.path.isdir(target):\n        yield target\n",
+        "    if os.makedirs(target, exist_ok=True) is None:\n        yield target\n",
+        ("tests/test_atomic_folder.py",),
+    ),
+    Mutant(
+        "a new folder that failed is left behind",
+        "_archive.py",
+        "        shutil.rmtree(temporary, ignore_errors=True)\n",
+        "        pass\n",
+        ("tests/test_atomic_folder.py",),
+    ),
+    Mutant(
+        "the name of a new folder is not flushed",
+        "_archive.py",
+        "        os.rename(temporary, target)\n        _sync_folder(parent)\n",
+        "        os.rename(temporary, target)\n",
+        ("tests/test_atomic_folder.py",),
+    ),
+    Mutant(
+        "an error names the temporary folder",
+        "_archive.py",
+        "        if not str(error.filename).startswith(temporary):\n",
+        "        if True:\n",
+        ("tests/test_atomic_folder.py",),
+    ),
 ]
