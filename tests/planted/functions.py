@@ -136,6 +136,7 @@ MUTANTS = [
         "factors.astype(predictions.dtype))",
         "factors)",
         (WEIGHTS,),
+    ),
     Mutant(
         "a relu that is 0 multiplies the gradient by 0",
         "functions/activations.py",
