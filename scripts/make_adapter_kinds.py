@@ -4,7 +4,7 @@ The kinds of PEFT are made, and merged, by PEFT itself. Those of other tools fol
 (kohya's sd-scripts, LyCORIS, diffusers, mlx-lm): `merged` below is the only formula. All numbers are random, from a fixed
 seed; none belong to trained models. Two runs make identical files if the hash seed is fixed.
 
-    python -m pip install torch==2.13.0 peft==0.21.2 transformers==5.24.0
+    python -m pip install torch==2.13.0 peft==0.21.2 transformers==5.24.0 attrs
     PYTHONHASHSEED=0 python scripts/make_adapter_kinds.py
 """
 
@@ -19,11 +19,13 @@ try:
     import peft
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.tuners.lora.config import CordaConfig
+    from peft.tuners.lora.corda import preprocess_corda
     from safetensors.torch import save_file
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 except ModuleNotFoundError as error:
-    sys.exit(f"This script requires torch, peft and transformers ({error})")
+    sys.exit(f"This script requires torch, peft, transformers and attrs ({error})")
 
 TARGET = Path(__file__).parents[1] / "tests" / "io" / "kinds"
 Tensors = dict[str, torch.Tensor]
@@ -111,9 +113,10 @@ LORA = {
     "peft-olora": {"init_lora_weights": "olora"},
     "peft-pissa-converted": {"init_lora_weights": "pissa"},
     "peft-gaussian": {"init_lora_weights": "gaussian"},
+    "peft-corda": {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method="kpm")},
 }
 DTYPES = {"peft-bf16": torch.bfloat16, "peft-f16": torch.float16}
-CHANGED_BASE = ("peft-pissa", "peft-pissa-fast", "peft-olora")
+CHANGED_BASE = ("peft-pissa", "peft-pissa-fast", "peft-olora", "peft-corda")
 
 OTHERS = {
     "peft-vera": (peft.VeraConfig, {"r": 3, "target_modules": LAYERS}),
@@ -174,7 +177,10 @@ def merge_by_peft(folder: Path, net: Net) -> None:
 def make_lora(name: str, options: dict[str, object]) -> None:
     """One adapter of PEFT's LoRA."""
     folder = TARGET / name
-    model = get_peft_model(base(), LoraConfig(**PLAIN | options))
+    net, config = base(), LoraConfig(**PLAIN | options)
+    if config.init_lora_weights == "corda":  # its directions are those of inputs of the model
+        preprocess_corda(net, config, run_model=lambda: net(torch.randn(64, 6)))
+    model = get_peft_model(net, config)
     residual = {key.replace(".base_layer", ""): value.clone() for key, value in model.get_base_model().state_dict().items()}
     if name == "peft-pissa-converted":
         model.peft_config["default"].init_lora_weights = True
@@ -211,7 +217,7 @@ def make_peft() -> None:
     make_pruned_adalora()
     make_named()
     shutil.copytree(TARGET / "peft-pissa", TARGET / "peft-loftq")
-    config = TARGET / "peft-loftq" / "adapter_config.json"  # PEFT needs bitsandbytes to make it
+    config = TARGET / "peft-loftq" / "adapter_config.json"  # PEFT needs bitsandbytes and a GPU to make it
     config.write_text(config.read_text().replace('"pissa"', '"loftq"'))
     shutil.copytree(TARGET / "peft-lora", TARGET / "peft-pickle", ignore=shutil.ignore_patterns("*.safetensors"))
     (TARGET / "peft-pickle" / "adapter_model.bin").write_bytes(b"\x80\x04N.")
@@ -440,6 +446,35 @@ def make_flux_separate() -> None:
     file_kind("kohya-flux-diffusers", "flux-diffusers", tensors, after)
 
 
+def make_open_clip() -> None:
+    """kohya's file of SDXL's second text encoder, merged into a single-file checkpoint: its rows of the fused weight."""
+    torch.manual_seed(600)
+    block = "conditioner.embedders.1.model.transformer.resblocks.0"
+    shapes = {
+        "attn.in_proj_weight": (12, 4),
+        "attn.out_proj.weight": (4, 4),
+        "mlp.c_fc.weight": (8, 4),
+        "mlp.c_proj.weight": (4, 8),
+    }
+    BASES["open-clip"] = {f"{block}.{name}": torch.randn(shape) for name, shape in shapes.items()}
+    BASES["open-clip"][f"{block}.attn.in_proj_bias"] = torch.randn(12)
+    save_file(BASES["open-clip"], TARGET / "bases" / "open-clip.safetensors")
+    modules = {
+        **{f"self_attn.{name}_proj": ("attn.in_proj_weight", slice(4 * i, 4 * i + 4)) for i, name in enumerate("qkv")},
+        "self_attn.out_proj": ("attn.out_proj.weight", slice(None)),
+        "mlp.fc1": ("mlp.c_fc.weight", slice(None)),
+        "mlp.fc2": ("mlp.c_proj.weight", slice(None)),
+    }
+    tensors, after = {}, {f"{block}.{name}": BASES["open-clip"][f"{block}.{name}"].clone() for name in shapes}
+    for number, (module, (weight, rows)) in enumerate(modules.items()):
+        part = after[f"{block}.{weight}"][rows]
+        down, up, alpha = pair(tuple(part.shape), rank=1 + number % 3)
+        name = flat("lora_te2_")(f"text_model.encoder.layers.0.{module}")
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(alpha)}
+        after[f"{block}.{weight}"][rows] = merged(part, down, up, alpha / len(down))
+    file_kind("kohya-sdxl-open-clip", "open-clip", tensors, after)
+
+
 def make_locon_tucker() -> None:
     """LoCon with lora_mid: a Tucker decomposition, 1x1 down, k x k in between, 1x1 up."""
     shape, weight = UNET["conv_in"], "conv_in.weight"
@@ -540,6 +575,7 @@ def main() -> None:
     make_diffusers()
     make_mlx()
     make_flux_separate()
+    make_open_clip()
     for config in TARGET.rglob("adapter_config.json"):  # as it is, but on one line and without the entries that are null
         entries = {name: value for name, value in json.loads(config.read_text()).items() if value is not None}
         config.write_text(json.dumps(entries, separators=(",", ":")) + "\n")

@@ -16,6 +16,7 @@ from ._checkpoint import Checkpoint
 from ._json import read_json
 from ._peft_tensors import may_be_new
 from ._prefixes import with_prefix_of
+from ._weight_names import path_of_bias, path_of_weight, weight_of
 from .safetensors import TensorInfo, dtype_name
 
 PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-8, "F16": 2.0**-11}
@@ -85,7 +86,7 @@ class Merge:
         for change, keys in (
             ("replaced", adapter.whole),
             ("rows", adapter.rows),
-            ("low-rank", [f"{path}.weight" for path in adapter.layers]),
+            ("low-rank", [weight_of(path) for path in adapter.layers]),
             ("bias", [f"{path}.bias" for path in adapter.biases]),
         ):
             for key in keys:
@@ -165,9 +166,9 @@ class Merge:
     def _check_shape(self, key: str, info: TensorInfo, where: str) -> None:
         """Raise FormatError if a change does not fit the tensor."""
         adapter, shape = self.adapter, info.shape
-        if (path := self._path(key, ".weight")) in adapter.layers:
+        if (path := path_of_weight(key)) in adapter.layers:
             shape = self.shape(path)
-        elif (path := self._path(key, ".bias")) in adapter.biases:
+        elif (path := path_of_bias(key)) in adapter.biases:
             shape = adapter.biases[path].shape
         elif key not in adapter.rows:
             return
@@ -179,10 +180,6 @@ class Merge:
             wanted = f"row {rows.indices.max(initial=0)} of {rows.values.shape[1]} elements"
             if shape[1:] != rows.values.shape[1:] or rows.indices.max(initial=0) >= shape[0]:
                 raise FormatError(f"{where} has no {wanted} that the adapter could replace: its shape is {shape}")
-
-    @staticmethod
-    def _path(key: str, suffix: str) -> str:
-        return key.removesuffix(suffix) if key.endswith(suffix) else "\0"
 
     def shape(self, path: str) -> tuple[int, ...]:
         """The shape in which the weight of a layer is stored."""
@@ -200,7 +197,7 @@ class Merge:
 
     def rank(self, key: str) -> int:
         """The rank of the change of a tensor; 0 if it has none."""
-        path = self._path(key, ".weight")
+        path = path_of_weight(key)
         return self.adapter.layers[path].rank if path in self.adapter.layers else 0
 
     def before(self, old: Checkpoint, step: Step, start: int, stop: int) -> tuple[Array, str]:
@@ -215,12 +212,12 @@ class Merge:
 
     def rows(self, key: str, dtype: Any) -> Change | None:
         """A function that computes new rows, in the given dtype; None if they stay as they are in the whole tensor."""
-        path, changes = self._path(key, ".weight"), []
+        path, changes = path_of_weight(key), []
         if key in self.adapter.rows:
             changes.append(self._replaced(key, dtype))
         if path in self.adapter.layers:
             changes.append(self._merged(path, dtype))
-        if (path := self._path(key, ".bias")) in self.adapter.biases:
+        if (path := path_of_bias(key)) in self.adapter.biases:
             changes.append(self._with_bias(path, dtype))
         if len(changes) < 2:
             return changes[0] if changes else None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..factors.weights import AdapterWeights
+from ._weight_names import path_of_weight, weight_of
 
 
 def with_prefix_of(weights: AdapterWeights, base: Collection[str]) -> AdapterWeights:
@@ -16,7 +17,7 @@ def with_prefix_of(weights: AdapterWeights, base: Collection[str]) -> AdapterWei
     checkpoint of ``BertModel`` has ``encoder.layer.0...``, and transformers reads both from it. A prefix is added or
     removed only if the base then has the weights of all layers.
     """
-    keys = [f"{path}.weight" for path in weights.layers]
+    keys = [weight_of(path) for path in weights.layers]
     if all(key in base for key in keys):
         return weights
     shorter = {key.partition(".")[0] for key in keys}
@@ -35,7 +36,7 @@ def _with(prefix: str, base: Collection[str]) -> Callable[[str], str]:
 
 
 def _renamed(weights: AdapterWeights, rename: Callable[[str], str]) -> AdapterWeights:
-    paths = {path: rename(f"{path}.weight").removesuffix(".weight") for path in weights.layers}
+    paths = {path: path_of_weight(rename(weight_of(path))) for path in weights.layers}
     by_path = ("layers", "magnitudes", "nested", "biases", "kernels")
     by_key = ("whole", "rows")
     parts: dict[str, Any] = {

@@ -16,6 +16,7 @@ from .._validation import file_path, instance
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
 from ._flux_names import separated
+from ._open_clip_names import Place, stacked, transformers_modules
 from ._unet_names import diffusers_name, single_file_names
 from .merge import INDEX, SINGLE, checkpoint_files
 from .safetensors import SafetensorsFile
@@ -51,6 +52,7 @@ SINGLE_FILE_PREFIXES = {
     "cond_stage_model.transformer.": "text_encoder",
     "conditioner.embedders.0.transformer.": "text_encoder",
     "conditioner.embedders.1.model.": "text_encoder_2",
+    "cond_stage_model.model.": "text_encoder",
 }
 """The components of the modules in a single-file checkpoint of Stable Diffusion."""
 
@@ -63,11 +65,13 @@ class Module(NamedTuple):
     component: str | None
     """Its part of a pipeline; None if the base does not say."""
     path: str
-    """Its name within the component; the names of U-Nets are those of diffusers."""
+    """Its name within the component; the names of U-Nets are those of diffusers, of text encoders those of transformers."""
     tensor: str
     """The name of its weight in the base, without ``.weight``."""
     size: int
     """The number of its outputs: the length of the first axis of its weight."""
+    place: Place | None = None
+    """Where its weight is if a tensor holds those of several modules."""
 
 
 def with_base_names(weights: AdapterWeights, base: Path, *, component: str | None = None) -> AdapterWeights:
@@ -130,7 +134,13 @@ def check_component(component: str | None) -> None:
 def with_tensor_names(weights: AdapterWeights, base: Path) -> AdapterWeights:
     """An adapter whose layers have the names of the tensors that they change in a base, for `merge_checkpoint`."""
     weights, matches = _matched(weights, base)
-    return renamed(weights, {path: module.tensor for path, module in matches.items()})
+    places = {path: module.place for path, module in matches.items() if module.place}
+    names = {path: module.tensor for path, module in matches.items() if path not in places}
+    try:
+        weights = stacked(weights, places)
+    except FormatError as error:
+        raise FormatError(f"{os.fspath(base)}: {error}") from error
+    return renamed(weights, names | {place.tensor: place.tensor for place in places.values()})
 
 
 def needs_base_names(weights: AdapterWeights) -> bool:
@@ -208,8 +218,8 @@ def base_modules(base: Path) -> list[Module]:
     for component, place in places.items():
         for file in checkpoint_files(place or root).values():
             with SafetensorsFile(file) as tensors:
-                infos = {key.removesuffix(".weight"): tensors.info(key) for key in tensors if key.endswith(".weight")}
-            modules += [_module(name, component or None, *info.shape[:1]) for name, info in infos.items()]
+                keys = [key for key in tensors if key.endswith((".weight", "_weight"))]
+                modules += [module for key in keys for module in _modules(key, component, *tensors.info(key).shape[:1])]
     return modules
 
 
@@ -217,20 +227,27 @@ def _model_file(folder: str) -> str | None:
     return next((file for name in WEIGHT_FILES if os.path.isfile(file := os.path.join(folder, name))), None)
 
 
-def _module(name: str, component: str | None, size: int = 1) -> Module:
-    if component:
-        return Module(component, name, name, size)
-    for prefix, part in SINGLE_FILE_PREFIXES.items():
-        if name.startswith(prefix):
-            path = name.removeprefix(prefix)
-            return Module(part, (part == "unet" and diffusers_name(path)) or path, name, size)
-    component, path = split_component(name)
-    return Module(component, path, name, size)
+def _modules(key: str, component: str, size: int = 1) -> Iterator[Module]:
+    """The modules whose weight, of `size` rows, is a tensor of a base, or of a component."""
+    prefix = "" if component else next((prefix for prefix in SINGLE_FILE_PREFIXES if key.startswith(prefix)), "")
+    part = component or SINGLE_FILE_PREFIXES.get(prefix)
+    inner, tensor = key.removeprefix(prefix), key.removesuffix(".weight")
+    paths = transformers_modules(inner)
+    for number, path in enumerate(paths):
+        start, stop = (size * n // len(paths) for n in (number, number + 1))
+        place = Place(tensor, start, stop, size) if len(paths) > 1 else None
+        yield Module(part, path, tensor, stop - start, place)
+    if not paths and key.endswith(".weight"):
+        path = inner.removesuffix(".weight")
+        if prefix:
+            yield Module(part, (part == "unet" and diffusers_name(path)) or path, tensor, size)
+        else:
+            yield Module(*((part, path) if part else split_component(path)), tensor, size)
 
 
 def _flat_names(module: Module) -> Iterator[str]:
     """The names of a module with underscores for dots."""
-    paths = {module.path, module.tensor}
+    paths = {module.path} if module.place else {module.path, module.tensor}
     if module.component in (None, "unet"):
         paths.update(single_file_names(module.path))
     return (name for name in {path.replace(".", "_") for path in paths})

@@ -67,7 +67,10 @@ PEFT = {
     "peft-pissa": Kind("PiSSA, with its residual base", base_is_residual=True),
     "peft-pissa-fast": Kind("PiSSA by fast SVD, with its residual base", base_is_residual=True),
     "peft-olora": Kind("OLoRA, with its residual base", base_is_residual=True),
-    "peft-loftq": Kind("LoftQ, with its residual base", base_is_residual=True),
+    "peft-corda": Kind("CorDA, with its residual base", base_is_residual=True),
+    "peft-loftq": Kind(
+        "LoftQ, with its residual base: PiSSA's file, for PEFT makes it only on a GPU", base_is_residual=True
+    ),
     "peft-pissa-converted": Kind("PiSSA converted by PEFT's `save_pretrained`"),
     "peft-adalora": Kind("AdaLoRA", again="as LoRA"),
     "peft-adalora-ranks": Kind("AdaLoRA after its allocation of ranks", again="as LoRA"),
@@ -92,6 +95,7 @@ KOHYA = {
     "kohya-pipeline": Kind("U-Net and two text encoders (`lora_te1_`, `lora_te2_`)", "pipeline"),
     "kohya-sd15-single-file": Kind("SD 1.5, names of diffusers, for a single-file base", "ldm"),
     "kohya-sdxl-single-file": Kind("SDXL, names of the single file", "sdxl"),
+    "kohya-sdxl-open-clip": Kind("SDXL's second text encoder, for a single-file base with fused weights", "open-clip"),
     "kohya-flux": Kind("Flux (`lora_unet_double_blocks_`)", "flux"),
     "kohya-flux-diffusers": Kind("Flux, for a base of diffusers with separate modules", "flux-diffusers", again="separate"),
     "kohya-transformer": Kind("`lora_transformer_`", "transformer"),

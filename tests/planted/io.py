@@ -21,9 +21,52 @@ MERGING = "tests/io/test_merge.py"
 ROUNDING = "tests/io/test_rounding.py"
 FOLDERS = "tests/cli/test_toolbox_merge.py"
 EXTRACT = "tests/io/test_extract.py"
+OPEN_CLIP = "tests/io/test_open_clip_names.py"
 DECODERS = "tests/models/test_decoders.py"
 
 MUTANTS = [
+    Mutant(
+        "keys of OpenCLIP in the rows of values",
+        "io/_open_clip_names.py",
+        '("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")',
+        '("self_attn.q_proj", "self_attn.v_proj", "self_attn.k_proj")',
+        (OPEN_CLIP,),
+    ),
+    Mutant(
+        "stacked factors without their scaling",
+        "io/_open_clip_names.py",
+        "= layer.scaling * layer.matrix_b",
+        "= layer.matrix_b",
+        (OPEN_CLIP,),
+    ),
+    Mutant(
+        "stacked factors share their components",
+        "io/_open_clip_names.py",
+        "first += layer.rank",
+        "first += 1",
+        (OPEN_CLIP,),
+    ),
+    Mutant(
+        "magnitudes of stacked modules in the order of the file",
+        "io/_open_clip_names.py",
+        "for start in sorted(dora)]",
+        "for start in dora]",
+        (OPEN_CLIP,),
+    ),
+    Mutant(
+        "a parameter without a module counts as a weight",
+        "io/base_names.py",
+        'if not paths and key.endswith(".weight"):',
+        "if not paths:",
+        (OPEN_CLIP,),
+    ),
+    Mutant(
+        "the names of fused weights get .weight appended",
+        "io/_weight_names.py",
+        'return path if path.endswith("_weight") else f"{path}.weight"',
+        'return f"{path}.weight"',
+        (OPEN_CLIP,),
+    ),
     Mutant(
         "adapters of GPT-2 without fan_in_fan_out",
         "io/peft.py",
