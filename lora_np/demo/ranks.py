@@ -12,7 +12,7 @@ from ..models.adapting import apply_lora
 from ..terminal.progress import Listener, silent
 from .digits import Digits, Rows, shifted
 from .settings import Settings, Stream
-from .training import Score, score, train
+from .training import Score, dylora_ranks, score, train
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def compare_ranks(base: Layer, digits: Digits, settings: Settings, listen: Liste
 
     rng = settings.generator(Stream.DYLORA)
     dynamic = with_dylora(base, ranks, rng)
-    seconds = train(dynamic, digits.training(shifted), settings.rank_budget, rng, listen("DyLoRA"))
+    schedule = dylora_ranks(sorted_start=settings.sorted_start)
+    seconds = train(dynamic, digits.training(shifted), settings.rank_budget, rng, listen("DyLoRA"), ranks=schedule)
     dylora = Curve("DyLoRA", _score_ranks(dynamic, test, ranks), (seconds,))
 
     loras, times = zip(*(train_lora(base, digits, settings, rank, listen) for rank in ranks), strict=True)

@@ -40,6 +40,8 @@ class Settings:
     ranks: tuple[int, ...] = (1, 2, 4, 8)
     """The ranks to compare, in ascending order."""
     rank_epochs: int = 50
+    sorted_start: bool = False
+    """Whether DyLoRA trains with a `SortedStart`."""
     task_rank: int = 4
     task_epochs: int = 20
     learning_rate: float = 0.02

@@ -10,7 +10,7 @@ from .ranks import Curve, canonicalize_branches
 from .text_encoder import UpperBlocks
 from .text_settings import TextSettings, TextStream
 from .text_training import Prepared, adapted, score_texts
-from .training import Score, train
+from .training import Score, dylora_ranks, train
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def train_dylora(
         return DyLoRAAdapter(layer, ranks[-1], ranks, rank_distribution=settings.rank_weights, rng=rng)
 
     model = adapted(upper, prepared.head, adapter)
-    return model, train(model, prepared.task.training, settings.dylora_budget, rng, listen("DyLoRA"))
+    schedule = dylora_ranks(sorted_start=settings.sorted_start)
+    return model, train(model, prepared.task.training, settings.dylora_budget, rng, listen("DyLoRA"), ranks=schedule)
 
 
 def train_lora(

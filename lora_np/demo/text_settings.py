@@ -40,6 +40,8 @@ class TextSettings:
     """The ranks to compare, in ascending order."""
     rank_weights: tuple[float, ...] = (1, 1, 2, 4)
     """How often DyLoRA trains each rank: in proportion to the components that no lower rank trains."""
+    sorted_start: bool = False
+    """Whether DyLoRA trains with a `SortedStart`."""
     task_rank: int = 4
     learning_rate: float = 1e-3
     """The learning rate of LoRA and MultiLoRA adapters, and of the heads that train with them."""

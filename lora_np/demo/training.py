@@ -11,8 +11,10 @@ from ..functions.losses import SoftmaxCrossEntropy
 from ..layers import Layer
 from ..terminal.progress import Callbacks
 from ..training.fit import fit
+from ..training.nested_dropout import RankSchedule, shared_rank
 from ..training.optimizers import Adam
 from ..training.schedules import LinearDecay
+from ..training.sorted_start import SortedStart
 from .digits import Rows
 from .settings import Budget
 
@@ -43,6 +45,11 @@ def largest_difference(outputs: Array, others: Array) -> float:
     return float(np.abs(outputs - others).max())
 
 
+def dylora_ranks(*, sorted_start: bool) -> RankSchedule | SortedStart:
+    """The rank schedule of DyLoRA: one drawn rank per step, or a sorted start."""
+    return SortedStart() if sorted_start else shared_rank
+
+
 def train(
     model: Layer,
     rows: Rows,
@@ -50,6 +57,7 @@ def train(
     rng: np.random.Generator,
     callbacks: Callbacks,
     tasks: Sequence[str] | None = None,
+    ranks: RankSchedule | SortedStart = shared_rank,
 ) -> float:
     """Train with Adam; the learning rate decays linearly to zero.
 
@@ -69,6 +77,7 @@ def train(
         tasks=tasks,
         rng=rng,
         schedule=LinearDecay(),
+        rank_schedule=ranks,
         callbacks=callbacks,
     )
     return time.perf_counter() - start

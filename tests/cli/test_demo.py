@@ -80,6 +80,16 @@ def test_json_is_the_same_for_the_same_seed(tmp_path, capsys):
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_dylora_may_have_a_sorted_start(tmp_path, capsys):
+    usual, found = (
+        json.loads(capsys.readouterr().out)["ranks"]
+        for options in ([], ["--sorted-start"])
+        if main(["demo", "--json", "--no-plots", "--output", str(tmp_path), *options]) == 0
+    )
+    assert found["dylora"]["scores"] != usual["dylora"]["scores"]
+    assert found["dedicated"]["scores"] == usual["dedicated"]["scores"]
+
+
 def test_the_form_of_the_json(tmp_path, capsys):
     assert main(["demo", "--json", "--no-plots", "--output", str(tmp_path)]) == 0
     numbers = json.loads(capsys.readouterr().out)

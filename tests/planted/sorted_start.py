@@ -117,4 +117,25 @@ MUTANTS = [
         '"sorted_start": None',
         (SORTED,),
     ),
+    Mutant(
+        "the demo ignores --sorted-start",
+        "demo/ranks.py",
+        'listen("DyLoRA"), ranks=schedule)',
+        'listen("DyLoRA"))',
+        ("tests/cli/test_demo.py::test_dylora_may_have_a_sorted_start",),
+    ),
+    Mutant(
+        "estimators start again in partial_fit",
+        "sklearn/estimator.py",
+        "ranks = ranks.then if isinstance(ranks, SortedStart) else ranks",
+        "pass",
+        ("tests/sklearn/test_onetask.py",),
+    ),
+    Mutant(
+        "estimators with LoRA have a sorted start",
+        "sklearn/one_adapter.py",
+        'return start if self.adapter == "dylora" else shared_rank',
+        "return start",
+        ("tests/sklearn/test_onetask.py",),
+    ),
 ]
