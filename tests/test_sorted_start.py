@@ -162,6 +162,20 @@ def test_the_optimizer_forgets_the_sorted_factors_and_nothing_else(optimizer):
     assert bits(optimizer.get_state()) == bits(kept)
 
 
+@pytest.mark.parametrize("names", ["up.lora.matrix_a", 3, None])
+def test_an_optimizer_forgets_sequences_of_names(names):
+    optimizer, model = Adam(0.05), network()
+    train(model, shared_rank, optimizer)
+    if names is None:
+        optimizer.reset(names)
+        assert optimizer.get_state() == {}
+    else:
+        before = bits(optimizer.get_state())
+        with pytest.raises(ArgumentError, match="names must be a sequence of names of parameters, got"):
+            optimizer.reset(names)
+        assert bits(optimizer.get_state()) == before
+
+
 def test_what_cannot_be_sorted_is_refused_before_anything_changes():
     model, optimizer = randomised(network()), Adam(0.05)
     train(model, shared_rank, optimizer)

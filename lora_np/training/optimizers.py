@@ -14,7 +14,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from .._typing import Array, Part, Parts
-from .._validation import finite_float, fraction, instance, mapping, non_negative_float, real_array, same_shape
+from .._validation import finite_float, fraction, instance, mapping, non_negative_float, real_array, same_shape, sequence
 from ..base import Layer, pending, trained_by
 from ..errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 
@@ -52,7 +52,7 @@ class Optimizer(ABC):
         if names is None:
             self._states = {}
         else:
-            for name in names:
+            for name in sequence("names", names, "names of parameters"):
                 self._states.pop(name, None)
 
     @final

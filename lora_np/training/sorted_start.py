@@ -27,8 +27,7 @@ class SortedStart:
     Parameters
     ----------
     warmup : float or int, default 1/24
-        The length of the warm-up: a fraction of all steps, in (0, 1), or a number of steps, at least 1. Fewer than about 20
-        steps are seldom enough.
+        The length of the warm-up: a fraction of all steps, in (0, 1), or a number of steps, at least 1.
     then : callable, default `rank_per_row`
         The rank schedule after the warm-up.
 

@@ -53,7 +53,20 @@ REFUSALS = (
 """What a refused call raises; everything else is a fall."""
 
 PURE = {
-    *("apply", "vjp", "select", "flow", "flow_vjp", "check_run", "bound_to", "trained_parts", "draw", "rank_in", "rank_at"),
+    *(
+        "apply",
+        "vjp",
+        "select",
+        "flow",
+        "flow_vjp",
+        "check_run",
+        "bound_to",
+        "trained_parts",
+        "draw",
+        "draw_seed",
+        "rank_in",
+        "rank_at",
+    ),
     *("merge_weights_vjp", "config", "from_config", "with_branches", "fitted", "around", "around_tasks"),
     *("children", "walk"),
     *("components_at", "choose", "new_run", "check_input", "mergeable_base", "trained_from", "encoded", "indices"),
