@@ -18,8 +18,9 @@ def zero_where(condition: Array, x: Array) -> Array:
     Parameters
     ----------
     condition : array of bool
-    x : array of the same shape
+    x : array of the same shape, or a number
     """
+    x = np.asarray(x)
     if x.dtype not in WORDS:
         return np.where(condition, 0, x)
     bits = condition.astype(WORDS[x.dtype])
