@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias
@@ -67,6 +68,10 @@ def sorting(codes: Array) -> tuple[Array | None, Array | None]:
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
     return order, inverse
+
+
+LAST_QUANTILE = math.nextafter(1.0, 0.0)
+"""The quantile of the highest rank that is ever drawn."""
 
 
 @dataclass(frozen=True, eq=False)

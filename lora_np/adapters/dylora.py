@@ -15,7 +15,7 @@ from ..functions.losses import Loss
 from ..kernels import product
 from ..layers.lora import LoRALayer
 from ..run import Run
-from ..training.nested_dropout import nested_dropout
+from ..training.pairs import train_pairs
 from .additive import AdditiveAdapter, Selection
 from .rank_choice import RankChoice
 
@@ -180,7 +180,7 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         NonFiniteError
             If the loss is infinite or NaN; the parameters are those of the last finite loss.
         """
-        return nested_dropout(self, inputs, targets, epochs, learning_rate, loss_function, rank_per, warmup, self._rng)
+        return train_pairs(self, inputs, targets, epochs, learning_rate, loss_function, rank_per, warmup, self._rng)
 
     def estimate_flops(self) -> int:
         """The base, the branch at the deployment rank, and their sum."""

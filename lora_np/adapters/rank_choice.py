@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import overload
@@ -14,7 +13,7 @@ from .._validation import generator, integer, one_of
 from ..base import Listener
 from ..errors import InvalidOperationError
 from ..layers.lora import LoRALayer
-from ..run import Draw, Run
+from ..run import LAST_QUANTILE, Draw, Run
 from .rank_distribution import RankDistribution
 
 
@@ -104,7 +103,7 @@ class RankChoice(Listener):
         """
         if self.mode == "frozen":
             raise InvalidOperationError(f"{self.layer_name}: mode must be 'full' to sort components, got 'frozen'")
-        return [(self.lora_layer, self.rank_at(math.nextafter(1.0, 0.0)))]
+        return [(self.lora_layer, self.rank_at(LAST_QUANTILE))]
 
     def draw(self) -> Draw:
         """A random quantile, from which every layer in the pass derives its rank."""

@@ -9,10 +9,10 @@ from .._typing import Generator
 from .._validation import function
 from ..base import Layer
 from ..errors import ArgumentError
-from ..run import Rank, Ranked
+from ..run import LAST_QUANTILE, Draw, Rank, Ranked
 from .nested_dropout import RankSchedule, rank_per_row, ranked
 from .optimizers import Optimizer
-from .sorting import HIGHEST, checked_warmup, sort_components, trained_branches, warmup_length
+from .sorting import checked_warmup, sort_components, trained_branches, warmup_length
 
 
 @final
@@ -99,4 +99,4 @@ class StepRanks:
 
     def draw(self, rng: Generator, rows: int) -> Rank | None:
         """The rank of the step, or of a part of its rows."""
-        return HIGHEST if self._is_warmup else self.schedule(self.adapters, rng, rows)
+        return Draw(LAST_QUANTILE) if self._is_warmup else self.schedule(self.adapters, rng, rows)

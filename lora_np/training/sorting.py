@@ -13,11 +13,7 @@ from ..base import Layer, listeners
 from ..errors import ArgumentOutOfRangeError
 from ..functions.product_svd import product_svd
 from ..layers.lora import LoRALayer
-from ..run import Draw
 from .optimizers import Optimizer
-
-HIGHEST = Draw(math.nextafter(1.0, 0.0))
-"""The highest rank of each layer that is ever drawn: that at the last quantile."""
 
 
 def checked_warmup(warmup: object, name: str = "warmup") -> float | int:

@@ -64,7 +64,7 @@ MUTANTS = [
     Mutant(
         "the warm-up uses the highest active rank, drawn or not",
         "adapters/rank_choice.py",
-        "self.rank_at(math.nextafter(1.0, 0.0))",
+        "self.rank_at(LAST_QUANTILE)",
         "self.active_ranks[-1]",
         (SORTED,),
     ),
@@ -83,6 +83,20 @@ MUTANTS = [
         (SORTED,),
     ),
     Mutant(
+        "components are sorted before the warm-up",
+        "training/sorted_start.py",
+        "if 0 < self.start == step:",
+        "if step == 0 < self.start:",
+        (SORTED,),
+    ),
+    Mutant(
+        "nested dropout ignores its warm-up",
+        "training/pairs.py",
+        "schedule if warmup is None else",
+        "schedule if True else",
+        (SORTED,),
+    ),
+    Mutant(
         "the warm-up is one step longer than it says",
         "training/sorted_start.py",
         "self._is_warmup = step < self.start",
@@ -94,13 +108,6 @@ MUTANTS = [
         "training/sorting.py",
         "if length >= steps:",
         "if length > steps:",
-        (SORTED,),
-    ),
-    Mutant(
-        "nested dropout sorts before its warm-up",
-        "training/nested_dropout.py",
-        "if 0 < step == length:",
-        "if step == 0 < length:",
         (SORTED,),
     ),
     Mutant(

@@ -18,7 +18,7 @@ MUTANTS = [
     # ---------------------------------------------------------------- trap 3: the training helper
     Mutant(
         "trap 3: the training helper ignores its loss",
-        "training/nested_dropout.py",
+        "training/pairs.py",
         "descent = Descent(adapter, loss, optimizer)",
         'descent = Descent(adapter, __import__("lora_np").MeanSquaredError(), optimizer)',
         (f"{DYLORA}::test_trap_3_training_lowers_the_loss_that_it_is_given_at_every_rank",),
@@ -32,7 +32,7 @@ MUTANTS = [
     ),
     Mutant(
         "the training helper keeps its mode",
-        "training/nested_dropout.py",
+        "training/pairs.py",
         "    with training_mode(adapter, True), Interrupts()",
         "    adapter.train()\n    with Interrupts()",
         (f"{DYLORA}::test_training_runs_in_training_mode_and_gives_the_mode_back",),
@@ -152,9 +152,9 @@ MUTANTS = [
     ),
     Mutant(
         "every pass of nested dropout by rows has the same quantile",
-        "training/nested_dropout.py",
-        "_rank_of_rows(rng.random(), x)",
-        "_rank_of_rows(0.4, x)",
+        "training/pairs.py",
+        "ranks.draw(rng, _rows(x))",
+        "ranks.draw(np.random.default_rng(0), _rows(x))",
         (f"{DYLORA}::test_training_with_a_rank_for_each_row_draws_a_quantile_for_each_step",),
     ),
     # ---------------------------------------------------------------- schedules
