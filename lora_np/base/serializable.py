@@ -86,12 +86,19 @@ class Serializable(ParameterTree, ABC):
 
 def header(layer: Serializable) -> dict[str, Any]:
     """The JSON header of a saved layer."""
-    settings = {
-        path: {name: getattr(inner, name) for name in inner.settings}
-        for path, inner in layer.walk().items()
-        if inner.settings
-    }
-    return {"format": "lora_np", "version": 1, "layer": encode(layer), "settings": settings}
+    return {"format": "lora_np", "version": 1, "layer": encode(layer), "settings": settings_of(layer.walk())}
+
+
+def settings_of(layers: Mapping[str, Serializable]) -> dict[str, dict[str, Any]]:
+    """The settings of each layer that has some, by path."""
+    return {path: {name: getattr(each, name) for name in each.settings} for path, each in layers.items() if each.settings}
+
+
+def set_settings(layers: Mapping[str, Serializable], settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set the settings of layers, given by path."""
+    for path, values in settings.items():
+        for name, value in values.items():
+            setattr(layers[path], name, value)
 
 
 def encode(value: Any) -> Any:
@@ -137,25 +144,18 @@ def _difference(path: str, theirs: Any, ours: Any) -> str | None:
 def restore(layer: Serializable, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
     """Set the arrays and settings of a layer from a file of the same structure, either all or none."""
     layers = layer.walk()
-    settings = header.get("settings")
-    expected = {path: set(inner.settings) for path, inner in layers.items() if inner.settings}
+    kept, settings = settings_of(layers), header.get("settings")
+    expected = {path: set(names) for path, names in kept.items()}
     given = settings if isinstance(settings, dict) else {}
     if {path: set(names) if isinstance(names, dict) else None for path, names in given.items()} != expected:
         raise FormatError(f"the file's settings do not match {layer.layer_name}: expected {expected}, got {settings}")
-    kept = {path: {name: getattr(layers[path], name) for name in names} for path, names in expected.items()}
     try:
-        _set(layers, given)
+        set_settings(layers, given)
         result = layer.load_weights(arrays, strict=True)
     except ArgumentError as error:
-        _set(layers, kept)
+        set_settings(layers, kept)
         raise FormatError(f"the file's settings do not match {layer.layer_name}: {error}") from error
     if not result.success:
-        _set(layers, kept)
+        set_settings(layers, kept)
         raise FormatError(f"the file's arrays do not match {layer.layer_name}: {result.error_message}")
     layer.reset_state()
-
-
-def _set(layers: Mapping[str, Serializable], settings: Mapping[str, Mapping[str, Any]]) -> None:
-    for path, values in settings.items():
-        for name, value in values.items():
-            setattr(layers[path], name, value)

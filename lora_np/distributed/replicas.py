@@ -15,7 +15,7 @@ import numpy as np
 
 from .._typing import Array
 from ..base import Layer, draw_seed
-from ..base.serializable import encode
+from ..base.serializable import encode, set_settings, settings_of
 from ..errors import ArgumentError, NotSupportedError
 from ..io.npz import load_layer
 from ._cache import Recent
@@ -59,30 +59,21 @@ class Moment(NamedTuple):
     @classmethod
     def of(cls, model: Layer) -> Moment:
         """The current moment of a model, as a copy."""
-        return cls(model.get_parameters(), settings_of(model))
+        return cls(model.get_parameters(), settings_of(model.walk()))
 
     def each(self, model: Layer, count: int) -> list[Moment]:
         """A moment for each of several passes, which draw the seeds that the model draws here, one for each pass."""
         moments = []
         for _ in range(count):
-            moments.append(self._replace(settings=settings_of(model)))
+            moments.append(self._replace(settings=settings_of(model.walk())))
             if draw_seed(model) is None:
                 return [self] * count
         return moments
 
     def set(self, model: Layer) -> None:
         """Bring a model to this moment."""
-        layers = model.walk()
         model.set_parameters(self.parameters)
-        for path, settings in self.settings.items():
-            for name, value in settings.items():
-                setattr(layers[path], name, value)
-
-
-def settings_of(model: Layer) -> dict[str, dict[str, Any]]:
-    """The settings of each layer by path."""
-    layers = model.walk().items()
-    return {path: {name: getattr(layer, name) for name in layer.settings} for path, layer in layers if layer.settings}
+        set_settings(model.walk(), self.settings)
 
 
 @final

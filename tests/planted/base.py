@@ -252,7 +252,7 @@ MUTANTS = [
     Mutant(
         "files omit the settings",
         "base/serializable.py",
-        "_set(layers, given)",
+        "set_settings(layers, given)",
         "pass",
         (f"{DYLORA}::test_the_deployment_rank_survives_copies_and_files",),
     ),
