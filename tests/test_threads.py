@@ -186,6 +186,20 @@ def test_an_unfinished_save_writes_nothing(tmp_path):
     assert refused > 3
 
 
+def test_a_task_added_between_the_structure_and_the_arrays_of_a_save_is_an_error(monkeypatch, tmp_path):
+    layer, arrays = adapter(), MultiLoRAAdapter.named_parameters
+
+    def after_a_change(self, *, frozen=False):
+        monkeypatch.undo()
+        CHANGES["add"](layer)
+        return arrays(self, frozen=frozen)
+
+    monkeypatch.setattr(MultiLoRAAdapter, "named_parameters", after_a_change)
+    with pytest.raises(InvalidOperationError, match="changed by another thread while it was saved; save it again"):
+        save_layer(layer, tmp_path / "layer.npz")
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------- many threads at once
 
 
