@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_np import ArgumentError, LoRALayer, NotSupportedError
-from lora_np.factors.combining import METHODS, MIXTURES, uses_density
+from lora_np.factors.combining import METHODS, uses_density
+from lora_np.factors.mixing import MIXTURES
 from lora_np.factors.weights import AdapterWeights, Rows
-from lora_np.io.peft import load_peft
+from lora_np.io.peft import load_peft, save_peft
 from lora_np.io.safetensors import load_safetensors
 from lora_np.surgery import combine
 from tests.kinds import batch
@@ -251,3 +252,31 @@ def test_invalid_arguments(more, reason):
 def test_updates_that_are_not_finite_are_rejected():
     with np.errstate(all="ignore"), pytest.raises(ArgumentError, match="factors must be finite"):
         combine([LoRALayer.from_factors(np.full((3, 1), 1e300), np.full((1, 3), 1e300))], method="ties_svd", density=0.5)
+
+
+# ---------------------------------------------------------------- dropout
+
+
+def with_dropout(dropout, *paths):
+    return AdapterWeights({path: LoRALayer(4, 3, 2, dropout=dropout, rng=0) for path in paths})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_dropout_is_that_of_the_first_adapter_as_in_peft(tmp_path, method):
+    first, second = with_dropout(0.25, "a", "b"), with_dropout(0.5, "b", "c")
+    density = DENSITY if uses_density(method) else None
+    result = combine([first, second], method=method, density=density, rng=0).result
+    assert {path: layer.dropout for path, layer in result.layers.items()} == dict.fromkeys("abc", 0.25)
+    assert len({layer.dropout_state for layer in result.layers.values()}) == 3
+    save_peft(tmp_path / "folder", result)  # which has one dropout for all layers
+
+
+def test_a_first_adapter_without_layers_has_no_dropout_to_give():
+    assert combine([AdapterWeights({}), with_dropout(0.5, "a")]).result.layers["a"].dropout == 0
+
+
+def test_the_dropout_of_single_layers_is_that_of_the_first():
+    first, second = LoRALayer(4, 3, 2, dropout=0.25, rng=0), LoRALayer(4, 3, 2, dropout=0.5, rng=1)
+    result = combine([first, second], [1, 2]).result
+    assert result.dropout == 0.25
+    assert combine([LoRALayer(4, 3, 2), second]).result.dropout == 0

@@ -8,7 +8,8 @@ import numpy as np
 
 from .._typing import Array
 from ..errors import NotSupportedError
-from ..factors.combining import MAJORITY_SIGNS, METHODS, MIXTURES, combine, uses_density
+from ..factors.combining import MAJORITY_SIGNS, METHODS, combine, uses_density
+from ..factors.mixing import MIXTURES
 from ..factors.weights import AdapterWeights
 from ..io.peft import save_peft
 from ..terminal.table import table

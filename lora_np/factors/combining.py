@@ -2,9 +2,9 @@
 
 The exact methods work on the updates ``ΔW_i = s_i A_i B_i``. Their weighted sum is a concatenation of factors ("cat"),
 ``Σ w_i ΔW_i = [w_1 s_1 A_1, w_2 s_2 A_2, …] [B_1; B_2; …]``, which a singular value decomposition can truncate ("svd"). The
-other methods mix tensors element by element, by one of the rules of `MIXTURES`: either the factors, with ``√|w_i s_i|`` as
-the weight of both and the sign of ``w_i s_i`` on A; or, if the name ends in "_svd", the dense updates, which a singular
-value decomposition factors again.
+other methods mix tensors element by element, by one of the rules of `mixing.MIXTURES`: either the factors, with
+``√|w_i s_i|`` as the weight of both and the sign of ``w_i s_i`` on A; or, if the name ends in "_svd", the dense updates,
+which a singular value decomposition factors again.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .._typing import RNG, Array, Generator
+from .._typing import RNG, Array
 from .._validation import finite_float, generator, one_of, positive_int, sequence
 from ..errors import ArgumentError, NotSupportedError
+from ..layers.dropout import dropout_at
 from ..layers.lora import LoRALayer
+from .mixing import MIXTURES, Mixing
 from .surgery import spectrum, truncate
 from .weights import AdapterWeights
 from .whole import with_others
+
+METHODS = ("cat", "svd", *MIXTURES, *(f"{name}_svd" for name in MIXTURES if name != "linear"))
+"""The methods of `combine`; "svd" is what "linear_svd" would be."""
+
+MAJORITY_SIGNS = ("total", "frequency")
 
 Weights: TypeAlias = Sequence[float] | Mapping[str, Sequence[float]] | None
 Term: TypeAlias = tuple[LoRALayer, float]
@@ -37,88 +44,9 @@ class Combined(NamedTuple):
     single layer is ``""``. It is exactly 0 if the method is "cat" and the rank suffices."""
 
 
-# ---------------------------------------------------------------- mixing tensors element by element
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What the rules need besides tensors and weights."""
-
-    density: float
-    majority_sign: str
-    random: Generator
-
-
-def _linear(tensors: Array, weights: Array, _: _Settings) -> Array:
-    """``Σ w_i T_i``."""
-    return (weights * tensors).sum(axis=0)
-
-
-def _magnitude_prune(tensors: Array, weights: Array, settings: _Settings) -> Array:
-    """The weighted sum of the largest elements of each tensor."""
-    return _linear(_largest(tensors, settings.density), weights, settings)
-
-
-def _ties(tensors: Array, weights: Array, settings: _Settings) -> Array:
-    """Trim, elect signs, and average what agrees with them (Yadav et al. 2023)."""
-    return _disjoint_mean(_largest(tensors, settings.density), weights, settings)
-
-
-def _dare_linear(tensors: Array, weights: Array, settings: _Settings) -> Array:
-    """Drop elements at random, and rescale the others (Yu et al. 2024); the weighted sum."""
-    return _linear(_dropped(tensors, settings), weights, settings)
-
-
-def _dare_ties(tensors: Array, weights: Array, settings: _Settings) -> Array:
-    """Drop elements at random, and rescale the others; then elect signs, and average what agrees with them."""
-    return _disjoint_mean(_dropped(tensors, settings), weights, settings)
-
-
-def _largest(tensors: Array, density: float) -> Array:
-    """Each tensor with only the given fraction of its elements, those of the largest magnitude."""
-    flat = tensors.reshape(len(tensors), -1)
-    kept = np.zeros_like(flat)
-    for tensor, result in zip(flat, kept, strict=True):
-        count = int(density * tensor.size)
-        if count:
-            chosen = np.argpartition(np.abs(tensor), tensor.size - count)[tensor.size - count :]
-            result[chosen] = tensor[chosen]
-    return kept.reshape(tensors.shape)
-
-
-def _dropped(tensors: Array, settings: _Settings) -> Array:
-    """Each element with the probability `density`, divided by it, so that the mean is that of the tensor."""
-    return tensors * (settings.random.random(tensors.shape) < settings.density) / settings.density
-
-
-def _disjoint_mean(tensors: Array, weights: Array, settings: _Settings) -> Array:
-    """For each element, the mean of the weighted values whose sign is that of the majority."""
-    votes = tensors if settings.majority_sign == "total" else np.sign(tensors)
-    majority = np.where(votes.sum(axis=0) >= 0, 1, -1)
-    agree = np.sign(tensors) == majority
-    return (weights * tensors * agree).sum(axis=0) / np.maximum(agree.sum(axis=0), 1)
-
-
-MIXTURES: dict[str, Callable[[Array, Array, _Settings], Array]] = {
-    "linear": _linear,
-    "magnitude_prune": _magnitude_prune,
-    "ties": _ties,
-    "dare_linear": _dare_linear,
-    "dare_ties": _dare_ties,
-}
-
-METHODS = ("cat", "svd", *MIXTURES, *(f"{name}_svd" for name in MIXTURES if name != "linear"))
-"""The methods of `combine`; "svd" is what "linear_svd" would be."""
-
-MAJORITY_SIGNS = ("total", "frequency")
-
-
 def uses_density(method: str) -> bool:
     """Whether a method leaves out elements."""
     return method not in ("cat", "svd", "linear")
-
-
-# ---------------------------------------------------------------- combining
 
 
 def combine(
@@ -168,7 +96,8 @@ def combine(
     -------
     Combined
         The result, and its distance from the weighted sum. Whole tensors and replaced rows are kept if no other subject
-        replaces the same tensor with other values.
+        replaces the same tensor with other values. The dropout is that of the first subject, as in PEFT. Layers of DyLoRA
+        are combined at their full rank.
 
     Raises
     ------
@@ -202,7 +131,7 @@ def combine(
     layers = [subject for subject in subjects if isinstance(subject, LoRALayer)]
     if len(layers) == len(subjects):
         layer, error = recipe.combined(list(zip(layers, _weights_at("", weights, len(layers)), strict=True)))
-        return Combined(layer, {"": error})
+        return Combined(_with_dropout(layer, layers[0].dropout_choices), {"": error})
     sets = [subject for subject in subjects if isinstance(subject, AdapterWeights)]
     if len(sets) != len(subjects):
         raise ArgumentError("subjects must be all LoRALayer or all AdapterWeights")
@@ -212,9 +141,11 @@ def combine(
         terms = [(one.layers[path], w) for one, w in zip(sets, factors[path], strict=True) if path in one.layers]
         recipe.check(path, sets)
         try:
-            combined[path], errors[path] = recipe.combined(terms)
+            layer, errors[path] = recipe.combined(terms)
         except ArgumentError as error:
             raise ArgumentError(f"{path}: {error}") from error
+        like = sets[0].layers.get(path) or next(iter(sets[0].layers.values()), layer)
+        combined[path] = _with_dropout(layer, dropout_at(path, like.dropout))
     return Combined(with_others(combined, sets, factors), errors)
 
 
@@ -224,7 +155,7 @@ class _Recipe:
 
     method: str
     rank: int | None
-    settings: _Settings
+    settings: Mixing
 
     @classmethod
     def of(cls, method: str, rank: int | None, density: float | None, majority_sign: str, rng: RNG) -> _Recipe:
@@ -241,7 +172,7 @@ class _Recipe:
         if not 0 < share <= 1:
             raise ArgumentError(f"density must lie in (0, 1], got {share}")
         limit = None if rank is None else positive_int("rank", rank)
-        return cls(method, limit, _Settings(share, majority_sign, generator(rng)))
+        return cls(method, limit, Mixing(share, majority_sign, generator(rng)))
 
     def combined(self, terms: Sequence[Term]) -> tuple[LoRALayer, float]:
         """The combination of layers, and its distance from their weighted sum."""
@@ -264,7 +195,7 @@ class _Recipe:
             layer = _factored(update, min(self.rank or largest, limit))
         return layer, _distance(layer, exact)
 
-    def _mixed_factors(self, mixture: Callable[[Array, Array, _Settings], Array], terms: Sequence[Term]) -> LoRALayer:
+    def _mixed_factors(self, mixture: Callable[[Array, Array, Mixing], Array], terms: Sequence[Term]) -> LoRALayer:
         ranks = [layer.rank for layer, _ in terms]
         if len(set(ranks)) > 1:
             raise ArgumentError(f"the method {self.method!r} requires equal ranks, got {ranks}")
@@ -280,6 +211,10 @@ class _Recipe:
             raise NotSupportedError(f"{path!r} is adapted by DoRA, which does not add a matrix to the weight")
         if self.method not in ("cat", "svd") and any(path in one.biases for one in sets):
             raise NotSupportedError(f"{path!r} has a bias, which only the methods 'cat' and 'svd' combine")
+
+
+def _with_dropout(layer: LoRALayer, choices: Mapping[str, Any]) -> LoRALayer:
+    return LoRALayer.from_factors(layer.matrix_a, layer.matrix_b, layer.alpha, scaling=layer.scaling_rule, **choices)
 
 
 def _sum(terms: Sequence[Term]) -> LoRALayer:

@@ -76,7 +76,7 @@ def separated(weights: AdapterWeights, names: Mapping[str, str], sizes: Mapping[
         for part in parts:
             new, rows = path[: -len(names[path])] + part, slice(start, start + sizes[part])
             layers[new] = LoRALayer.from_factors(
-                layer.matrix_a, layer.matrix_b[:, rows], layer.alpha, scaling=layer.scaling_rule
+                layer.matrix_a, layer.matrix_b[:, rows], layer.alpha, scaling=layer.scaling_rule, **layer.dropout_choices
             )
             if magnitude is not None:
                 magnitudes[new] = magnitude[rows]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from .._typing import Array
 from ..errors import FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
+from ..layers.dropout import dropout_at
 from ..layers.low_rank import LowRankLayer
 from ._json import read_json
 from ._patterns import parsed
@@ -174,8 +174,8 @@ def alpha_of(config: Mapping[str, Any], path: str) -> Any:
 
 
 def dropout_of(config: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The dropout of a layer, with a seed of its masks that distinguishes it from the other layers, as arguments."""
-    return {"dropout": config.get("lora_dropout") or 0.0, "rng": zlib.crc32(path.encode())}
+    """The dropout of a layer, as arguments."""
+    return dropout_at(path, config.get("lora_dropout") or config.get("vera_dropout") or 0.0)
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,12 +21,13 @@ from ..base import Layer
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights, trained_tensors
 from ..layers.dense import AffineLayer
+from ..layers.dropout import dropout_at
 from ..layers.lora import LoRALayer
 from ..models.adapting import Factory, apply_adapters
 from ..models.finding import find
 from ._checkpoint import checkpoint_files
 from ._factors import PREFIX, AdapterFile, factors_by_path, matrix
-from ._peft_config import common_dropout
+from ._peft_config import common_dropout, dropout_of
 from .safetensors import SafetensorsFile
 
 KEY = re.compile(r"base_model\.model\.(.+)\.(vera_lambda_b|vera_lambda_d)")
@@ -78,7 +78,9 @@ def read_vera(stored: AdapterFile) -> VeRA:
 def vera_weights(vera: VeRA, config: Mapping[str, Any]) -> AdapterWeights:
     """``ΔW = diag(b) B diag(d) A`` as factors; without a base, the inputs of all layers are those of the projection."""
     layers = {
-        path: LoRALayer.from_factors((d[:, np.newaxis] * vera.A).T, (b[:, np.newaxis] * vera.B[: len(b)]).T)
+        path: LoRALayer.from_factors(
+            (d[:, np.newaxis] * vera.A).T, (b[:, np.newaxis] * vera.B[: len(b)]).T, **dropout_of(config, path)
+        )
         for path, (d, b) in vera.vectors.items()
     }
     return AdapterWeights(layers, config=config, dropped=vera.dropped)
@@ -93,7 +95,7 @@ def with_base_sizes(weights: AdapterWeights, base: str | os.PathLike[str]) -> Ad
             for path, layer in weights.layers.items():
                 if f"{path}.weight" in tensors and len(shape := tensors.info(f"{path}.weight").shape) == 2:
                     A = layer.matrix_a[: shape[0 if transposed else 1]]
-                    layers[path] = LoRALayer.from_factors(A, layer.matrix_b, layer.alpha)
+                    layers[path] = LoRALayer.from_factors(A, layer.matrix_b, layer.alpha, **layer.dropout_choices)
     return replace(weights, layers=layers)
 
 
@@ -114,7 +116,7 @@ def _factory(vera: VeRA, path: str) -> Factory:
                 f"{path}: the adapter is for {len(b)} outputs and at most {vera.A.shape[1]} inputs, "
                 f"the layer is {linear.input_size} -> {linear.output_size}"
             )
-        adapter = VeRAAdapter(linear, len(d), dropout=vera.dropout, rng=zlib.crc32(path.encode()))
+        adapter = VeRAAdapter(linear, len(d), **dropout_at(path, vera.dropout))
         branch = adapter.lora_layer
         branch.vector_d, branch.vector_b = d.astype(linear.dtype), b.astype(linear.dtype)
         branch.projection_a = vera.A[:, : linear.input_size].T.astype(linear.dtype)

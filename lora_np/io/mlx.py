@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterable
 
 from .._archive import atomic_file, atomic_folder
@@ -13,6 +12,7 @@ from .._typing import Array
 from .._validation import file_path, fraction
 from ..errors import FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
+from ..layers.dropout import dropout_at
 from ._factors import AdapterFile, factors_by_path, layer_of, magnitude, matrix
 from ._holding import check_holds
 from ._json import read_json
@@ -56,7 +56,7 @@ def load_mlx(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     for path, factors in factors_by_path(stored, KEY).items():
         where = f"{file}: {path}"
         A, B = matrix(factors, "lora_a", where), matrix(factors, "lora_b", where)
-        layers[path] = layer_of(A, B, scale * A.shape[1], where, dropout=dropout, rng=zlib.crc32(path.encode()))
+        layers[path] = layer_of(A, B, scale * A.shape[1], where, **dropout_at(path, dropout))
         if "m" in factors:
             magnitudes[path] = magnitude(factors, "m", layers[path], where)
     return AdapterWeights(layers, magnitudes, dropped=stored.dropped)

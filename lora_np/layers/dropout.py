@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,6 +57,11 @@ def drawn_mask(shape: tuple[int, ...], probability: float | Array, run: Run, key
 def masked(dx: Array | None, mask: Mask | None) -> Array | None:
     """The gradient of an input, given that of the masked input."""
     return dx if dx is None or mask is None else mask(dx)
+
+
+def dropout_at(path: str, probability: float) -> dict[str, Any]:
+    """The arguments that give the layer at a path dropout, with masks that differ from those of layers at other paths."""
+    return {"dropout": probability, "rng": zlib.crc32(path.encode())}
 
 
 class InputDropout(Listener, Layer):

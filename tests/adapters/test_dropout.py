@@ -335,6 +335,7 @@ def test_peft_folders_keep_it(tmp_path, kind):
     assert entry in (tmp_path / "adapter_config.json").read_text()
     one, other = apply_peft(base, tmp_path), apply_peft(base, tmp_path)
     assert dropouts(one) == dropouts(model) == {"up.lora": 0.25, "down.lora": 0.25}
+    assert [layer.dropout for layer in load_peft(tmp_path).layers.values()] == [0.25, 0.25]
     x = batch(4, IN)
     assert_array_equal(
         one.forward(x, **({"rank": 3} if kind is DyLoRAAdapter else {})),
