@@ -68,9 +68,11 @@ def file_path(name: str, value: Any) -> str:
     """A path as a string."""
     instance(name, value, str | bytes | os.PathLike, "a path")
     try:
-        os.fsencode(value)
+        encoded = os.fsencode(value)
     except UnicodeEncodeError:
         raise ArgumentError(f"{name} must be a path, got {value!r}, which is not valid Unicode") from None
+    if not encoded or b"\0" in encoded:
+        raise ArgumentError(f"{name} must be a path without null characters, and not empty, got {value!r}")
     return os.fsdecode(value)
 
 

@@ -44,8 +44,9 @@ from lora_np import (
 )
 from lora_np.distributed import InProcessExecutor, dask_executor, fit_shards, predict
 from lora_np.distributed._cache import Recent
-from lora_np.distributed.replicas import Moment, Replicas, fingerprint
+from lora_np.distributed.replicas import Replicas
 from lora_np.training import LinearDecay, rank_per_row, shared_rank
+from lora_np.training.moment import Moment, fingerprint
 from tests import distributed_shards as data
 from tests.kinds import KINDS, bits, randomised, snapshot
 from tests.strategies import seeds

@@ -240,3 +240,9 @@ def test_a_path_must_be_valid_unicode():
     with pytest.raises(ArgumentError, match=r"file must be a path, got 'a\\ud800', which is not valid Unicode"):
         file_path("file", "a\ud800")
     assert file_path("file", b"caf\xc3\xa9") == "café"
+
+
+@pytest.mark.parametrize("path", ["", b"", "a\0b", b"\0"])
+def test_a_path_that_no_system_knows(path):
+    with pytest.raises(ArgumentError, match="file must be a path without null characters, and not empty, got"):
+        file_path("file", path)

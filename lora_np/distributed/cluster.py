@@ -15,8 +15,9 @@ from .._typing import Array
 from .._validation import positive_int
 from ..base import Layer
 from ..errors import ArgumentError, NotSupportedError
+from ..training.moment import Moment, fingerprint
 from . import replicas
-from .replicas import Given, Moment, Source, fingerprint
+from .replicas import Given, Source
 
 if TYPE_CHECKING:
     from dask.array import Array as DaskArray

@@ -12,18 +12,20 @@ from typing import Any, final
 
 import numpy as np
 
-from .._archive import check_writable
 from .._typing import RNG
-from .._validation import file_path, generator, integer, positive_int, sequence
+from .._validation import generator, integer, positive_int, sequence
 from ..base import Layer, training_mode
 from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
 from ..functions.losses import Loss
 from ..training.accumulation import summed
 from ..training.averaging import Average, averages_by_task
-from ..training.fit import check_parts, stopped
+from ..training.checkpoint import State, checked_path, plan_of, rates_of, read, write
+from ..training.fit import check_parts
 from ..training.groups import Groups
 from ..training.history import History, Progress
 from ..training.interrupts import Interrupts
+from ..training.minibatches import stopped
+from ..training.moment import Moment, fingerprint
 from ..training.nested_dropout import RankSchedule, shared_rank
 from ..training.optimizers import Optimizer
 from ..training.schedules import Schedule, factors_of, scheduled
@@ -31,8 +33,7 @@ from ..training.sorted_start import SortedStart, StepRanks
 from ..training.step import Descent
 from .batches import Batches, Piece
 from .calls import Call, InProcessExecutor, results
-from .checkpoint import State, name_of, plan_of, read, write
-from .replicas import Given, Moment, Source, fingerprint
+from .replicas import Given, Source
 from .worker import Job, Loader, Ranks, Shard, ShardGradient, Size, differentiate, forget, measure
 
 
@@ -157,9 +158,7 @@ def fit_shards(
     callbacks, by_task = check_parts(model, loss, optimizer, callbacks), averages_by_task(average, has_tasks=True)
     epochs, every = positive_int("epochs", epochs), positive_int("checkpoint_every", checkpoint_every)
     batch_size = None if batch_size is None else positive_int("batch_size", batch_size)
-    if checkpoint is not None or resume:
-        checkpoint = file_path("checkpoint", checkpoint)
-        check_writable(checkpoint)
+    checkpoint = checked_path(checkpoint, resume)
     descent = Descent(model, loss, optimizer, clip_norm, Groups.of(groups, decay, optimizer, model.named_parameters()))
     state, source = State(generator(rng)), Given(model) if replica is None else replica
     job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards), checkpoint is not None, by_task)
@@ -169,13 +168,6 @@ def fit_shards(
         ranks = StepRanks(rank_schedule, model, optimizer, epochs * batches.steps)
         training = _Training(descent, workers, batches, state, bool(shuffle), ranks, schedule)
         return training.train(epochs, callbacks, checkpoint, every, resume=resume)
-
-
-def _plan_of_rates(schedule: Schedule | None, optimizer: Optimizer, steps: int) -> dict[str, Any] | None:
-    """What the learning rates of a run with a schedule depend on."""
-    if schedule is None:
-        return None
-    return {"factor": name_of(schedule), "learning_rate": optimizer.learning_rate, "steps": steps}
 
 
 @final
@@ -204,7 +196,7 @@ class _Training:
     ) -> History:
         """Train with the schedule of the learning rate, from the start or from the checkpoint."""
         optimizer, steps = self.descent.optimizer, epochs * self.batches.steps
-        self.rates = _plan_of_rates(self.schedule, optimizer, steps)
+        self.rates = rates_of(self.schedule, optimizer, steps)
         with scheduled(optimizer, factors_of(self.schedule, steps)) as self.set_rate:
             if resume and checkpoint is not None and os.path.exists(checkpoint):
                 self.resume(checkpoint)
@@ -233,10 +225,8 @@ class _Training:
     def resume(self, checkpoint: str | os.PathLike[str]) -> None:
         """Return to the step at which a checkpoint was written."""
         read(checkpoint, self._plan(), self.state, self.descent)
-        bits = self.state.random.bit_generator
-        current, bits.state = bits.state, self.state.epoch_random
-        self._draw_orders()  # those of the current epoch again
-        bits.state = current
+        with self.state.at_start_of_epoch():
+            self._draw_orders()
 
     def _plan(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to fit."""
@@ -246,16 +236,8 @@ class _Training:
             "data": [size.digest for size in self.batches.sizes],
             "batch_size": self.batches.batch_size,
             "shuffle": self.shuffles,
-            "loss": plan_of(self.descent.loss),
-            "optimizer": plan_of(self.descent.optimizer),
-            "schedule": self.rates,
-            "groups": self.descent.groups.rates or None,
-            "decay": self.descent.groups.decays or None,
-            "clip_norm": self.descent.clip_norm,
             "average": "task" if self.workers.job.by_task else "batch",
-            "rank_schedule": name_of(self.ranks.schedule),
-            "sorted_start": self.ranks.start or None,
-            "rng": type(self.state.random.bit_generator).__name__,
+            **plan_of(self.descent, self.ranks, self.rates, self.state.random),
         }
 
     def _step(self, step: int, epochs: int) -> Progress:
@@ -263,7 +245,7 @@ class _Training:
         model, state, batches = self.descent.layer, self.state, self.batches
         epoch, number = divmod(step, batches.steps)
         if number == 0:
-            state.epoch_random, state.epoch_total = state.random.bit_generator.state, 0.0
+            state.begin_epoch()
             self._draw_orders()
         self.set_rate(step)
         self.ranks.begin(step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -14,11 +13,12 @@ from ..base import pending
 from ..errors import ArgumentError
 from ..functions.losses import Loss
 from ..training.averaging import Portion, Weights, averages_by_task
+from ..training.moment import Moment
 from ..training.nested_dropout import ranked
 from ..training.samples import Samples, checked_samples
 from . import replicas
 from ._cache import Recent
-from .replicas import Moment, Source
+from .replicas import Source
 
 Loader: TypeAlias = Callable[[], Any]
 """Reads a shard: a picklable function without arguments that returns (inputs, targets) or (inputs, targets, tasks)."""
@@ -83,17 +83,8 @@ def measure(job: Job, shard: Shard, moment: Moment) -> Size:
     samples = _samples(job, shard, moment)
     inputs, tasks = samples.inputs, samples.tasks
     averages_by_task("task" if job.by_task else "batch", has_tasks=tasks is not None)
-    digest = _digest(samples) if job.with_digests else ""
+    digest = samples.digest() if job.with_digests else ""
     return Size(len(inputs), int(np.prod(inputs.shape[1:-1])), digest, tasks if job.by_task else None)
-
-
-def _digest(samples: Samples) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for array in (samples.inputs, samples.targets):
-        digest.update(f"{array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    digest.update(repr(None if samples.tasks is None else samples.tasks.tolist()).encode())
-    return digest.hexdigest()
 
 
 def differentiate(

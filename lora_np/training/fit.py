@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, final
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-import numpy as np
-
-from .._typing import RNG, Array, Generator
+from .._typing import RNG
 from .._validation import generator, instance, positive_int, sequence
-from ..base import Layer, training_mode
-from ..errors import ArgumentError, InvalidOperationError, NonFiniteError
+from ..base import Layer
+from ..errors import ArgumentError, InvalidOperationError
 from ..functions.losses import Loss
-from ..run import Rank
-from .averaging import Average, Portion, averages_by_task, rows_with_terms
+from .averaging import Average, averages_by_task
+from .checkpoint import State, checked_path, rates_of
 from .groups import Groups
 from .history import History, Progress
-from .interrupts import Interrupts
-from .nested_dropout import RankSchedule, ranks_of_pieces, shared_rank
+from .minibatches import Minibatches
+from .nested_dropout import RankSchedule, shared_rank
 from .optimizers import Optimizer
-from .samples import Samples, checked_samples
-from .schedules import Schedule, factors_of, scheduled
+from .samples import checked_samples
+from .schedules import Schedule, factors_of
 from .sorted_start import SortedStart, StepRanks
 from .step import Descent
-from .validation import Validation, ValidationData, validation_of
+from .validation import ValidationData, validation_of
 
 
 def fit(
@@ -48,6 +47,8 @@ def fit(
     patience: int | None = None,
     rank_schedule: RankSchedule | SortedStart = shared_rank,
     callbacks: Iterable[Callable[[Progress], None]] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
 ) -> History:
     """Train the trainable parameters of a model on minibatches.
 
@@ -104,6 +105,11 @@ def fit(
         highest rank first, and sorts the components.
     callbacks : iterable of callables
         Each is called with a `Progress` after each step; an exception ends the training.
+    checkpoint : path, optional
+        The file in which to save the state of the run, after each epoch and after Ctrl-C. An existing file is replaced.
+    resume : bool, default False
+        Whether to resume from the checkpoint, if the file exists. `model`, `optimizer` and `rng` are restored, and the run
+        ends with the same bits as without the interruption. `epochs` may be larger than before.
 
     Returns
     -------
@@ -112,7 +118,10 @@ def fit(
     Raises
     ------
     ArgumentError
-        If an argument is invalid; raised before the first step.
+        If an argument is invalid, or if the checkpoint belongs to a different run, with other data or settings; raised
+        before the first step.
+    FormatError
+        If the checkpoint is damaged. Nothing is changed.
     InvalidOperationError
         If the model has no trainable parameters.
     NonFiniteError
@@ -139,107 +148,14 @@ def fit(
     by_task = averages_by_task(average, has_tasks=samples.tasks is not None)
     epochs, batch_size, random = positive_int("epochs", epochs), positive_int("batch_size", batch_size), generator(rng)
     rows_per_step = batch_size * positive_int("accumulate", accumulate)
+    checkpoint = checked_path(checkpoint, resume)
     steps = epochs * -(-len(samples.inputs) // rows_per_step)
     factors, ranks = factors_of(schedule, steps), StepRanks(rank_schedule, model, optimizer, steps)
     descent = Descent(model, loss, optimizer, clip_norm, Groups.of(groups, decay, optimizer, model.named_parameters()))
     validated = validation_of(model, loss, validation, batch_size, patience, by_task=by_task)
-    training = _Training(samples, descent, ranks, random, batch_size, validated, by_task=by_task)
-    with training_mode(model, True), scheduled(optimizer, factors) as set_rate, Interrupts() as interrupts:
-        training.run(training.steps(epochs, rows_per_step, shuffle, set_rate), callbacks, interrupts)
-    if validated is not None:
-        validated.put_back_best()
-    return training.history
-
-
-@final
-class _Training:
-    """The steps of a training run, and their record."""
-
-    def __init__(
-        self,
-        samples: Samples,
-        descent: Descent,
-        ranks: StepRanks,
-        random: Generator,
-        batch_size: int,
-        validation: Validation | None,
-        *,
-        by_task: bool,
-    ) -> None:
-        self.samples = samples
-        self.descent = descent
-        self.ranks = ranks
-        self.random = random
-        self.batch_size = batch_size
-        self.validation = validation
-        self.tasks = samples.tasks if by_task else None
-        self.adapters = ranks.adapters
-        self.history = History()
-
-    def run(
-        self, steps: Iterator[Progress], callbacks: Iterable[Callable[[Progress], None]], interrupts: Interrupts
-    ) -> None:
-        """Take the steps, each followed by the callbacks."""
-        for progress in steps:
-            for callback in callbacks:
-                callback(progress)
-            interrupts.check()
-
-    def steps(self, epochs: int, rows_per_step: int, shuffle: bool, set_rate: Callable[[int], None]) -> Iterator[Progress]:
-        """Take the steps one by one, and measure the validation loss after the last step of each epoch."""
-        samples, history = self.samples, self.history
-        rows = len(samples.inputs)
-        weights = np.ones(rows) if samples.weights is None else samples.weights
-        steps = -(-rows // rows_per_step)
-        for epoch in range(1, epochs + 1):
-            order, total = self.random.permutation(rows) if shuffle else np.arange(rows), 0.0
-            for number in range(steps):
-                batch = order[number * rows_per_step : (number + 1) * rows_per_step]
-                set_rate(len(history.step_losses))
-                self.ranks.begin(len(history.step_losses))
-                value = self._step(batch, epoch)
-                total += value * weights[batch].sum()
-                measured = self._end_epoch(float(total / weights.sum())) if number == steps - 1 else None
-                yield Progress(self.descent.layer, epoch, epochs, len(history.step_losses), epochs * steps, value, measured)
-            if self.validation is not None and self.validation.is_over:
-                return
-
-    def _step(self, batch: Array, epoch: int) -> float:
-        """Draw the ranks, and take a step on some rows; returns the objective before it."""
-        if self.tasks is not None:
-            batch = rows_with_terms(self.descent.loss, self.samples.targets, self.tasks, batch)
-        rank = self.ranks.draw(self.random, len(batch))
-        try:
-            value = self._descend(batch, rank)
-        except NonFiniteError as error:
-            raise stopped(error, len(self.history.step_losses) + 1, epoch) from error
-        self.history.add_step(value, self.adapters, self.descent.run)
-        return value
-
-    def _descend(self, batch: Array, rank: Rank | None) -> float:
-        """A step, in one pass or in several."""
-        if len(batch) <= self.batch_size:
-            return self.descent.step(*self._portion(batch, rank if self.adapters else None))
-        pieces = [slice(start, start + self.batch_size) for start in range(0, len(batch), self.batch_size)]
-        ranks = ranks_of_pieces(rank, self.adapters, len(batch), pieces)
-        return self.descent.accumulated_step(
-            [self._portion(batch[piece], own) for piece, own in zip(pieces, ranks, strict=True)]
-        )
-
-    def _portion(self, rows: Array, rank: Rank | None) -> Portion:
-        """One pass over some rows."""
-        forward = self.samples.forward(self.descent.layer, rows, rank)
-        targets, row_weights = self.samples.target(rows)
-        return Portion(forward, targets, None if self.tasks is None else self.tasks[rows], row_weights)
-
-    def _end_epoch(self, mean: float) -> float | None:
-        """Record an epoch; returns the validation loss after it."""
-        self.history.epoch_losses.append(mean)
-        if self.validation is None:
-            return None
-        value = self.validation.measure()
-        self.history.validation_losses.append(value)
-        return value
+    state, sizes, rates = State(random), (batch_size, rows_per_step), rates_of(schedule, optimizer, steps)
+    training = Minibatches(samples, descent, ranks, state, *sizes, bool(shuffle), by_task, validated, rates, checkpoint)
+    return training.train(epochs, factors, callbacks, resume=resume)
 
 
 def check_parts(
@@ -258,11 +174,3 @@ def check_parts(
     if not model.supports_training:
         raise InvalidOperationError(f"{model.layer_name} has nothing to train: all of its parameters are frozen")
     return callbacks
-
-
-def stopped(error: NonFiniteError, step: int, epoch: int) -> NonFiniteError:
-    """The error of a step, with the step and the epoch."""
-    return NonFiniteError(
-        f"step {step}, epoch {epoch}: {error}; the parameters are those of the last finite loss. "
-        "A smaller learning rate may help"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,6 +32,16 @@ class Samples(NamedTuple):
     def target(self, rows: Any) -> tuple[Array, Array | None]:
         """The targets and the weights of the given rows, as a loss takes them."""
         return self.targets[rows], None if self.weights is None else self.weights[rows]
+
+    def digest(self) -> str:
+        """A digest of the data, equal only for equal data."""
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.inputs, self.targets, self.weights):
+            if array is not None:
+                digest.update(f"{array.dtype.str} {array.shape}\n".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        digest.update(repr(None if self.tasks is None else self.tasks.tolist()).encode())
+        return digest.hexdigest()
 
     def predict(self, model: Layer, batch_size: int) -> Array:
         """The predictions for all rows, computed in batches."""

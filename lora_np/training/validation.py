@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -48,20 +49,31 @@ class Validation:
         """The lowest loss so far."""
         self.waited = 0
         """The number of epochs since then."""
-        self._parameters: dict[str, Array] = {}
+        self.best_parameters: Mapping[str, Array] = {}
+        """The parameters of the best epoch, which are kept only with `patience`."""
 
     def measure(self) -> float:
         """The loss now. With `patience`, the parameters of the best epoch are kept."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             # One call of the loss on all predictions, because not every loss is a mean over rows.
             value = self._loss(self.samples.predict(self.model, self.batch_size))
+        if self._improves(value) and self.patience is not None:
+            self.best_parameters = {name: p.copy() for name, p in self.model.named_parameters().items()}
+        return value
+
+    def _improves(self, value: float) -> bool:
+        """Whether the loss of an epoch is the best so far, which is recorded."""
         if value < self.best:
             self.best, self.waited = value, 0
-            if self.patience is not None:
-                self._parameters = {name: p.copy() for name, p in self.model.named_parameters().items()}
-        else:
-            self.waited += 1
-        return value
+            return True
+        self.waited += 1
+        return False
+
+    def resume(self, losses: Iterable[float], best_parameters: Mapping[str, Array]) -> None:
+        """Return to the state after epochs with the given losses."""
+        for value in losses:
+            self._improves(value)
+        self.best_parameters = best_parameters
 
     def _loss(self, y: Array) -> float:
         _, targets, tasks, row_weights = self.samples
@@ -77,7 +89,7 @@ class Validation:
 
     def put_back_best(self) -> None:
         """Restore the parameters of the best epoch, if they were kept."""
-        for name, array in self._parameters.items():
+        for name, array in self.best_parameters.items():
             self.model.set_parameter(name, array)
 
 

@@ -101,7 +101,7 @@ MUTANTS = [
     ),
     Mutant(
         "dropout: the shards of a step share their masks",
-        "distributed/replicas.py",
+        "training/moment.py",
         "moments.append(self._replace(settings=settings_of(model.walk())))",
         "moments.append(self)",
         (f"{DROPOUT}::test_shards_of_a_step_have_different_masks",),

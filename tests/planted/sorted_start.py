@@ -112,15 +112,15 @@ MUTANTS = [
     ),
     Mutant(
         "a checkpoint pads ranks in the file with rank 1",
-        "distributed/checkpoint.py",
+        "training/checkpoint.py",
         "zip_longest(*ranks, fillvalue=0)",
         "zip_longest(*ranks, fillvalue=1)",
         (SORTED,),
     ),
     Mutant(
         "a run resumes with another length of its warm-up",
-        "distributed/training.py",
-        '"sorted_start": self.ranks.start or None',
+        "training/checkpoint.py",
+        '"sorted_start": ranks.start or None',
         '"sorted_start": None',
         (SORTED,),
     ),

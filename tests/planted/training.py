@@ -10,6 +10,7 @@ SCHEDULES = "tests/test_schedules.py"
 GROUPS = "tests/test_groups.py"
 APART = "tests/test_tasks_apart.py"
 ACCUMULATION = "tests/test_accumulation.py"
+CHECKPOINT = "tests/test_checkpoint.py"
 WEIGHTS = "tests/test_row_weights.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 STEPS = (f"{DYLORA}::test_each_component_is_stepped_only_by_its_own_gradients",)
@@ -188,8 +189,8 @@ MUTANTS = [
     ),
     Mutant(
         "every step has the first factor",
-        "training/fit.py",
-        "set_rate(len(history.step_losses))",
+        "training/minibatches.py",
+        "set_rate(step)",
         "set_rate(0)",
         (SCHEDULES,),
     ),
@@ -217,9 +218,9 @@ MUTANTS = [
     ),
     Mutant(
         "the last parameters remain",
-        "training/fit.py",
-        "        validated.put_back_best()\n",
-        "        pass\n",
+        "training/minibatches.py",
+        "            self.validation.put_back_best()\n",
+        "            pass\n",
         (VALIDATION,),
     ),
     Mutant(
@@ -324,8 +325,8 @@ MUTANTS = [
     ),
     Mutant(
         "a resumed run may have another decay",
-        "distributed/training.py",
-        '            "decay": self.descent.groups.decays or None,\n',
+        "training/checkpoint.py",
+        '        "decay": descent.groups.decays or None,\n',
         "",
         (f"{GROUPS}::test_shards_take_groups_and_decay_too",),
     ),
@@ -339,8 +340,8 @@ MUTANTS = [
     # ---------------------------------------------------------------- averages by task
     Mutant(
         "tasks are averaged over the whole batch",
-        "training/fit.py",
-        "self.tasks = samples.tasks if by_task else None",
+        "training/minibatches.py",
+        "self.tasks = self.samples.tasks if self.by_task else None",
         "self.tasks = None",
         (APART,),
     ),
@@ -417,9 +418,87 @@ MUTANTS = [
     ),
     Mutant(
         "weights: the loss of an epoch counts rows",
-        "training/fit.py",
-        "total += value * weights[batch].sum()",
-        "total += value * weights.sum() * len(batch) / rows",
+        "training/minibatches.py",
+        "float(value * self.weights[batch].sum())",
+        "float(value * self.weights.sum() * len(batch) / len(self.weights))",
         (WEIGHTS,),
+    ),
+    # ---------------------------------------------------------------- checkpoints of fit
+    Mutant(
+        "a resumed run draws a new order in the middle of an epoch",
+        "training/minibatches.py",
+        "        with self.state.at_start_of_epoch():\n            self._draw_order()\n",
+        "        self._draw_order()\n",
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "a resumed run begins its epoch anew",
+        "training/minibatches.py",
+        "range(state.steps, steps)",
+        "range(state.steps - state.steps % self.per_epoch, steps)",
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "a resumed run forgets its patience",
+        "training/minibatches.py",
+        "self.validation.resume(self.state.history.validation_losses, self.state.best)",
+        "self.validation.resume([], self.state.best)",
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "a resumed run forgets the best parameters",
+        "training/validation.py",
+        "        self.best_parameters = best_parameters\n",
+        "",
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "Ctrl-C saves nothing",
+        "training/minibatches.py",
+        "            except KeyboardInterrupt:\n                self._save()\n",
+        "            except KeyboardInterrupt:\n",
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "a checkpoint fits other data",
+        "training/minibatches.py",
+        '            "data": self.samples.digest(),\n',
+        "",
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "the digest of data leaves out the weights",
+        "training/samples.py",
+        "for array in (self.inputs, self.targets, self.weights):",
+        "for array in (self.inputs, self.targets):",
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "a run whose patience is exhausted goes on",
+        "training/minibatches.py",
+        "if self.validation is not None and self.validation.is_over:\n                    return",
+        "if False:\n                    return",
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "the loss of a resumed epoch lacks its first steps",
+        "training/checkpoint.py",
+        '"epoch_total": state.epoch_total,',
+        '"epoch_total": 0.0,',
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "a resumed run keeps the state of a new optimizer",
+        "training/checkpoint.py",
+        "    descent.optimizer.set_state(states)\n    descent",
+        "    descent",
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "ranks that adapters draw are resumed",
+        "training/minibatches.py",
+        "and self.checkpoint is not None:\n            raise",
+        "and False:\n            raise",
+        (CHECKPOINT,),
     ),
 ]

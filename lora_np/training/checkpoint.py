@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
@@ -14,17 +15,16 @@ import numpy as np
 
 from .. import _archive
 from .._typing import Array, Generator
-from .._validation import finite_float, same_shape
+from .._validation import file_path, finite_float, same_shape
 from ..base import Layer, parameter_of
 from ..errors import ArgumentError, FormatError
 from ..functions.losses import Loss
-from ..training.history import History
-from ..training.optimizers import Optimizer
-from ..training.step import Descent
-from .replicas import Moment
-
-OPTIONAL = {"schedule": None, "groups": None, "decay": None, "clip_norm": None, "average": "batch", "sorted_start": None}
-"""Entries that the plan of an older checkpoint may lack."""
+from .history import History
+from .moment import Moment
+from .optimizers import Optimizer
+from .schedules import Schedule
+from .sorted_start import StepRanks
+from .step import Descent
 
 
 @dataclass
@@ -38,11 +38,34 @@ class State:
     epoch_total: float = 0.0
     """The loss summed over the rows of this epoch so far."""
     history: History = field(default_factory=History)
+    best: Mapping[str, Array] = field(default_factory=dict)
+    """The parameters of the epoch with the lowest validation loss, if they are kept."""
 
     @property
     def steps(self) -> int:
         """The number of steps done."""
         return len(self.history.step_losses)
+
+    def begin_epoch(self) -> None:
+        """Note where an epoch starts, before its sample orders are drawn."""
+        self.epoch_random, self.epoch_total = self.random.bit_generator.state, 0.0
+
+    @contextmanager
+    def at_start_of_epoch(self) -> Iterator[None]:
+        """Context manager: `random` as it was at the start of this epoch, to draw its sample orders again."""
+        bits = self.random.bit_generator
+        current, bits.state = bits.state, self.epoch_random
+        yield
+        bits.state = current
+
+
+def checked_path(checkpoint: Any, resume: bool) -> str | None:
+    """The path of a checkpoint, which can be written; None without one, in which case there is nothing to resume."""
+    if checkpoint is None and not resume:
+        return None
+    path = file_path("checkpoint", checkpoint)
+    _archive.check_writable(path)
+    return path
 
 
 def write(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, descent: Descent) -> None:
@@ -73,7 +96,9 @@ def write(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, d
         "parameters": moment.parameters,
         "history/step_losses": np.array(history.step_losses, float),
         "history/epoch_losses": np.array(history.epoch_losses, float),
+        "history/validation_losses": np.array(history.validation_losses, float),
         "history/ranks": _table(history.ranks),
+        **_under("best/", state.best),
         **_under("before/", descent.before),
         **_under("optimizer/", descent.optimizer.get_state()),
     }
@@ -93,8 +118,8 @@ def read(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, de
     header, arrays = _archive.read(path)
     label = os.fspath(path)
     try:
-        training, theirs = header["training"], OPTIONAL | header["training"]["plan"]
-        differing = [name for name in plan if theirs[name] != plan[name]]
+        training, theirs = header["training"], header["training"]["plan"]
+        differing = [name for name in plan if theirs.get(name) != plan[name]]
         moment = Moment(arrays["parameters"], training["settings"])
         numbers = {name: finite_float(name, training[name]) for name in ("learning_rate", "epoch_total")}
         randoms = [training["epoch_random"], training["random"]]
@@ -102,9 +127,9 @@ def read(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, de
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"{label} is not a training checkpoint: {error!r}") from error
     if differing:
-        differences = "; ".join(f"{name} is {theirs[name]!r} in the file, {plan[name]!r} here" for name in differing)
+        differences = "; ".join(f"{name} is {theirs.get(name)!r} in the file, {plan[name]!r} here" for name in differing)
         raise ArgumentError(f"{label} belongs to a different training run: {differences}")
-    layer, before = descent.layer, _below("before/", arrays)
+    layer, before, best = descent.layer, _below("before/", arrays), _below("best/", arrays)
     optimizer, bits = copy.deepcopy(descent.optimizer), copy.deepcopy(state.random.bit_generator)
     kept = Moment.of(layer)
     try:
@@ -113,7 +138,7 @@ def read(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, de
         states = _below("optimizer/", arrays)
         optimizer.set_state(states)
         optimizer.learning_rate = numbers["learning_rate"]
-        for name, array in before.items():
+        for name, array in [*before.items(), *best.items()]:
             _check_shape(layer, name, array)
         for key, array in states.items():
             _check_shape(layer, key.rpartition(":")[0], array, may_broadcast=True)
@@ -126,17 +151,17 @@ def read(path: str | os.PathLike[str], plan: Mapping[str, Any], state: State, de
     descent.optimizer.set_state(states)
     descent.optimizer.learning_rate = numbers["learning_rate"]
     descent.before = before
-    state.epoch_random, state.epoch_total, state.history = randoms[0], numbers["epoch_total"], history
+    state.epoch_random, state.epoch_total, state.history, state.best = randoms[0], numbers["epoch_total"], history, best
 
 
 def _history(arrays: Mapping[str, Array]) -> History:
     """The losses and ranks so far, with one entry for each step."""
-    losses, ranks = arrays["history/step_losses"], arrays["history/ranks"]
-    if losses.ndim != 1 or arrays["history/epoch_losses"].ndim != 1 or ranks.shape[:1] != losses.shape or ranks.ndim != 2:
+    names = ("step_losses", "epoch_losses", "validation_losses")
+    losses, ranks = {name: arrays[f"history/{name}"] for name in names}, arrays["history/ranks"]
+    if {array.ndim for array in losses.values()} != {1} or ranks.ndim != 2 or len(ranks) != len(losses["step_losses"]):
         raise ValueError("the history has arrays of the wrong shapes")
-    return History(
-        losses.tolist(), arrays["history/epoch_losses"].tolist(), [tuple(filter(None, row)) for row in ranks.tolist()]
-    )
+    lists = {name: array.tolist() for name, array in losses.items()}
+    return History(ranks=[tuple(filter(None, row)) for row in ranks.tolist()], **lists)
 
 
 def _table(ranks: Sequence[tuple[int, ...]]) -> Array:
@@ -154,7 +179,29 @@ def _check_shape(layer: Layer, name: str, array: Array, *, may_broadcast: bool =
     same_shape(name, array, parameter.shape)
 
 
-def plan_of(rule: Optimizer | Loss) -> dict[str, Any]:
+def plan_of(descent: Descent, ranks: StepRanks, rates: Mapping[str, Any] | None, random: Generator) -> dict[str, Any]:
+    """What must be equal for a checkpoint to fit, as far as the steps are concerned."""
+    return {
+        "loss": _settings(descent.loss),
+        "optimizer": _settings(descent.optimizer),
+        "schedule": rates,
+        "groups": descent.groups.rates or None,
+        "decay": descent.groups.decays or None,
+        "clip_norm": descent.clip_norm,
+        "rank_schedule": name_of(ranks.schedule),
+        "sorted_start": ranks.start or None,
+        "rng": type(random.bit_generator).__name__,
+    }
+
+
+def rates_of(schedule: Schedule | None, optimizer: Optimizer, steps: int) -> dict[str, Any] | None:
+    """What the learning rates of a run with a schedule depend on."""
+    if schedule is None:
+        return None
+    return {"factor": name_of(schedule), "learning_rate": optimizer.learning_rate, "steps": steps}
+
+
+def _settings(rule: Optimizer | Loss) -> dict[str, Any]:
     """The type and the settings of an optimizer, without the learning rate, which may change; or of a loss."""
     varying = ("_learning_rate", "_states")
     settings = {name: name_of(value) for name, value in vars(rule).items() if name not in varying}
