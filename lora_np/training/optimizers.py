@@ -14,7 +14,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from .._typing import Array, Part, Parts
-from .._validation import finite_float, fraction, instance, mapping, non_negative_float, real_array, same_shape, sequence
+from .._validation import finite_float, fraction, instance, mapping, non_negative_float, real_array, sequence
 from ..base import Layer, pending, trained_by
 from ..errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 
@@ -22,7 +22,8 @@ from ..errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 class Optimizer(ABC):
     """A rule that turns gradients into updates, with separate state for each parameter.
 
-    State is stored by parameter name, so an optimizer belongs to one model.
+    State is stored by parameter name, so an optimizer belongs to one model. `reset` the parameters of a task that is removed if
+    another one will have its name.
 
     Parameters
     ----------
@@ -179,7 +180,7 @@ class Momentum(Optimizer):
         if name not in self._states:
             self._states[name] = _Velocity(np.zeros_like(parameter))
         velocity = self._states[name].velocity
-        same_shape(f"gradient of {name}", gradient, velocity.shape)
+        _check_shape(name, gradient, velocity.shape)
         update, here = _new_update(parameter, part)
         v, g, dp = velocity[here], gradient[here], update[here]
         v *= self.momentum
@@ -241,7 +242,7 @@ class _Adam(Optimizer):
         if name not in self._states:
             self._states[name] = _Moments.zeros_like(parameter)
         state = self._states[name]
-        same_shape(f"gradient of {name}", gradient, state.first.shape)
+        _check_shape(name, gradient, state.first.shape)
         if part is not None:
             state.count_along(part)
         update, here = _new_update(parameter, part)
@@ -273,6 +274,15 @@ class _Adam(Optimizer):
         root = (1 - self.beta2**t) ** 0.5
         rate, epsilon = -self.learning_rate * root / (1 - self.beta1**t), self.epsilon * root
         return (rate.astype(dtype), epsilon.astype(dtype)) if isinstance(t, np.ndarray) else (rate, epsilon)
+
+
+def _check_shape(name: str, gradient: Array, shape: tuple[int, ...]) -> None:
+    """Raise ArgumentError if the shape of a gradient differs from that of the optimizer's state."""
+    if gradient.shape != shape:
+        raise ArgumentError(
+            f"gradient of {name} must have the shape of the optimizer's state, {shape}, got {gradient.shape}; "
+            f"if the parameter was replaced, call reset([{name!r}]) first"
+        )
 
 
 def _new_update(parameter: Array, part: Part | None) -> tuple[Array, Any]:
