@@ -2,24 +2,24 @@
 
 import argparse
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from ..errors import ArgumentError, FormatError
 from ..factors.weights import AdapterWeights
 from ..io._merging import EMBEDDINGS, HEADS
 from ..io.folders import copy_model_files
-from ..io.merge import INDEX, SINGLE, MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
+from ..io.merge import MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
+from ..io.pipelines import Part, is_pipeline, merge_parts, unchanged_folders
 from ..io.rounding import RoundingLoss, rounding_losses
-from ..terminal.table import table
 from ._adapters import at_rank, dropped, load_from_options
+from ._merge_tables import losses_text, merged_text, values_of
 from ._options import ADAPTER, add_alpha, add_base_is_residual, add_drop, add_task, positive
 from ._output import add_output, new_output
-from ._text import counted, number, plain, printable, share
+from ._text import counted, plain, printable
 from .verb import Verb, add_json, print_json
 
 Listener = Callable[[str, int], None]
@@ -37,7 +37,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "base",
         metavar="BASE",
-        help="the checkpoint: a safetensors file, a folder with model.safetensors, or a folder with shards and their index",
+        help="the checkpoint: a safetensors file, a folder with model.safetensors or with shards and their index, or the "
+        "folder of a diffusers pipeline",
     )
     parser.add_argument("adapter", metavar="ADAPTER", help=f"the adapter: {ADAPTER}")
     add_output(parser, "the checkpoint to write: a file if BASE is one, otherwise a folder")
@@ -91,26 +92,23 @@ def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
     base, output = os.path.normpath(arguments.base), os.path.normpath(arguments.output)
     if not os.path.exists(base):
         raise ArgumentError(f"{base}: no such file or folder")
-    adapter = at_rank(load_from_options(arguments.adapter, arguments, base=base), arguments.rank, arguments.adapter)
+    names = None if is_pipeline(base) else base
+    adapter = at_rank(load_from_options(arguments.adapter, arguments, base=names), arguments.rank, arguments.adapter)
     transposed = arguments.fan_in_fan_out
     if transposed is None:
         transposed = bool(adapter.config.get("fan_in_fan_out"))
     options = {"subtract": subtract, "fan_in_fan_out": transposed, "untie": arguments.untie}
-    files = checkpoint_files(base)
+    parts = merge_parts(base, adapter)
     is_folder = os.path.isdir(base) or base.endswith(".json")
-    _check_output_is_not_base(files, output, is_folder)
+    _check_output_is_not_base(parts, output, is_folder)
     with new_output(output, folder=is_folder, force=arguments.force) as place:
-        output_folder = place
-        if os.path.isdir(base) and not os.path.isfile(os.path.join(base, INDEX)):
-            os.mkdir(place)  # a folder with a single file is merged as a file, into a folder
-            base, place = files[SINGLE], os.path.join(place, SINGLE)
-        with _bar(sum(map(os.path.getsize, files.values()))) as progress:
-            merged = merge_checkpoint(base, adapter, place, **options, threads=arguments.threads, progress=progress)
+        with _bar(sum(os.path.getsize(file) for file, _ in _files(parts))) as progress:
+            merged = _for_each(parts, place, partial(_merge, threads=arguments.threads, progress=progress, **options))
         if arguments.verify:
-            merged = verify_checkpoint(base, adapter, place, **options)
+            merged = _for_each(parts, place, partial(verify_checkpoint, **options))
             _check_errors(merged, output)
-        skipped = _complete(arguments, adapter, output_folder, merged)
-        losses = rounding_losses(base, adapter, place, **options) if arguments.report else None
+        skipped = _complete(arguments, parts, adapter, place, merged)
+        losses = _losses(parts, place, **options) if arguments.report else None
     for name in skipped:
         print(
             f"lora-np: {printable(arguments.base)}: not copied: {printable(name)}, weights before the merge",
@@ -119,21 +117,55 @@ def _run(arguments: argparse.Namespace, *, subtract: bool) -> int:
     if arguments.json:
         values = {"base": arguments.base, "adapter": arguments.adapter, "output": output, "dropped": dropped(adapter)}
         more = {} if losses is None else {"losses": plain([asdict(loss) | {"share": loss.share} for loss in losses])}
-        print_json(values | {"tensors": _values(merged)} | more)
+        print_json(values | {"tensors": values_of(merged)} | more)
     else:
-        print(_text(merged, several=len(files) > 1) if losses is None else _losses_text(losses))
+        print(merged_text(merged, several=len(_files(parts)) > 1) if losses is None else losses_text(losses))
         print(f"\n{output}: {counted(len(merged), 'tensor')} changed{', all verified' if arguments.verify else ''}")
     return 0
 
 
-def _complete(arguments: argparse.Namespace, adapter: AdapterWeights, folder: str, merged: list[MergedTensor]) -> list[str]:
+def _files(parts: list[Part]) -> list[tuple[str, str]]:
+    """The files to merge, and their names within the result."""
+    files = [(name, file, part) for part in parts for name, file in checkpoint_files(part.base).items()]
+    return [(file, os.path.join(part.folder, name)) for name, file, part in files]
+
+
+def _for_each(
+    parts: list[Part], result: str, act: Callable[[str, AdapterWeights, str], list[MergedTensor]]
+) -> list[MergedTensor]:
+    return [part.of_result(tensor) for part in parts for tensor in act(part.base, part.adapter, part.within(result))]
+
+
+def _merge(
+    base: str, adapter: AdapterWeights, output: str, *, progress: Listener | None, threads: int | None, **options: bool
+) -> list[MergedTensor]:
+    os.makedirs(os.path.dirname(output), exist_ok=True)
+    return merge_checkpoint(base, adapter, output, **options, threads=threads, progress=progress)
+
+
+def _losses(parts: list[Part], result: str, **options: bool) -> list[RoundingLoss]:
+    return [
+        replace(loss, key=os.path.join(part.folder, loss.key))
+        for part in parts
+        for loss in rounding_losses(part.base, part.adapter, part.within(result), **options)
+    ]
+
+
+def _complete(
+    arguments: argparse.Namespace, parts: list[Part], adapter: AdapterWeights, folder: str, merged: list[MergedTensor]
+) -> list[str]:
     """Copy the other files of a base's folder; the result is the weights in other formats, which are not copied."""
     if arguments.weights_only or not os.path.isdir(arguments.base):
         return []
     untied = arguments.untie and any(_module(tensor.key) in HEADS for tensor in merged)
-    skipped = copy_model_files(arguments.base, folder, untied=untied, vocab_size=_vocabulary(adapter)).skipped
-    written = {*os.listdir(folder)}
-    return [name for name in skipped if name not in written]
+    copied = copy_model_files(
+        arguments.base,
+        folder,
+        untied=untied,
+        vocab_size=_vocabulary(adapter),
+        weights_of=unchanged_folders(arguments.base, parts),
+    )
+    return [name for name in copied.skipped if not os.path.exists(os.path.join(folder, name))]
 
 
 def _vocabulary(adapter: AdapterWeights) -> int | None:
@@ -146,8 +178,8 @@ def _module(key: str) -> str:
     return key.rpartition(".")[0].rpartition(".")[2]
 
 
-def _check_output_is_not_base(files: dict[str, str], output: str, is_folder: bool) -> None:
-    for name, file in files.items():
+def _check_output_is_not_base(parts: list[Part], output: str, is_folder: bool) -> None:
+    for file, name in _files(parts):
         written = os.path.join(output, name) if is_folder else output
         if os.path.exists(written) and os.path.samefile(file, written):
             raise ArgumentError(f"{output}: OUT must not be BASE")
@@ -161,53 +193,6 @@ def _check_errors(merged: list[MergedTensor], output: str) -> None:
                 f"{output}: {tensor.key} has a relative error of {tensor.error:.1e}, but rounding to {tensor.dtype} "
                 f"explains only {allowed:.1e}; the output was discarded"
             )
-
-
-# ---------------------------------------------------------------- output
-
-
-def _text(merged: list[MergedTensor], *, several: bool) -> str:
-    verified = [tensor for tensor in merged if tensor.error is not None]
-    header = [
-        "tensor",
-        *(["file"] if several else []),
-        "change",
-        "dtype",
-        "rounding",
-        *(["measured error"] if verified else []),
-    ]
-    rows = [
-        [
-            printable(tensor.key),
-            *([printable(tensor.file)] if several else []),
-            tensor.change,
-            tensor.dtype,
-            f"{tensor.precision:.1e}",
-            *([f"{tensor.error:.1e}"] if tensor.error is not None else []),
-        ]
-        for tensor in merged
-    ]
-    return table(header, rows, left=4 if several else 3)
-
-
-def _losses_text(losses: list[RoundingLoss]) -> str:
-    rows = [
-        [printable(loss.key), loss.dtype, number(loss.change), number(loss.lost), share(loss.share), _unchanged(loss)]
-        for loss in losses
-    ]
-    total = math.hypot(*(loss.change for loss in losses)), math.hypot(*(loss.lost for loss in losses))
-    sizes = sum(loss.unchanged for loss in losses), sum(loss.size for loss in losses)
-    whole = RoundingLoss("all", "", sizes[1], *total, sizes[0])
-    rows.append(["all", "", number(total[0]), number(total[1]), share(whole.share), _unchanged(whole)])
-    return table(["tensor", "dtype", "|change|", "|lost|", "lost", "weights unchanged"], rows, left=2)
-
-
-def _unchanged(loss: RoundingLoss) -> str:
-    return f"{loss.unchanged:,} ({share(loss.unchanged / max(1, loss.size))})"
-
-
-def _values(merged: list[MergedTensor]) -> object:
-    return plain([asdict(tensor) | {"precision": tensor.precision} for tensor in merged])
 
 
 @contextlib.contextmanager

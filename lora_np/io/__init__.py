@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import npz as npz
     from . import onnx as onnx
     from . import peft as peft
+    from . import pipelines as pipelines
     from . import pretrained as pretrained
     from . import rounding as rounding
     from . import safetensors as safetensors
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .merge import merge_checkpoint
     from .mlx import load_mlx, save_mlx
     from .peft import apply_peft, load_peft, save_peft
+    from .pipelines import merge_pipeline
     from .pretrained import load_pretrained
     from .rounding import rounding_losses
     from .safetensors import SafetensorsFile, save_safetensors
@@ -54,6 +56,7 @@ __all__ = [
     "load_peft",
     "load_pretrained",
     "merge_checkpoint",
+    "merge_pipeline",
     "save_diffusers",
     "save_kohya",
     "rounding_losses",
@@ -76,6 +79,7 @@ _SUBMODULES = (
     "npz",
     "onnx",
     "peft",
+    "pipelines",
     "pretrained",
     "rounding",
     "safetensors",
@@ -92,6 +96,7 @@ _HOMES = {
     "load_peft": "peft",
     "load_pretrained": "pretrained",
     "merge_checkpoint": "merge",
+    "merge_pipeline": "pipelines",
     "save_diffusers": "diffusers",
     "save_kohya": "kohya",
     "save_mlx": "mlx",

@@ -56,7 +56,12 @@ SINGLE_FILE_PREFIXES = {
 }
 """The components of the modules in a single-file checkpoint of Stable Diffusion."""
 
-WEIGHT_FILES = (INDEX, SINGLE, "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors")
+WEIGHT_FILES = (
+    *(INDEX, SINGLE, "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
+    *("model.safetensors.index.fp16.json", "model.fp16.safetensors"),
+    *("diffusion_pytorch_model.safetensors.index.fp16.json", "diffusion_pytorch_model.fp16.safetensors"),
+)
+"""The names of the weights of a model; the first that a folder has counts."""
 
 
 class Module(NamedTuple):
@@ -212,8 +217,8 @@ def _matched(weights: AdapterWeights, base: Path) -> tuple[AdapterWeights, dict[
 def base_modules(base: Path) -> list[Module]:
     """The modules of a base that have a weight."""
     root = os.fspath(base)
-    parts = [name for name in COMPONENTS if _model_file(os.path.join(root, name))]
-    places = {name: _model_file(os.path.join(root, name)) for name in parts} or {"": _model_file(root) or root}
+    parts = [name for name in COMPONENTS if model_file(os.path.join(root, name))]
+    places = {name: model_file(os.path.join(root, name)) for name in parts} or {"": model_file(root) or root}
     modules = []
     for component, place in places.items():
         for file in checkpoint_files(place or root).values():
@@ -223,7 +228,8 @@ def base_modules(base: Path) -> list[Module]:
     return modules
 
 
-def _model_file(folder: str) -> str | None:
+def model_file(folder: str) -> str | None:
+    """The weights of a model in its folder: an index or a file."""
     return next((file for name in WEIGHT_FILES if os.path.isfile(file := os.path.join(folder, name))), None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from .._archive import atomic_file
@@ -16,7 +16,7 @@ from ._json import read_json
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl")
 """The endings of files with weights, which would be those before a merge."""
 
-INDEX = ".index.json"
+INDICES = (".index.json", ".index.fp16.json")
 CONFIG = "config.json"
 
 Path = str | os.PathLike[str]
@@ -30,7 +30,14 @@ class CopiedFiles(NamedTuple):
     """Weights and their indices."""
 
 
-def copy_model_files(base: Path, output: Path, *, untied: bool = False, vocab_size: int | None = None) -> CopiedFiles:
+def copy_model_files(
+    base: Path,
+    output: Path,
+    *,
+    untied: bool = False,
+    vocab_size: int | None = None,
+    weights_of: Collection[str] = (),
+) -> CopiedFiles:
     """Copy all files of a folder except weights, so that a merged folder is complete: transformers loads it.
 
     Parameters
@@ -43,6 +50,8 @@ def copy_model_files(base: Path, output: Path, *, untied: bool = False, vocab_si
         Whether the merge has written a separate output head: then ``tie_word_embeddings`` in config.json becomes false.
     vocab_size : int, optional
         The number of rows of an embedding of another size that the merge has written: the new vocab_size in config.json.
+    weights_of : collection of str, optional
+        The names of folders inside `base` that are copied with their weights: the unchanged components of a pipeline.
 
     Returns
     -------
@@ -60,7 +69,8 @@ def copy_model_files(base: Path, output: Path, *, untied: bool = False, vocab_si
     if not os.path.isdir(source):
         raise ArgumentError(f"base must be a folder, got {source}")
     names = sorted(_files(source))
-    skipped = tuple(name for name in names if name.endswith((*WEIGHTS, INDEX)))
+    is_weights = {name: name.endswith((*WEIGHTS, *INDICES)) for name in names}
+    skipped = tuple(name for name in names if is_weights[name] and name.split(os.sep)[0] not in weights_of)
     copied = tuple(name for name in names if name not in skipped)
     for name in copied:
         os.makedirs(os.path.dirname(os.path.join(target, name)), exist_ok=True)

@@ -19,6 +19,7 @@ STORED = "tests/test_stored.py"
 GGUF = "tests/io/test_gguf.py"
 MERGING = "tests/io/test_merge.py"
 ROUNDING = "tests/io/test_rounding.py"
+PIPELINES = "tests/io/test_pipelines.py"
 FOLDERS = "tests/cli/test_toolbox_merge.py"
 EXTRACT = "tests/io/test_extract.py"
 OPEN_CLIP = "tests/io/test_open_clip_names.py"
@@ -182,9 +183,23 @@ MUTANTS = [
     Mutant(
         "a merged folder with old weights",
         "io/folders.py",
-        "skipped = tuple(name for name in names if name.endswith((*WEIGHTS, INDEX)))",
-        "skipped = ()",
+        "if is_weights[name] and name.split(os.sep)[0] not in weights_of)",
+        "if False)",
         (FOLDERS,),
+    ),
+    Mutant(
+        "a merged pipeline without the weights of other components",
+        "io/folders.py",
+        "if is_weights[name] and name.split(os.sep)[0] not in weights_of)",
+        "if is_weights[name])",
+        (PIPELINES,),
+    ),
+    Mutant(
+        "the components of a pipeline are merged as one checkpoint",
+        "io/pipelines.py",
+        "parts.append(Part(file, weights,",
+        "parts.append(Part(file, adapter,",
+        (PIPELINES,),
     ),
     Mutant(
         "a separate head stays tied",
