@@ -133,7 +133,7 @@ def batch(*shape, seed=1):
 
 def bits(arrays):
     """Named arrays in a form that is equal only where every bit is."""
-    return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
+    return {name: (array.dtype.str, array.shape, np.asarray(array).tobytes()) for name, array in arrays.items()}
 
 
 def snapshot(layer):

@@ -13,7 +13,7 @@ from ._text import number, printable
 
 def other_changes(weights: AdapterWeights) -> dict[str, tuple[str, Array]]:
     """Each change that is not low-rank, in words and as an array, by the name of the tensor in the base."""
-    found: dict[str, tuple[str, Array]] = {key: ("replaced", tensor) for key, tensor in weights.whole.items()}
+    found: dict[str, tuple[str, Array]] = {key: ("replaced", np.asarray(tensor)) for key, tensor in weights.whole.items()}
     for key, (indices, values) in weights.rows.items():
         order = np.argsort(indices)
         found[key] = (f"rows {', '.join(map(str, indices[order]))}", values[order])

@@ -170,7 +170,7 @@ def _complete(
 
 def _vocabulary(adapter: AdapterWeights) -> int | None:
     """The number of tokens of the embedding and the head that an adapter has, which may be resized."""
-    sizes = {len(tensor) for key, tensor in adapter.whole.items() if _module(key) in (*EMBEDDINGS, *HEADS)}
+    sizes = {tensor.shape[0] for key, tensor in adapter.whole.items() if _module(key) in (*EMBEDDINGS, *HEADS)}
     return sizes.pop() if len(sizes) == 1 else None
 
 

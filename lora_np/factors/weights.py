@@ -59,7 +59,9 @@ class AdapterWeights:
     config : mapping, optional
         The configuration of the file, unchanged.
     whole : mapping of str to array, optional
-        Tensors that replace those of the base, such as a trained head, or that the base lacks, by name.
+        Tensors that replace those of the base, such as a trained head, or that the base lacks, by name. Those of a PEFT
+        file stay as they are there, memory-mapped: float16 as float16, and a BF16 matrix as an object that `numpy.asarray`
+        widens to float32.
     rows : mapping of str to Rows, optional
         Rows that replace those of the base, such as the embeddings of new tokens, by the name of the tensor.
     biases : mapping of str to array, optional

@@ -15,7 +15,7 @@ from .._validation import file_path, sequence, text
 from ..errors import ArgumentError, FormatError, NotSupportedError
 from ..layers.lora import LoRALayer
 from ._convolutions import Kernel, as_matrices
-from .safetensors import SafetensorsFile
+from .safetensors import SafetensorsFile, as_stored
 
 PREFIX = "base_model.model."
 """The beginning of all names in a PEFT file."""
@@ -24,7 +24,7 @@ PREFIX = "base_model.model."
 class AdapterFile:
     """The tensors of an adapter file. A reader takes them; a tensor that is neither taken nor dropped is an error.
 
-    Float64 tensors stay float64, other floating-point tensors become float32, and all others keep their dtype.
+    Tensors stay in the file, memory-mapped, until they are taken.
 
     Parameters
     ----------
@@ -46,11 +46,21 @@ class AdapterFile:
             for pattern in patterns:
                 text("each of drop", pattern)
             self.dropped = tuple(key for key in stored if _matches(key, patterns))
-            self._tensors = {key: _own(tensor) for key, tensor in stored.items() if key not in self.dropped}
+            self._tensors = {key: as_stored(stored, key) for key in stored if key not in self.dropped}
             self.metadata = stored.metadata
 
-    def take(self, pattern: re.Pattern[str], *, unless: re.Pattern[str] | None = None) -> dict[str, dict[str, Array]]:
-        """The tensors whose names match, by the two groups of the pattern: layer path and kind."""
+    def take(self, pattern: re.Pattern[str]) -> dict[str, dict[str, Array]]:
+        """The tensors whose names match, by the two groups of the pattern: layer path and kind.
+
+        Float64 tensors stay float64, other floating-point tensors become float32, and all others keep their dtype.
+        """
+        found = self.take_stored(pattern)
+        return {path: {kind: _own(tensor) for kind, tensor in kinds.items()} for path, kinds in found.items()}
+
+    def take_stored(
+        self, pattern: re.Pattern[str], *, unless: re.Pattern[str] | None = None
+    ) -> dict[str, dict[str, Array]]:
+        """The same tensors, except those that match `unless`, as the file stores them: see `as_stored`."""
         parts: dict[str, dict[str, Array]] = {}
         for key in list(self._tensors):
             match = pattern.fullmatch(key)
@@ -72,7 +82,7 @@ class AdapterFile:
                 path, kind = found
                 if kind in parts.setdefault(path, {}):
                     raise FormatError(f"{self.label}: {key!r} is another name of a tensor that the file already has")
-                parts[path][kind] = self._tensors.pop(key)
+                parts[path][kind] = _own(self._tensors.pop(key))
         return parts
 
     def check_all_taken(self) -> None:

@@ -17,7 +17,7 @@ from ._json import read_json
 from ._peft_tensors import may_be_new
 from ._prefixes import with_prefix_of
 from ._weight_names import path_of_bias, path_of_weight, weight_of
-from .safetensors import TensorInfo, dtype_name
+from .safetensors import TensorInfo, stored_elements
 
 PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-8, "F16": 2.0**-11}
 HEADS = ("lm_head", "embed_out")
@@ -122,7 +122,7 @@ class Merge:
         else:
             assert whole is not None
             self._check_new(old, key)
-            info, where = TensorInfo(dtype_name(whole.dtype, key), whole.shape), f"{old.path}: {key}"
+            info, where = TensorInfo(stored_elements(whole, key)[1], whole.shape), f"{old.path}: {key}"
             changes = ["added", *changes[1:]]
         if whole is not None:
             if (whole.dtype.kind == "f") != (info.dtype in PRECISIONS) or whole.ndim != len(info.shape):
@@ -204,8 +204,8 @@ class Merge:
         """The rows that are changed, as they are stored, and their dtype."""
         columns = step.rows_and_columns[1]
         if step.source is None:
-            whole = self.adapter.whole[step.key]
-            return whole.reshape(-1)[start * columns : stop * columns].reshape(-1, columns), dtype_name(whole.dtype)
+            elements, dtype = stored_elements(self.adapter.whole[step.key])
+            return elements.reshape(-1)[start * columns : stop * columns].reshape(-1, columns), dtype
         file = old[step.source]
         raw = file.raw(step.source, start * columns, stop * columns)
         return raw.reshape(-1, columns), file.info(step.source).dtype

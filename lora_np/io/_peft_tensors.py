@@ -134,7 +134,7 @@ def _rows(stored: AdapterFile, config: Mapping[str, Any]) -> dict[str, Rows]:
 def _whole(stored: AdapterFile, config: Mapping[str, Any], layers: Mapping[str, LoRALayer]) -> dict[str, Array]:
     """The tensors that replace those of the base, by their names there."""
     whole: dict[str, Array] = {}
-    for path, kinds in stored.take(WHOLE, unless=NOT_WHOLE).items():
+    for path, kinds in stored.take_stored(WHOLE, unless=NOT_WHOLE).items():
         for kind, tensor in kinds.items():
             name = kind.removeprefix(f".{BASE}")
             key, in_base = path + name, name != kind

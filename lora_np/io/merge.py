@@ -218,11 +218,17 @@ def _changed(merge: Merge, old: Checkpoint, step: Step, workers: Workers) -> Ite
     for start, stop in _windows(rows, max(1, WINDOW // max(1, columns))):
         before, stored = merge.before(old, step, start, stop)
         if change is None:
-            yield encoded(before, step.info.dtype)
+            yield _converted(before, stored, step.info.dtype)
             continue
         new = workers.output(before.shape, DTYPES[step.info.dtype])
         workers.compute(before, new, start, count, Conversion(stored, change, step.info.dtype), dtype)
         yield new
+
+
+@np.errstate(invalid="ignore", over="ignore")  # signalling NaNs; numbers that the dtype does not have become infinite
+def _converted(elements: Array, dtype: str, other: str) -> Array:
+    """The stored elements in another dtype; in the same, to the bit."""
+    return elements if dtype == other else encoded(decoded(elements, dtype), other)
 
 
 def _verified(
@@ -248,6 +254,7 @@ def _equal(old: SafetensorsFile, new: SafetensorsFile, key: str) -> bool:
     )
 
 
+@np.errstate(invalid="ignore")  # signalling NaNs
 def _error(merge: Merge, old: Checkpoint, step: Step, new: SafetensorsFile) -> float:
     rows, columns = step.rows_and_columns
     merged = merge.rows(step.key, np.float64)

@@ -13,6 +13,7 @@ from .._archive import atomic_file
 from .._typing import Array
 from .._validation import mapping
 from ..errors import ArgumentError
+from ..kernels import StoredMatrix
 from ..kernels.bfloat16 import narrow
 from ._mapping import mapped
 from ._safetensors_header import DTYPES as DTYPES
@@ -125,7 +126,7 @@ def save_safetensors(
     path : path
         An existing file is replaced only once the new one is complete.
     tensors : mapping of str to array
-        Arrays of any memory layout; the file is row-major.
+        Arrays of any memory layout; the file is row-major. A BF16 matrix in `AdapterWeights.whole` stays BF16.
     metadata : mapping of str to str, optional
     dtypes : mapping of str to str, optional
         The dtype in the file, such as ``"BF16"``, for tensors whose dtype is to be converted.
@@ -139,12 +140,11 @@ def save_safetensors(
     mapping("tensors", tensors)
     mapping("metadata", {} if metadata is None else metadata)
     mapping("dtypes", {} if dtypes is None else dtypes)
-    arrays = {name: np.asarray(array) for name, array in tensors.items()}
     chosen = {} if dtypes is None else dtypes
-    infos = {
-        name: TensorInfo(chosen.get(name) or dtype_name(array.dtype, name), array.shape) for name, array in arrays.items()
-    }
-    stream_safetensors(path, infos, lambda name: arrays[name], metadata)
+    stored = {name: (np.asarray(tensors[name]), dtype) for name, dtype in chosen.items() if name in tensors}
+    stored |= {name: stored_elements(tensor, name) for name, tensor in tensors.items() if name not in stored}
+    infos = {name: TensorInfo(dtype, array.shape) for name, (array, dtype) in stored.items()}
+    stream_safetensors(path, infos, lambda name: stored[name][0], metadata)
 
 
 def stream_safetensors(
@@ -193,6 +193,22 @@ def _write_tensor(file: BinaryIO, name: str, info: TensorInfo, content: Content)
         written += stored.size
     if written != info.size:
         raise ArgumentError(f"tensor {name!r} must have {info.size} values for its shape {info.shape}, got {written}")
+
+
+def as_stored(file: SafetensorsFile, name: str) -> Any:
+    """A tensor as the file stores it: memory-mapped, a BF16 matrix as a `StoredMatrix`; other BF16 tensors as float32."""
+    info = file.info(name)
+    if info.dtype == "BF16" and len(info.shape) == 2:
+        return StoredMatrix(file.raw(name).reshape(info.shape))
+    return file[name]
+
+
+def stored_elements(tensor: Any, name: str = "array") -> tuple[Array, str]:
+    """The elements of an array or a StoredMatrix as a file has them, and their dtype there."""
+    if isinstance(tensor, StoredMatrix):
+        return (tensor.bits.T if tensor.transposed else tensor.bits), "BF16"
+    array = np.asarray(tensor)
+    return array, dtype_name(array.dtype, name)
 
 
 def dtype_name(dtype: np.dtype[Any], name: str = "array") -> str:
