@@ -3,30 +3,35 @@
 `scripts/docs` builds it. Every warning is an error, so no broken link or unknown name is published.
 """
 
-import re
+import sys
 from pathlib import Path
 
 from sphinx.ext import autosummary
 
-from lora_np import __version__
+import lora_np
+
+sys.path.append(str(Path(__file__).parent / "_extensions"))
+import inventories
 
 project = "lora_np"
 author = "the lora_np contributors"
 copyright = author  # noqa: A001 - Sphinx wants this name
-release = version = __version__
+release = version = lora_np.__version__
 
 extensions = [
     "myst_nb",  # Markdown, and notebooks written in Markdown
     "numpydoc",  # the sections of our docstrings
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_extensions"]
 nitpicky = True  # a reference to something unknown is a warning, and so an error
 
 # Markdown. Links to headings work as they do on GitHub.
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["attrs_block", "dollarmath"]
 myst_heading_anchors = 3
 
 # Blocks marked {code-cell} run here, at build time; an exception or any output on stderr fails the build. Blocks marked
@@ -41,6 +46,12 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
+numpydoc_xref_param_type = True
+numpydoc_xref_ignore = "all"  # types are prose: words that are not names stay words
+numpydoc_xref_aliases = {name: f"lora_np.{name}" for name in lora_np.__all__}
+intersphinx_mapping = inventories.write(
+    Path(__file__).parent / "_build" / "inventories"
+)
 toc_object_entries_show_parents = "hide"
 autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "sec.")  # no sentence ends there
 default_role = "py:obj"  # `name` is a link if the reference has that name, else code: see _resolve_name
@@ -50,30 +61,14 @@ html_title = f"lora_np {version}"
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css", "cheat-sheet.css"]
+html_js_files = ["copy.js"]
 mathjax_path = "mathjax/tex-chtml.js"  # a local copy from scripts/docs, so that no page loads anything from another host
 
 
 def setup(app):
     """Connect the functions below."""
-    app.connect("source-read", _omit_absent_pages)
     app.connect("missing-reference", _resolve_name)
     app.connect("autodoc-skip-member", _omit_foreign)
-
-
-def _omit_absent_pages(app, docname, source):
-    """Remove pages that do not exist from index.md; a page that exists but is not listed is a warning."""
-    if docname == "index":
-        folder, lines = Path(app.srcdir), source[0].splitlines()
-        source[0] = "\n".join(
-            line for line in lines if not _names_absent_page(line, folder)
-        )
-
-
-def _names_absent_page(line, folder):
-    page = f"{line}.md" if re.fullmatch(r"[a-z-]+(/index)?", line) else None
-    link = re.search('href="(.+?)"', line)
-    file = link[1] if link else page
-    return file is not None and not (folder / file).exists()
 
 
 def _resolve_name(app, env, node, contnode):

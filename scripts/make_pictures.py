@@ -57,7 +57,7 @@ LOOK = {
     "figure.constrained_layout.h_pad": MARGIN,
     "figure.constrained_layout.w_pad": MARGIN,
 }
-"""Text remains text. The background is set explicitly: on dark pages, the style sheet inverts the lightness."""
+"""Text remains text. The background is set explicitly: on dark pages, site.css inverts the lightness."""
 
 
 def main() -> None:

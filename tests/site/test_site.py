@@ -115,6 +115,39 @@ def test_notebooks_have_their_pictures(page, address):
     assert page.locator("div.cell_output img").count() >= 2
 
 
+def test_a_button_copies_what_was_typed(page, context, address):
+    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
+    opened(page, address, "quickstart.html")
+    session = page.locator("div.highlight", has_text=">>> layer, loss = DenseLayer(6, 3").first
+    session.locator(".copybtn").click(force=True)
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("import numpy as np\nfrom lora_np import")
+    assert copied.endswith("< before")
+    assert session.locator(".copybtn").inner_text() == "Copied"
+
+
+def test_output_of_notebooks_has_no_button(page, address):
+    opened(page, address, "tutorials/digits.html")
+    assert page.locator(".cell_input .copybtn").count() >= 5
+    assert page.locator(".cell_output div.highlight").count() >= 3
+    assert page.locator(".cell_output .copybtn").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pictures_are_dark_on_dark_pages_only(page, address, scheme):
+    page.emulate_media(color_scheme=scheme)
+    opened(page, address, "index.html")
+    image = page.locator("article img").first
+    assert ("invert" in image.evaluate("image => getComputedStyle(image).filter")) == (scheme == "dark")
+
+
+def test_the_reference_links_to_sources_and_to_other_sites(page, address):
+    opened(page, address, "api/adapters.html")
+    assert page.locator('a[href^="https://docs.python.org/3/"]').count() > 10
+    page.goto(page.locator('a[href$="#AdditiveAdapter.apply"]').evaluate("link => link.href"))
+    assert "def apply(" in page.locator("pre").inner_text()
+
+
 def test_search_finds_a_page(page, address):
     opened(page, address, "search.html?q=DyLoRAAdapter")
     page.wait_for_selector("#search-results li a")
