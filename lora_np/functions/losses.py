@@ -18,6 +18,9 @@ from ..errors import ArgumentError, ArgumentOutOfRangeError
 from .activations import sigmoid, softplus
 from .numerical import numerical_gradient
 
+IGNORED = (-1, -100)
+"""The labels of rows without a loss."""
+
 
 class Loss(ABC):
     """A scalar function of predictions and targets, with its gradient.
@@ -220,8 +223,8 @@ class SoftmaxCrossEntropy(Loss):
     ``(softmax(z) - t) / rows`` if the targets of each row sum to 1.
 
     Targets are either integer class labels, with the shape of the logits without the last axis, or one-hot rows (or any
-    non-negative weights), with the shape of the logits. Rows with the label -1, such as padding, are ignored: they have no
-    loss and no gradient, and the mean is over the other rows, of which there must be at least one.
+    non-negative weights), with the shape of the logits. Rows with the label -1 (or -100, as in PyTorch), such as padding, are
+    ignored: they have no loss and no gradient, and the mean is over the other rows, of which there must be at least one.
     """
 
     def checked_targets(self, predictions: Array, targets: Array) -> Array:
@@ -243,13 +246,10 @@ class SoftmaxCrossEntropy(Loss):
             )
         if targets.dtype.kind not in "iu":
             raise ArgumentError(f"targets must be integer labels, got dtype {targets.dtype}")
-        if targets.size and not -1 <= targets.min() <= targets.max() < classes:
-            raise ArgumentOutOfRangeError(
-                f"targets must be labels in 0..{classes - 1}, or -1 to ignore a row, got {targets.min()}..{targets.max()}"
-            )
+        check_labels(targets, classes)
         remaining = int(np.count_nonzero(targets >= 0))
         if targets.size and not remaining:
-            raise ArgumentError("targets must have at least one label other than -1")
+            raise ArgumentError("targets must have at least one label that is not ignored")
         labels = targets.reshape(-1)
         rows = np.zeros((labels.size, classes), predictions.dtype)
         labelled = np.flatnonzero(labels >= 0)
@@ -278,8 +278,17 @@ class SoftmaxCrossEntropy(Loss):
         return self.compute(predictions, targets * _column(factors, predictions))
 
 
+def check_labels(targets: Array, classes: int) -> None:
+    """Raise ArgumentOutOfRangeError if an integer is neither a class nor one of the labels to ignore."""
+    wrong = targets[(targets >= classes) | (targets < 0) & ~np.isin(targets, IGNORED)]
+    if wrong.size:
+        raise ArgumentOutOfRangeError(
+            f"targets must be labels in 0..{classes - 1}, or -1 or -100 to be ignored, got {wrong[0]}"
+        )
+
+
 def kept_terms(targets: Array, weights: Array | None) -> float:
-    """The number of targets that are not -1 or, with a weight per row, the sum of their weights."""
+    """The number of targets that are not ignored or, with a weight per row, the sum of their weights."""
     kept = targets >= 0
     return float(np.count_nonzero(kept) if weights is None else (_column(weights, targets) * kept).sum())
 

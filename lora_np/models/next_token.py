@@ -9,8 +9,8 @@ import numpy as np
 
 from .._typing import Array
 from .._validation import integer
-from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError
-from ..functions.losses import Loss, kept_terms
+from ..errors import ArgumentError, InvalidOperationError
+from ..functions.losses import Loss, check_labels, kept_terms
 from ..run import EVALUATION
 from .causal import CausalLM
 
@@ -41,7 +41,7 @@ class NextTokenLoss(Loss):
 
     Notes
     -----
-    With hidden states H, (rows, D), of the n rows whose target t is not -1, and the matrix W of the head, (V, D)::
+    With hidden states H, (rows, D), of the n rows whose target t is not -1 or -100, and the matrix W of the head, (V, D)::
 
         Z = H Wᵀ,  P = softmax(Z),  L = -Σ log P[row, t] / n
         dZ = (P - onehot(t)) / n,   dH = dZ W
@@ -71,7 +71,7 @@ class NextTokenLoss(Loss):
         self.head = model.head
 
     def checked_targets(self, predictions: Array, targets: Array) -> Array:
-        """Integer targets, of the shape of the hidden states without the last axis; -1 where there is none."""
+        """Integer targets, of the shape of the hidden states without the last axis; -1 or -100 where there is none."""
         size, vocabulary = self.head.input_size, self.head.output_size
         if predictions.ndim == 0 or predictions.shape[-1] != size:
             raise ArgumentError(
@@ -82,14 +82,11 @@ class NextTokenLoss(Loss):
             raise ArgumentError(
                 f"targets must be integers of shape {predictions.shape[:-1]}, got {targets.dtype} of shape {targets.shape}"
             )
-        if targets.size and not -1 <= targets.min() <= targets.max() < vocabulary:
-            raise ArgumentOutOfRangeError(
-                f"targets must be ids in 0..{vocabulary - 1}, or -1 to ignore a token, got {targets.min()}..{targets.max()}"
-            )
+        check_labels(targets, vocabulary)
         without = np.flatnonzero((targets < 0).all(axis=-1)) if targets.ndim else np.flatnonzero(targets < 0)
         if without.size:
             raise ArgumentError(
-                f"targets must have an id other than -1 in each sequence, got none in sequence {without[0]}"
+                f"targets must have an id that is not ignored in each sequence, got none in sequence {without[0]}"
             )
         return targets
 

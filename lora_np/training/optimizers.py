@@ -22,8 +22,8 @@ from ..errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 class Optimizer(ABC):
     """A rule that turns gradients into updates, with separate state for each parameter.
 
-    State is stored by parameter name, so an optimizer belongs to one model. If a parameter is replaced by another one of the
-    same name, for example that of a new task, `reset` its state.
+    State is stored by parameter name, so an optimizer belongs to one model. If a parameter is replaced by another one of
+    the same name, for example that of a new task, `reset` its state.
 
     Parameters
     ----------

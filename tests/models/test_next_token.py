@@ -50,7 +50,7 @@ def batch(seed, sequences=3, width=5):
         ids[row, length:] = -1
         ignored = rng.random(width) < 0.4
         ignored[rng.integers(length)] = False
-        targets[row, ignored | (np.arange(width) >= length)] = -1
+        targets[row, ignored | (np.arange(width) >= length)] = rng.choice([-1, -100])
     return ids, targets
 
 
@@ -181,9 +181,14 @@ def test_a_head_that_trains_is_refused():
         ),
         ((1, 2, SIZE), [[1.0, 2.0]], ArgumentError, r"targets must be integers of shape \(1, 2\), got float64"),
         ((1, 2, SIZE), [[1]], ArgumentError, r"targets must be integers of shape \(1, 2\), got int64 of shape \(1, 1\)"),
-        ((1, 2, SIZE), [[1, VOCABULARY]], ArgumentOutOfRangeError, r"targets must be ids in 0\.\.10, or -1"),
-        ((1, 2, SIZE), [[1, -2]], ArgumentOutOfRangeError, r"targets must be ids in 0\.\.10, or -1"),
-        ((2, 2, SIZE), [[1, 1], [-1, -1]], ArgumentError, "got none in sequence 1"),
+        (
+            (1, 2, SIZE),
+            [[1, VOCABULARY]],
+            ArgumentOutOfRangeError,
+            r"targets must be labels in 0\.\.10, or -1 or -100 .* got 11",
+        ),
+        ((1, 2, SIZE), [[1, -2]], ArgumentOutOfRangeError, r"targets must be labels in 0\.\.10, or -1 or -100 .* got -2"),
+        ((2, 2, SIZE), [[1, 1], [-1, -100]], ArgumentError, "got none in sequence 1"),
         ((SIZE,), -1, ArgumentError, "got none in sequence 0"),
         ((), 1, ArgumentError, "predictions must be hidden states"),
     ],

@@ -87,6 +87,13 @@ MUTANTS = [
         "    kept = targets >= -1",
         (ACCUMULATION,),
     ),
+    Mutant(
+        "the label that PyTorch ignores is refused",
+        "functions/losses.py",
+        "IGNORED = (-1, -100)",
+        "IGNORED = (-1,)",
+        (LOSSES,),
+    ),
     # ---------------------------------------------------------------- weights of rows
     Mutant(
         "weights: ignored labels count with the weight of their row",
