@@ -223,8 +223,8 @@ class SoftmaxCrossEntropy(Loss):
     ``(softmax(z) - t) / rows`` if the targets of each row sum to 1.
 
     Targets are either integer class labels, with the shape of the logits without the last axis, or one-hot rows (or any
-    non-negative weights), with the shape of the logits. Rows with the label -1 (or -100, as in PyTorch), such as padding, are
-    ignored: they have no loss and no gradient, and the mean is over the other rows, of which there must be at least one.
+    non-negative weights), with the shape of the logits. Rows with the label -1 or -100 (as in PyTorch), such as padding,
+    are ignored: they have no loss and no gradient, and the mean is over the other rows, at least one.
     """
 
     def checked_targets(self, predictions: Array, targets: Array) -> Array:
