@@ -26,6 +26,7 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
+    "thumbnails",  # of the gallery
 ]
 exclude_patterns = ["_build", "_extensions"]
 nitpicky = True  # a reference to something unknown is a warning, and so an error

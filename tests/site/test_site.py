@@ -19,6 +19,7 @@ pytestmark = pytest.mark.site
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "docs" / "_build" / "html"
 PAGES = sorted(str(file.relative_to(SITE)) for file in SITE.rglob("*.html") if "_static" not in file.parts)
+GALLERY = [page for page in PAGES if page.startswith("gallery/")]
 DERIVATIONS = [page for page in PAGES if page.startswith("derivations/") and page != "derivations/index.html"]
 
 
@@ -146,6 +147,15 @@ def test_the_reference_links_to_sources_and_to_other_sites(page, address):
     assert page.locator('a[href^="https://docs.python.org/3/"]').count() > 10
     page.goto(page.locator('a[href$="#AdditiveAdapter.apply"]').evaluate("link => link.href"))
     assert "def apply(" in page.locator("pre").inner_text()
+
+
+def test_every_page_of_the_gallery_has_a_thumbnail(page, address):
+    opened(page, address, "gallery/index.html")
+    cards = page.locator("ul.cards > li")
+    assert cards.count() >= 6
+    assert cards.locator("a > img").count() == cards.count()
+    names = [link.get_attribute("href") for link in cards.locator("a:has(img)").all()]
+    assert sorted(f"gallery/{name}" for name in names) == [name for name in GALLERY if "index" not in name]
 
 
 def test_search_finds_a_page(page, address):
