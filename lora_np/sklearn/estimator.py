@@ -12,15 +12,15 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._typing import Array, Generator
-from .._validation import finite_float, positive_int
+from .._validation import positive_int
 from ..adapters import LoRAAdapterBase
-from ..errors import ArgumentError, InvalidOperationError
-from ..functions.activations import Activation
+from ..errors import InvalidOperationError
 from ..layers import AffineLayer, Layer, Sequential
 from ..models.adapting import apply_lora
 from ..models.finding import has_adapters
 from ..training.sorted_start import SortedStart
 from . import files, networks
+from .names import activation_of, alpha_of
 from .objectives import Samples
 from .trained import TrainedEstimator
 
@@ -52,14 +52,15 @@ class LoRAEstimator(TrainedEstimator, ABC):
     def _train(self, samples: Samples, epochs: int) -> None:
         """Build the network, train its missing parts, adapt it, train the adapters; attributes are set only at the end."""
         self._check_parameters()
-        optimizer, rng = self._new_optimizer(), self._generator()
-        network = self._network(samples, rng)
+        optimizer = self._new_optimizer()
+        rng, order = self._generator().spawn(2)  # initial parameters do not depend on the number of samples
+        network = self._network(samples, rng, order)
         exclude = None if self._keeps_head else networks.HEAD
         model = apply_lora(network, self._factory(samples, rng), self.targets, exclude)
-        losses = self._descend("adapters", model, samples, optimizer, epochs, rng, rank_schedule=self._ranks())
+        losses = self._descend("adapters", model, samples, optimizer, epochs, order, rank_schedule=self._ranks())
         self.model_ = model if self._keeps_head else model.children()[networks.BASE]
         self.loss_curve_ = np.array(losses)
-        self._optimizer, self._rng = optimizer, rng
+        self._optimizer, self._rng = optimizer, order
 
     def _continue(self, samples: Samples) -> None:
         """Train the adapters for one more epoch."""
@@ -71,11 +72,12 @@ class LoRAEstimator(TrainedEstimator, ABC):
         losses = self._descend("adapters", self.model_, samples, self._optimizer, 1, self._rng, rank_schedule=ranks)
         self.loss_curve_ = np.append(self.loss_curve_, losses)
 
-    def _network(self, samples: Samples, rng: Generator) -> Sequential:
+    def _network(self, samples: Samples, rng: Generator, order: Generator) -> Sequential:
         """The network to adapt: the base, if its outputs fit; otherwise, a new head or a new network is trained first."""
         inputs, outputs = samples.X.shape[1], samples.objective.outputs
         if self.base is None:
-            base = networks.hidden_layers(inputs, self.hidden_layer_sizes, self.activation, samples.X.dtype, rng)
+            activation = activation_of(self.activation)
+            base = networks.hidden_layers(inputs, self.hidden_layer_sizes, activation, samples.X.dtype, rng)
         else:
             base = networks.own_copy(self.base, inputs)
             if self._keeps_head and base.output_size == outputs:
@@ -83,7 +85,7 @@ class LoRAEstimator(TrainedEstimator, ABC):
         samples.check_enough("the base" if self.base is None else "a head for the base")
         network = networks.with_head(base, outputs, rng, freeze_base=self.base is not None)
         # The tasks share this network, so it is trained on all samples, whatever their task.
-        self._descend("base", network, replace(samples, tasks=None), self._new_optimizer(), self.base_epochs, rng)
+        self._descend("base", network, replace(samples, tasks=None), self._new_optimizer(), self.base_epochs, order)
         return network
 
     def _begin_training(self) -> None:
@@ -93,9 +95,8 @@ class LoRAEstimator(TrainedEstimator, ABC):
     def _check_parameters(self) -> None:
         for name in ("rank", "epochs", "base_epochs", "batch_size"):
             positive_int(name, getattr(self, name))
-        finite_float("alpha", self.alpha)
-        if not isinstance(self.activation, Activation):
-            raise ArgumentError(f"activation must be an Activation such as lora_np.relu, got {self.activation!r}")
+        alpha_of(self.alpha)
+        activation_of(self.activation)
 
     # ---------------------------------------------------------------- data
 

@@ -22,8 +22,9 @@ from ..models.finding import select_task
 from ..training.optimizers import Adam
 from . import files
 from .estimator import LoRAEstimator
+from .names import alpha_of
 from .networks import choice_of_outputs, rank_and_alpha
-from .objectives import Classes, Samples, Values, all_classes
+from .objectives import Classes, Samples, Values, all_classes, log_softmax, weights_of
 from .onetask import LoRAClassifier, LoRARegressor
 
 DEFAULT_TASK = "default"
@@ -40,7 +41,7 @@ class ManyTasksEstimator(LoRAEstimator):
         hidden_layer_sizes: Any = (64,),
         activation: Any = relu,
         rank: int = 4,
-        alpha: float = -1.0,
+        alpha: float | None = -1.0,
         targets: Any = None,
         optimizer: Any = Adam,
         learning_rate: float = 0.01,
@@ -68,7 +69,7 @@ class ManyTasksEstimator(LoRAEstimator):
         return partial(self._multi, tasks=samples.task_names, rng=rng)
 
     def _multi(self, layer: AffineLayer, tasks: tuple[str, ...], rng: Generator) -> LoRAAdapterBase:
-        rank, alpha = rank_and_alpha(layer, self.rank, self.alpha)
+        rank, alpha = rank_and_alpha(layer, self.rank, alpha_of(self.alpha))
         adapter = MultiLoRAAdapter(layer, tasks[0], rank, alpha, rng=rng)
         for task in tasks[1:]:
             adapter.add_task(task, rank, alpha)
@@ -85,7 +86,7 @@ class ManyTasksEstimator(LoRAEstimator):
             if isinstance(adapter, MultiLoRAAdapter):
                 for task in new:
                     if task not in adapter:  # present if an earlier call added it, then diverged
-                        adapter.add_task(task, *rank_and_alpha(adapter, self.rank, self.alpha))
+                        adapter.add_task(task, *rank_and_alpha(adapter, self.rank, alpha_of(self.alpha)))
         super()._continue(samples)
         self.tasks_ += new
 
@@ -181,7 +182,7 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
     True
     """
 
-    def fit(self, X: Any, y: Any, task: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, task: Any = None, sample_weight: Any = None) -> Self:
         """Train the missing parts of the network, then the adapters of all tasks.
 
         Parameters
@@ -191,6 +192,8 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
             Labels.
         task : array-like of str, shape (samples,), optional
             The name of each sample's task.
+        sample_weight : array-like, shape (samples,), optional
+            As in `LoRAClassifier.fit`.
 
         Raises
         ------
@@ -202,12 +205,12 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         X, y = self._validated(X, y, reset=True)
         check_classification_targets(y)
         classes = Classes(np.unique(y))
-        samples = Samples(X, y, classes, task_names(task, len(X)))
+        samples = Samples(X, y, classes, task_names(task, len(X)), weights_of(sample_weight, len(X)))
         self._train(samples, self.epochs)
         self.classes_, self.task_classes_ = classes.labels, samples.labels_by_task()
         return self
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None, task: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, task: Any = None, sample_weight: Any = None) -> Self:
         """Train the adapters of the tasks present for one more epoch; a new task gets new adapters.
 
         The first call also builds the network and trains its missing parts, as `fit` does, so it is best to give a base.
@@ -221,11 +224,13 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
             All labels that can ever occur, in any task; required in the first call.
         task : array-like of str, shape (samples,), optional
             The name of each sample's task.
+        sample_weight : array-like, shape (samples,), optional
+            As in `LoRAClassifier.fit`.
         """
         is_first = not hasattr(self, "model_")
         X, y = self._validated(X, y, reset=is_first)
         objective = all_classes(classes, None if is_first else self.classes_)
-        samples = Samples(X, y, objective, task_names(task, len(X)))
+        samples = Samples(X, y, objective, task_names(task, len(X)), weights_of(sample_weight, len(X)))
         if is_first:
             self._train(samples, epochs=1)
             self.classes_, self.task_classes_ = objective.labels, {}
@@ -243,9 +248,23 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         X : array-like, shape (samples, features)
         task : array-like of str, shape (samples,), optional
         """
+        return softmax(self._logits(X, task))
+
+    def _logits(self, X: Any, task: Any) -> Array:
+        """The logits of the classes that each sample's task has; -∞ for the others."""
         logits, tasks = self._outputs_and_tasks(X, task)
         has = {name: np.isin(self.classes_, labels) for name, labels in self.task_classes_.items()}
-        return softmax(np.where([has[name] for name in tasks], logits, -np.inf))
+        return np.where([has[name] for name in tasks], logits, -np.inf)
+
+    def predict_log_proba(self, X: Any, task: Any = None) -> Array:
+        """The logarithms of the probabilities; -∞ for classes that the sample's task does not have.
+
+        Parameters
+        ----------
+        X : array-like, shape (samples, features)
+        task : array-like of str, shape (samples,), optional
+        """
+        return log_softmax(self._logits(X, task))
 
     def predict(self, X: Any, task: Any = None) -> Array:
         """The most probable class of each sample.
@@ -291,7 +310,7 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         As in `LoRARegressor`.
     """
 
-    def fit(self, X: Any, y: Any, task: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, task: Any = None, sample_weight: Any = None) -> Self:
         """Train the missing parts of the network, then the adapters of all tasks.
 
         Parameters
@@ -300,6 +319,8 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         y : array-like, shape (samples,) or (samples, values)
         task : array-like of str, shape (samples,), optional
             The name of each sample's task.
+        sample_weight : array-like, shape (samples,), optional
+            As in `LoRAClassifier.fit`.
 
         Raises
         ------
@@ -310,11 +331,11 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         """
         X, y = self._validated(X, y, reset=True, multi_output=True, y_numeric=True)
         objective = Values(y.shape[1:])
-        self._train(Samples(X, y, objective, task_names(task, len(X))), self.epochs)
+        self._train(Samples(X, y, objective, task_names(task, len(X)), weights_of(sample_weight, len(X))), self.epochs)
         self.output_shape_ = objective.shape
         return self
 
-    def partial_fit(self, X: Any, y: Any, task: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any, task: Any = None, sample_weight: Any = None) -> Self:
         """Train the adapters of the tasks present for one more epoch; a new task gets new adapters.
 
         Parameters
@@ -323,11 +344,13 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         y : array-like, shape (samples,) or (samples, values)
         task : array-like of str, shape (samples,), optional
             The name of each sample's task.
+        sample_weight : array-like, shape (samples,), optional
+            As in `LoRAClassifier.fit`.
         """
         is_first = not hasattr(self, "model_")
         X, y = self._validated(X, y, reset=is_first, multi_output=True, y_numeric=True)
         objective = Values(y.shape[1:] if is_first else self.output_shape_)
-        samples = Samples(X, y, objective, task_names(task, len(X)))
+        samples = Samples(X, y, objective, task_names(task, len(X)), weights_of(sample_weight, len(X)))
         if is_first:
             self._train(samples, epochs=1)
             self.output_shape_ = objective.shape

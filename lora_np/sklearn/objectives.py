@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from .._typing import Array
+from .._validation import row_weights
 from ..errors import ArgumentError
 from ..functions.losses import Loss, MeanSquaredError, SoftmaxCrossEntropy
 
@@ -88,6 +89,17 @@ def all_classes(classes: Any, known: Array | None) -> Classes:
     return Classes(known)
 
 
+def log_softmax(logits: Array) -> Array:
+    """``log softmax(z) = z - log Σ exp(z)`` over the last axis, finite even where a probability is 0."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def weights_of(sample_weight: Any, samples: int) -> Array | None:
+    """The checked weights of samples; None if they all count the same."""
+    return None if sample_weight is None else row_weights("sample_weight", np.asarray(sample_weight), samples)
+
+
 @final
 @dataclass(frozen=True)
 class Samples:
@@ -105,6 +117,8 @@ class Samples:
     objective: Objective
     tasks: tuple[str, ...] | None = None
     """The task of each sample."""
+    weights: Array | None = None
+    """The weight of each sample."""
 
     def __post_init__(self) -> None:
         self.objective.encode(self.y)

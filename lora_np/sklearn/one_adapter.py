@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Generator
-from .._validation import ascending_ranks, finite_float, integer, one_of, positive_int
+from .._validation import ascending_ranks, integer, one_of, positive_int
 from ..adapters import DoRAAdapter, DyLoRAAdapter, LoRAAdapterBase, StandardLoRAAdapter
 from ..errors import ArgumentError, InvalidOperationError
 from ..layers import AffineLayer
@@ -17,6 +17,7 @@ from ..models.finding import find
 from ..training.nested_dropout import RankSchedule, shared_rank
 from ..training.sorted_start import SortedStart
 from ..training.sorting import checked_warmup
+from .names import alpha_of
 from .networks import nested_ranks, rank_and_alpha
 from .objectives import Samples
 from .trained import TrainedEstimator
@@ -42,7 +43,7 @@ class OneAdapterEstimator(TrainedEstimator):
     def _check_adapter(self) -> None:
         one_of("adapter", self.adapter, tuple(self._adapters))
         positive_int("rank", self.rank)
-        finite_float("alpha", self.alpha)
+        alpha_of(self.alpha)
         self._trained_ranks()
         self._ranks()
 
@@ -64,7 +65,7 @@ class OneAdapterEstimator(TrainedEstimator):
         return partial(self._adapted, rng=rng)
 
     def _adapted(self, layer: AffineLayer, rng: Generator) -> LoRAAdapterBase:
-        rank, alpha = rank_and_alpha(layer, self.rank, self.alpha)
+        rank, alpha = rank_and_alpha(layer, self.rank, alpha_of(self.alpha))
         choices: dict[str, Any] = {}
         if self.adapter == "dylora":
             choices["active_ranks"], choices["rank_distribution"] = nested_ranks(self._trained_ranks(), rank)

@@ -6,16 +6,18 @@ from typing import Any, Self, final
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Array
+from ..errors import ArgumentError
 from ..functions.activations import relu, softmax
 from ..models.adapting import merge_in_place
 from ..training.optimizers import Adam
 from . import files
 from .estimator import LoRAEstimator
-from .objectives import Classes, Samples, Values, all_classes
+from .objectives import Classes, Samples, Values, all_classes, log_softmax, weights_of
 from .one_adapter import OneAdapterEstimator
 
 
@@ -30,7 +32,7 @@ class OneTaskEstimator(OneAdapterEstimator, LoRAEstimator):
         activation: Any = relu,
         adapter: str = "standard",
         rank: int = 4,
-        alpha: float = -1.0,
+        alpha: float | None = -1.0,
         active_ranks: Any = None,
         sorted_start: Any = None,
         targets: Any = None,
@@ -90,25 +92,28 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         a base, a network of dense layers is trained first, on the same samples.
     hidden_layer_sizes : sequence of int, default (64,)
         The hidden layers of the network that is trained if there is no base.
-    activation : Activation, default relu
-        The activation of these layers.
+    activation : Activation or str, default relu
+        The activation of these layers; the names are those of lora_np's activations, and ``"logistic"``.
     adapter : {"standard", "dylora", "dora"}, default "standard"
         LoRA, DyLoRA (which can be deployed at each of its ranks), or DoRA.
     rank : int, default 4
         The rank of each adapter; a smaller layer uses its full rank, with the same scaling.
-    alpha : float, default -1
-        The scaling is alpha / rank; a negative alpha means the rank.
+    alpha : float or None, default -1
+        The scaling is alpha / rank; None, or a negative alpha, means the rank.
     active_ranks : sequence of int, optional
         The ranks that DyLoRA trains, ascending, at most `rank`; all of them by default. The last one is deployed initially.
         Other adapters ignore this parameter.
+    class_weight : dict or "balanced", optional
+        The weight of each class, by which those of its samples are multiplied; ``"balanced"`` gives all classes the same
+        total weight. By default, each class has weight 1.
     sorted_start : float or int, optional
         For DyLoRA: the fraction of the training steps, in (0, 1), or their number, at least 1, to train at the highest rank
         before the components are sorted, and each row trains at a separate rank; see `lora_np.training.SortedStart`. By
         default, each step trains at one drawn rank.
     targets : names, optional
         Which layers to adapt, as in `lora_np.apply_lora`; all dense layers by default.
-    optimizer : callable, default Adam
-        Returns an Optimizer for a learning rate, for example ``functools.partial(AdamW, weight_decay=0.1)``.
+    optimizer : {"sgd", "momentum", "adam", "adamw"} or callable, default Adam
+        A callable returns an Optimizer for a learning rate, for example ``functools.partial(AdamW, weight_decay=0.1)``.
     learning_rate : float, default 0.01
     epochs : int, default 20
         Epochs of adapter training.
@@ -146,7 +151,48 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
     True
     """
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def __init__(
+        self,
+        base: Any = None,
+        *,
+        hidden_layer_sizes: Any = (64,),
+        activation: Any = relu,
+        adapter: str = "standard",
+        rank: int = 4,
+        alpha: float | None = -1.0,
+        active_ranks: Any = None,
+        sorted_start: Any = None,
+        class_weight: Any = None,
+        targets: Any = None,
+        optimizer: Any = Adam,
+        learning_rate: float = 0.01,
+        epochs: int = 20,
+        base_epochs: int = 20,
+        batch_size: int = 32,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            base,
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            adapter=adapter,
+            rank=rank,
+            alpha=alpha,
+            active_ranks=active_ranks,
+            sorted_start=sorted_start,
+            targets=targets,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            epochs=epochs,
+            base_epochs=base_epochs,
+            batch_size=batch_size,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.class_weight = class_weight
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the missing parts of the network, then the adapters.
 
         Parameters
@@ -154,6 +200,8 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         X : array-like, shape (samples, features)
         y : array-like, shape (samples,)
             Labels.
+        sample_weight : array-like, shape (samples,), optional
+            The weight of each sample, not negative: losses are weighted means. Samples with weight 0 are not trained on.
 
         Raises
         ------
@@ -165,11 +213,11 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         X, y = self._validated(X, y, reset=True)
         check_classification_targets(y)
         classes = Classes(np.unique(y))
-        self._train(Samples(X, y, classes), self.epochs)
+        self._train(Samples(X, y, classes, weights=self._weights(y, sample_weight)), self.epochs)
         self.classes_ = classes.labels
         return self
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Train the adapters for one more epoch.
 
         The first call also builds the network and trains its missing parts, as `fit` does, so it is best to give a base.
@@ -181,11 +229,15 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
             Labels.
         classes : array-like, shape (classes,)
             All labels that can ever occur; required in the first call.
+        sample_weight : array-like, shape (samples,), optional
+            As in `fit`.
         """
         is_first = not hasattr(self, "model_")
+        if self.class_weight == "balanced":
+            raise ArgumentError("class_weight must not be 'balanced' for partial_fit, which sees a part of the samples")
         X, y = self._validated(X, y, reset=is_first)
         objective = all_classes(classes, None if is_first else self.classes_)
-        samples = Samples(X, y, objective)
+        samples = Samples(X, y, objective, weights=self._weights(y, sample_weight))
         if is_first:
             self._train(samples, epochs=1)
             self.classes_ = objective.labels
@@ -193,9 +245,29 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
             self._continue(samples)
         return self
 
+    def _weights(self, y: Array, sample_weight: Any) -> Array | None:
+        """The product of the weights of samples and of their classes."""
+        weights = weights_of(sample_weight, len(y))
+        if self.class_weight is None:
+            return weights
+        if not isinstance(self.class_weight, dict) and self.class_weight != "balanced":
+            raise ArgumentError(f"class_weight must be a dict, 'balanced' or None, got {self.class_weight!r}")
+        by_class = compute_sample_weight(self.class_weight, y)
+        weights_of(by_class, len(y))
+        return by_class if weights is None else by_class * weights
+
+    def decision_function(self, X: Any) -> Array:
+        """The logits, shape (samples, classes); for two classes, the second minus the first, shape (samples,)."""
+        logits = self._outputs(X)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
     def predict_proba(self, X: Any) -> Array:
         """The probability of each class, shape (samples, classes)."""
         return softmax(self._outputs(X))
+
+    def predict_log_proba(self, X: Any) -> Array:
+        """The logarithm of the probability of each class, shape (samples, classes); finite where probabilities are zero."""
+        return log_softmax(self._outputs(X))
 
     def predict(self, X: Any) -> Array:
         """The most probable class of each sample."""
@@ -217,13 +289,15 @@ class LoRARegressor(RegressorMixin, OneTaskEstimator):
         As in `LoRAClassifier`.
     """
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the missing parts of the network, then the adapters.
 
         Parameters
         ----------
         X : array-like, shape (samples, features)
         y : array-like, shape (samples,) or (samples, values)
+        sample_weight : array-like, shape (samples,), optional
+            As in `LoRAClassifier.fit`.
 
         Raises
         ------
@@ -234,22 +308,24 @@ class LoRARegressor(RegressorMixin, OneTaskEstimator):
         """
         X, y = self._validated(X, y, reset=True, multi_output=True, y_numeric=True)
         objective = Values(y.shape[1:])
-        self._train(Samples(X, y, objective), self.epochs)
+        self._train(Samples(X, y, objective, weights=weights_of(sample_weight, len(X))), self.epochs)
         self.output_shape_ = objective.shape
         return self
 
-    def partial_fit(self, X: Any, y: Any) -> Self:
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the adapters for one more epoch; the first call also builds the network and trains its missing parts.
 
         Parameters
         ----------
         X : array-like, shape (samples, features)
         y : array-like, shape (samples,) or (samples, values)
+        sample_weight : array-like, shape (samples,), optional
+            As in `fit`.
         """
         is_first = not hasattr(self, "model_")
         X, y = self._validated(X, y, reset=is_first, multi_output=True, y_numeric=True)
         objective = Values(y.shape[1:] if is_first else self.output_shape_)
-        samples = Samples(X, y, objective)
+        samples = Samples(X, y, objective, weights=weights_of(sample_weight, len(X)))
         if is_first:
             self._train(samples, epochs=1)
             self.output_shape_ = objective.shape

@@ -28,7 +28,7 @@ from ..training.optimizers import Adam
 from ..training.schedules import LinearDecay
 from ..training.sorted_start import SortedStart
 from . import files
-from .objectives import Classes, Samples
+from .objectives import Classes, Samples, log_softmax, weights_of
 from .one_adapter import OneAdapterEstimator
 from .texts import Tokenize, checked_texts, encoder_and_tokenizer, token_ids, tokenizer_of, with_text_input
 
@@ -110,7 +110,7 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
         *,
         adapter: str = "dylora",
         rank: int = 8,
-        alpha: float = -1.0,
+        alpha: float | None = -1.0,
         active_ranks: Any = None,
         sorted_start: Any = None,
         targets: Any = None,
@@ -140,7 +140,7 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
 
     # ---------------------------------------------------------------- training
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the head, then adapters and head.
 
         Parameters
@@ -149,6 +149,8 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
             Texts with more tokens than the model has positions are truncated, unless the tokenizer is a function.
         y : array-like, shape (texts,)
             Labels.
+        sample_weight : array-like, shape (texts,), optional
+            As in `LoRAClassifier.fit`.
 
         Raises
         ------
@@ -165,7 +167,8 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
         check_classification_targets(y)
         encoder, tokenize = encoder_and_tokenizer(self.model, self.tokenizer)
         classes = Classes(np.unique(y))
-        samples = Samples(token_ids(texts, tokenize, encoder), y, classes)
+        weights = weights_of(sample_weight, len(texts))
+        samples = Samples(token_ids(texts, tokenize, encoder), y, classes, weights=weights)
         model = self._with_head(encoder.clone() if encoder is self.model else encoder, samples, rng)
         targets = _default_targets(model) if self.targets is None else self.targets
         adapted = apply_lora(model, self._factory(samples, rng), targets, train=[HEAD])
@@ -206,6 +209,10 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
     def predict_proba(self, X: Any) -> Array:
         """The probability of each class, shape (texts, classes)."""
         return softmax(self._logits(X))
+
+    def predict_log_proba(self, X: Any) -> Array:
+        """The logarithm of the probability of each class, shape (texts, classes); finite where probabilities are zero."""
+        return log_softmax(self._logits(X))
 
     def predict(self, X: Any) -> Array:
         """The most probable class of each text."""

@@ -13,13 +13,13 @@ from sklearn.utils import check_random_state
 
 from .._typing import Array, Generator
 from ..base import Layer
-from ..errors import ArgumentError
 from ..training.fit import fit
 from ..training.history import Progress
 from ..training.nested_dropout import RankSchedule, shared_rank
 from ..training.optimizers import Optimizer
 from ..training.schedules import Schedule
 from ..training.sorted_start import SortedStart
+from .names import optimizer_of
 from .objectives import Samples
 
 Callbacks: TypeAlias = tuple[Callable[[Progress], None], ...]
@@ -60,6 +60,7 @@ class TrainedEstimator(BaseEstimator):
             epochs,
             self.batch_size,
             tasks=tasks,
+            weights=samples.weights,
             rng=rng,
             schedule=schedule,
             rank_schedule=rank_schedule,
@@ -72,12 +73,7 @@ class TrainedEstimator(BaseEstimator):
         return shared_rank
 
     def _new_optimizer(self) -> Optimizer:
-        optimizer = self.optimizer(self.learning_rate) if callable(self.optimizer) else None
-        if not isinstance(optimizer, Optimizer):
-            raise ArgumentError(
-                f"optimizer must return an Optimizer for a learning rate, as lora_np.Adam does, got {self.optimizer!r}"
-            )
-        return optimizer
+        return optimizer_of(self.optimizer, self.learning_rate)
 
     def _generator(self) -> Generator:
         """A generator for `random_state` as in scikit-learn, except that None does not mean NumPy's global generator."""

@@ -13,7 +13,7 @@ from .._typing import Array
 from .._validation import one_of
 from ..functions.activations import relu
 from ..training.optimizers import Adam
-from .objectives import Classes, Objective, Samples, Values
+from .objectives import Classes, Objective, Samples, Values, weights_of
 from .onetask import OneTaskEstimator
 
 
@@ -30,7 +30,8 @@ class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTask
         Whether y contains labels, or numbers to approximate. ``"auto"`` treats a single column of whole numbers, strings or
         booleans as labels.
     **parameters
-        The parameters of `LoRAClassifier`. Without a base, the features are the outputs of the last hidden layer.
+        The parameters of `LoRAClassifier` except `class_weight`. Without a base, the features are the outputs of the last
+        hidden layer.
 
     Attributes
     ----------
@@ -50,8 +51,9 @@ class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTask
         activation: Any = relu,
         adapter: str = "standard",
         rank: int = 4,
-        alpha: float = -1.0,
+        alpha: float | None = -1.0,
         active_ranks: Any = None,
+        sorted_start: Any = None,
         targets: Any = None,
         optimizer: Any = Adam,
         learning_rate: float = 0.01,
@@ -70,6 +72,7 @@ class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTask
             rank=rank,
             alpha=alpha,
             active_ranks=active_ranks,
+            sorted_start=sorted_start,
             targets=targets,
             optimizer=optimizer,
             learning_rate=learning_rate,
@@ -81,13 +84,15 @@ class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTask
         )
         self.objective = objective
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the head (without a base, the whole network), then the adapters.
 
         Parameters
         ----------
         X : array-like, shape (samples, features)
         y : array-like, shape (samples,) or (samples, values)
+        sample_weight : array-like, shape (samples,), optional
+            As in `LoRAClassifier.fit`.
 
         Raises
         ------
@@ -98,7 +103,7 @@ class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTask
         """
         X, y = self._validated(X, y, reset=True, multi_output=True)
         objective, y = self._objective(y)
-        self._train(Samples(X, y, objective), self.epochs)
+        self._train(Samples(X, y, objective, weights=weights_of(sample_weight, len(X))), self.epochs)
         return self
 
     def _objective(self, y: Array) -> tuple[Objective, Array]:

@@ -2,6 +2,8 @@
 
 from planted.mutant import Mutant
 
+WEIGHTS = "tests/sklearn/test_weights.py"
+
 MUTANTS = [
     Mutant(
         "the network of an estimator is always float64",
@@ -37,5 +39,40 @@ MUTANTS = [
         "train=[HEAD]",
         "train=[]",
         ("tests/sklearn/test_text.py::test_only_the_adapters_and_the_head_train",),
+    ),
+    Mutant(
+        "weights of samples are ignored",
+        "sklearn/trained.py",
+        "            weights=samples.weights,\n",
+        "",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "initial parameters depend on the number of samples",
+        "sklearn/estimator.py",
+        "rng, order = self._generator().spawn(2)",
+        "rng = order = self._generator()",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "the weight of a class replaces those of its samples",
+        "sklearn/onetask.py",
+        "by_class * weights",
+        "by_class",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "the decision function of two classes is upside down",
+        "sklearn/onetask.py",
+        "logits[:, 1] - logits[:, 0]",
+        "logits[:, 0] - logits[:, 1]",
+        (WEIGHTS,),
+    ),
+    Mutant(
+        "logarithms of probabilities overflow",
+        "sklearn/objectives.py",
+        "shifted = logits - logits.max(axis=-1, keepdims=True)",
+        "shifted = logits",
+        (WEIGHTS,),
     ),
 ]

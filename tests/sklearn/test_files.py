@@ -174,7 +174,7 @@ def test_another_kind_of_file_is_refused(tmp_path):
         lambda said: said["parameters"].update(optimizer={"lora_np.optimizer": "SGD"}),
         lambda said: said["parameters"].update(activation={}),
         lambda said: said["parameters"].update(activation={"lora_np.config": {"name": "other"}}),
-        lambda said: said["parameters"].update(optimizer="adam"),
+        lambda said: said["parameters"].update(optimizer="adan"),
         lambda said: said["parameters"].update(random_state="a"),
         lambda said: said["attributes"]["classes_"].update(dtype="no dtype"),
     ],

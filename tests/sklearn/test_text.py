@@ -366,10 +366,23 @@ def test_it_learns(folder):
     assert classifier.set_deployment_rank(1).score(unseen, answers) > 0.5
 
 
+def test_texts_of_weight_0_are_not_trained_on(folder):
+    weights = np.where(LABELS == "fruit", 0.0, 1.0)
+    wrong = np.where(LABELS == "fruit", "tools", LABELS)
+    wrong[0] = LABELS[0]
+    found, expected = (
+        build(LoRATextClassifier, folder).fit([*TEXTS, "pear"], [*y, "fruit"], [*weights, 1]) for y in (wrong, LABELS)
+    )
+    np.testing.assert_array_equal(found.predict_proba(TEXTS), expected.predict_proba(TEXTS))
+    with pytest.raises(ArgumentError, match=r"sample_weight must have shape \(48,\)"):
+        build(LoRATextClassifier, folder).fit(TEXTS, LABELS, weights[:5])
+
+
 def test_predictions(fitted):
     probabilities = fitted.predict_proba(TEXTS)
     assert probabilities.shape == (48, 3)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(fitted.predict_log_proba(TEXTS)), probabilities, rtol=1e-5)
     assert fitted.classes_.tolist() == ["animals", "fruit", "tools"]
     np.testing.assert_array_equal(fitted.predict(TEXTS), fitted.classes_[probabilities.argmax(axis=1)])
     assert fitted.score(TEXTS, LABELS) == (fitted.predict(TEXTS) == LABELS).mean()
@@ -421,7 +434,7 @@ def test_a_column_of_labels_is_accepted_with_a_warning(folder):
         ({"active_ranks": [1, 5]}, "active_ranks must be at most max_rank = 4"),
         ({"targets": ["encode"]}, "targets must match dense layers of the model"),
         ({"targets": ".*"}, "train must not name layers to adapt, got 'classifier'"),
-        ({"optimizer": SGD(0.1)}, "optimizer must return an Optimizer for a learning rate"),
+        ({"optimizer": SGD(0.1)}, "optimizer must be one of .*, or return an Optimizer for a learning rate"),
         ({"learning_rate": None}, "learning_rate must be a real number, got None"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"head_epochs": 1.5}, "head_epochs must be an integer, got 1.5"),
@@ -677,7 +690,7 @@ def test_other_files_are_refused(folder, fitted, tmp_path):
         lambda said: said.pop("parameters"),
         lambda said: said["parameters"].update(unknown=1),
         lambda said: said["parameters"].update(rank=0),
-        lambda said: said["parameters"].update(optimizer="adam"),
+        lambda said: said["parameters"].update(optimizer="adan"),
         lambda said: said["attributes"]["classes_"].update(dtype="no dtype"),
     ],
 )
