@@ -521,7 +521,7 @@ def test_bad_input_is_refused_before_the_first_step(arguments, message):
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([0] * 9 + [2], r"labels in 0\.\.1, .*got 0\.\.2"), ([0] * 9 + [-2], r"labels in 0\.\.1, .*got -2")],
+    [([0] * 9 + [2], r"labels in 0\.\.1, .*got 2"), ([0] * 9 + [-2], r"labels in 0\.\.1, .*got -2")],
     ids=["too large", "negative"],
 )
 def test_a_bad_label_in_the_last_row_is_refused_before_the_first_step(labels, message):
