@@ -47,6 +47,27 @@ class Experts(nn.Module):
         self.weights = nn.Parameter(torch.randn(2, 3, 4))
 
 
+class Mixture(nn.Module):
+    """Experts with two layers, whose weights are stacked as in transformers: (experts, out, in), or transposed."""
+
+    def __init__(self, is_transposed: bool) -> None:
+        super().__init__()
+        self.is_transposed = is_transposed
+        self.gate_up_proj = nn.Parameter(torch.randn(2, 4, 6) if is_transposed else torch.randn(2, 6, 4))
+        self.down_proj = nn.Parameter(torch.randn(2, 3, 4) if is_transposed else torch.randn(2, 4, 3))
+
+
+class Mixtures(nn.Module):
+    """Both kinds of experts, and a matrix that is not called weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Mixture(False), Mixture(True)])
+        self.router = nn.Module()
+        self.router.scores = nn.Parameter(torch.randn(2, 4))
+        self.up = nn.Linear(6, 5)
+
+
 class Net(nn.Module):
     """A layer of each kind that PEFT adapts."""
 
@@ -114,6 +135,8 @@ LORA = {
     "peft-pissa-converted": {"init_lora_weights": "pissa"},
     "peft-gaussian": {"init_lora_weights": "gaussian"},
     "peft-corda": {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method="kpm")},
+    "peft-embedding-dora": {"target_modules": ["tokens", "up"], "use_dora": True},
+    "peft-fan-in-fan-out-dora": {"target_modules": ["narrow"], "fan_in_fan_out": True, "use_dora": True},
 }
 DTYPES = {"peft-bf16": torch.bfloat16, "peft-f16": torch.float16}
 CHANGED_BASE = ("peft-pissa", "peft-pissa-fast", "peft-olora", "peft-corda")
@@ -216,6 +239,7 @@ def make_peft() -> None:
             merge_by_peft(TARGET / name, base())
     make_pruned_adalora()
     make_named()
+    make_experts()
     shutil.copytree(TARGET / "peft-pissa", TARGET / "peft-loftq")
     config = TARGET / "peft-loftq" / "adapter_config.json"  # PEFT needs bitsandbytes and a GPU to make it
     config.write_text(config.read_text().replace('"pissa"', '"loftq"'))
@@ -249,6 +273,21 @@ def make_named() -> None:
     randomise(model)
     save(model, TARGET / "peft-named")
     merge_by_peft(TARGET / "peft-named" / "french", base())
+
+
+def make_experts() -> None:
+    """Two parameters of each module, whose wrappers PEFT nests, and a matrix."""
+    torch.manual_seed(302)
+    net = Mixtures()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    (TARGET / "peft-experts").mkdir()
+    save_file(before, TARGET / "peft-experts" / "base.safetensors")
+    parameters = ["down_proj", "gate_up_proj", "router.scores"]
+    names = [f"layers.{number}.{name}" for number in (0, 1) for name in parameters[:2]] + parameters[2:]
+    model = get_peft_model(net, LoraConfig(r=2, lora_alpha=3, target_modules=["up"], target_parameters=names))
+    randomise(model)
+    save(model, TARGET / "peft-experts")
+    write_expected(TARGET / "peft-experts", before, model.merge_and_unload().state_dict())
 
 
 # ---------------------------------------------------------------- made by the conventions of other tools

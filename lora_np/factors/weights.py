@@ -74,10 +74,15 @@ class AdapterWeights:
         For convolutions: the size of the kernel, such as (3, 3). The input size of the layer counts the elements of a
         patch: the weight (output_size, channels, 3, 3) is the matrix (output_size, channels · 3 · 3).
 
+    experts : mapping of str to int, optional
+        For parameters that hold the weights of several experts, by the name of the parameter: their number. The layer of
+        expert i has the path ``<name>.<i>``. The order is that in which a module has its parameters.
+
     Raises
     ------
     ArgumentError
-        If `magnitudes`, `nested`, `biases`, `embeddings` or `kernels` has a path that is not in `layers`.
+        If `magnitudes`, `nested`, `biases`, `embeddings` or `kernels` has a path that is not in `layers`, or an expert is
+        not in `layers`.
     """
 
     layers: Mapping[str, LoRALayer]
@@ -90,12 +95,16 @@ class AdapterWeights:
     embeddings: frozenset[str] = frozenset()
     dropped: tuple[str, ...] = ()
     kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    experts: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind in ("magnitudes", "nested", "biases", "embeddings", "kernels"):
             unknown = [path for path in getattr(self, kind) if path not in self.layers]
             if unknown:
                 raise ArgumentError(f"paths of {kind} must be paths of layers, got {unknown[0]!r}")
+        for name, count in self.experts.items():
+            if count < 1 or any(f"{name}.{number}" not in self.layers for number in range(count)):
+                raise ArgumentError(f"layers must have a path {name}.<number> for each expert, of which there are {count}")
 
     def delta(self, path: str) -> Array:
         """The update ``s A B`` that the layer adds to the base's weight, shape (input_size, output_size).

@@ -22,8 +22,8 @@ def with_others(
     Raises
     ------
     NotSupportedError
-        If adapters replace the same tensor by different ones, or if a layer is an embedding for only some of them, or a
-        convolution of different kernels.
+        If adapters replace the same tensor by different ones, if a layer is an embedding for only some of them, or a
+        convolution of different kernels, or if a parameter has different numbers of experts.
     """
     whole: dict[str, Array] = {}
     rows: dict[str, Rows] = {}
@@ -49,7 +49,14 @@ def with_others(
             raise NotSupportedError(f"{path!r} is a convolution of different kernels: {', '.join(map(str, sorted(found)))}")
         if kernel := found.pop():
             kernels[path] = kernel
-    return AdapterWeights(layers, whole=whole, rows=rows, biases=biases, embeddings=embeddings, kernels=kernels)
+    experts: dict[str, int] = {}
+    for one in sets:
+        for name, count in one.experts.items():
+            if experts.setdefault(name, count) != count:
+                raise NotSupportedError(f"{name!r} has {experts[name]} experts in one adapter, and {count} in another")
+    return AdapterWeights(
+        layers, whole=whole, rows=rows, biases=biases, embeddings=embeddings, kernels=kernels, experts=experts
+    )
 
 
 def _different(key: str) -> str:

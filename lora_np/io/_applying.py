@@ -51,6 +51,8 @@ def check_is_task(weights: AdapterWeights) -> None:
 def _check_layers(weights: AdapterWeights) -> None:
     for path in weights.kernels:
         raise NotSupportedError(f"{path!r} is a convolution, which can be merged into a checkpoint, but not applied")
+    for name in weights.experts:
+        raise NotSupportedError(f"{name!r} has experts, which can be merged into a checkpoint, but not applied")
 
 
 def applied_tasks(model: Layer, tasks: Mapping[str, AdapterWeights]) -> Layer:
@@ -99,7 +101,11 @@ def _arrays(model: Layer, weights: AdapterWeights) -> dict[str, dict[str, Array]
         table = arrays.get(path, {}).get("weight", layer.weight)
         if table.shape != (sizes := (change.input_size, change.output_size)):
             raise ArgumentError(f"{path}: the change has the shape {sizes}, the table {table.shape}")
-        arrays.setdefault(path, {})["weight"] = table + change.merge_weights()
+        new = table + change.merge_weights()
+        if path in weights.magnitudes:
+            norms = np.linalg.norm(new, axis=0)
+            new = new * (weights.magnitudes[path] / np.where(norms == 0, 1, norms))
+        arrays.setdefault(path, {})["weight"] = new
     return arrays
 
 

@@ -17,6 +17,7 @@ WORDS = {
     "biases": "the change of the bias of",
     "embeddings": "the low-rank change of the embedding",
     "kernels": "the convolution",
+    "experts": "the experts of",
 }
 """The fields of AdapterWeights beside its layers."""
 

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from .._typing import Array
 from ..errors import FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
+from ._changes import (
+    Change,
+    added_column,
+    added_product,
+    added_products,
+    in_turn,
+    replaced_rows,
+    scaled_columns,
+    scaled_rows,
+)
 from ._checkpoint import Checkpoint
+from ._experts import expert_paths, placed_experts
 from ._json import read_json
 from ._peft_tensors import may_be_new
-from ._prefixes import with_prefix_of
-from ._weight_names import path_of_bias, path_of_weight, weight_of
-from .safetensors import TensorInfo, stored_elements
+from ._prefixes import changed_tensors, with_prefix_of
+from ._weight_names import path_of_bias, path_of_weight
+from .safetensors import TensorInfo, decoded, stored_elements
 
+WINDOW = 1 << 21  # elements mapped and computed at a time
 PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-8, "F16": 2.0**-11}
 HEADS = ("lm_head", "embed_out")
 """The names of output heads that may be tied to an embedding."""
 
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
-
-
-class Change(Protocol):
-    """Computes new rows from old ones, which keep their values; `first` is the index of the first row."""
-
-    def __call__(self, old: Array, first: int, out: Array | None = None) -> Array:
-        """The new rows, in `out` if that is given."""
 
 
 class Step(NamedTuple):
@@ -45,11 +51,14 @@ class Step(NamedTuple):
     change: str
     source: str | None
     """The tensor of the base that is changed; None if the adapter has the whole tensor."""
+    has_experts: bool = False
 
     @property
     def rows_and_columns(self) -> tuple[int, int]:
-        """The shape as a matrix; a vector is a column."""
+        """The shape as a matrix; a vector is a column, and experts stand one upon the other."""
         shape = self.info.shape or (1,)
+        if self.has_experts:
+            return math.prod(shape[:-1]), shape[-1]
         return shape[0], math.prod(shape[1:])
 
 
@@ -61,12 +70,11 @@ class Merge:
     subtract: bool
     fan_in_fan_out: bool
     untie: bool
+    transposed_experts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.adapter.magnitudes and (self.subtract or self.fan_in_fan_out):
-            raise NotSupportedError(
-                "a DoRA adapter can be neither subtracted from weights nor merged into weights stored as (in, out)"
-            )
+        if self.adapter.magnitudes and self.subtract:
+            raise NotSupportedError("a DoRA adapter cannot be subtracted from weights: the norms before it are not known")
         for key in [*self.adapter.whole, *self.adapter.rows] if self.subtract else ():
             raise NotSupportedError(
                 f"{key} cannot be subtracted: the adapter replaces it, and does not know what it was before; drop={key!r} "
@@ -75,7 +83,11 @@ class Merge:
 
     def on(self, old: Checkpoint) -> Self:
         """The merge with the names of a base, which may have another prefix."""
-        return replace(self, adapter=with_prefix_of(self.adapter, old))
+        try:
+            adapter, transposed = placed_experts(with_prefix_of(self.adapter, old), old)
+        except (FormatError, NotSupportedError) as error:
+            raise type(error)(f"{old.path}: {error}") from error
+        return replace(self, adapter=adapter, transposed_experts=transposed)
 
     # ---------------------------------------------------------------- which tensors
 
@@ -86,7 +98,7 @@ class Merge:
         for change, keys in (
             ("replaced", adapter.whole),
             ("rows", adapter.rows),
-            ("low-rank", [weight_of(path) for path in adapter.layers]),
+            ("low-rank", changed_tensors(adapter)),
             ("bias", [f"{path}.bias" for path in adapter.biases]),
         ):
             for key in keys:
@@ -130,7 +142,7 @@ class Merge:
                 raise FormatError(f"{where} is {info.dtype} of shape {info.shape}, but the adapter replaces it by {given}")
             info = TensorInfo(info.dtype, whole.shape)
         self._check_shape(key, info, where)
-        return Step(key, old.file_of(key), info, " + ".join(changes), source)
+        return Step(key, old.file_of(key), info, " + ".join(changes), source, key in self.adapter.experts)
 
     def _source(self, old: Checkpoint, key: str) -> str:
         """The tensor of the base with the old values: the one of this name, or the embedding that serves as the head."""
@@ -170,7 +182,7 @@ class Merge:
             shape = self.shape(path)
         elif (path := path_of_bias(key)) in adapter.biases:
             shape = adapter.biases[path].shape
-        elif key not in adapter.rows:
+        elif key not in adapter.rows and key not in adapter.experts:
             return
         if info.shape != shape:
             raise FormatError(f"{where} must have shape {shape} for the adapter, got {info.shape}")
@@ -190,6 +202,8 @@ class Merge:
         return (shape[1], shape[0]) if self._is_transposed(path) else shape
 
     def _is_transposed(self, path: str) -> bool:
+        if (name := path.rpartition(".")[0]) in self.adapter.experts:
+            return name in self.transposed_experts
         is_head = path.rpartition(".")[2] in HEADS  # never Conv1D
         return (self.fan_in_fan_out and path not in self.adapter.kernels and not is_head) or path in self.adapter.embeddings
 
@@ -197,7 +211,7 @@ class Merge:
 
     def rank(self, key: str) -> int:
         """The rank of the change of a tensor; 0 if it has none."""
-        path = path_of_weight(key)
+        path = f"{key}.0" if key in self.adapter.experts else path_of_weight(key)
         return self.adapter.layers[path].rank if path in self.adapter.layers else 0
 
     def before(self, old: Checkpoint, step: Step, start: int, stop: int) -> tuple[Array, str]:
@@ -210,55 +224,41 @@ class Merge:
         raw = file.raw(step.source, start * columns, stop * columns)
         return raw.reshape(-1, columns), file.info(step.source).dtype
 
-    def rows(self, key: str, dtype: Any) -> Change | None:
+    def rows(self, old: Checkpoint, step: Step, dtype: Any) -> Change | None:
         """A function that computes new rows, in the given dtype; None if they stay as they are in the whole tensor."""
-        path, changes = path_of_weight(key), []
+        key, path, changes = step.key, path_of_weight(step.key), []
         if key in self.adapter.rows:
-            changes.append(self._replaced(key, dtype))
+            changes.append(replaced_rows(self.adapter.rows[key], dtype))
+        if key in self.adapter.experts:
+            pairs = [self._product(expert, dtype) for expert in expert_paths(self.adapter, key)]
+            changes.append(added_products(pairs))
         if path in self.adapter.layers:
-            changes.append(self._merged(path, dtype))
-        if (path := path_of_bias(key)) in self.adapter.biases:
-            changes.append(self._with_bias(path, dtype))
-        if len(changes) < 2:
-            return changes[0] if changes else None
-        first, second = changes
-        return lambda old, start, out=None: second(first(old, start), start, out)
+            changes.append(added_product(*self._product(path, dtype)))
+        if (owner := path_of_bias(key)) in self.adapter.biases:
+            scaling = self._signed(self.adapter.layers[owner].scaling)
+            changes.append(added_column((scaling * self.adapter.biases[owner]).astype(dtype)))
+        change = in_turn(changes)
+        if change is None or path not in self.adapter.magnitudes:
+            return change
+        magnitude = self.adapter.magnitudes[path]
+        if self._is_transposed(path):
+            return scaled_columns(change, magnitude, lambda: self._windows(old, step, dtype))
+        return scaled_rows(change, magnitude)
 
-    def _merged(self, path: str, dtype: Any) -> Change:
-        """``W + s A B``, or ``m V / ‖V‖``."""
+    def _product(self, path: str, dtype: Any) -> tuple[Array, Array]:
+        """The factors whose product is the change ``s A B`` of a weight as it is stored."""
         layer = self.adapter.layers[path]
         A, B = layer.matrix_a.astype(dtype), layer.matrix_b.astype(dtype)
         left, right = (A, B) if self._is_transposed(path) else (B.T, A.T)
-        left, right = np.ascontiguousarray(self._signed(layer.scaling) * left), np.ascontiguousarray(right)
-        magnitude = self.adapter.magnitudes.get(path)
+        return np.ascontiguousarray(self._signed(layer.scaling) * left), np.ascontiguousarray(right)
 
-        def merged(old: Array, first: int, out: Array | None = None) -> Array:
-            # (rows, r) @ (r, columns) -> (rows, columns)
-            new: Array = np.matmul(left[first : first + len(old)], right, out=out)
-            new += old
-            if magnitude is not None:
-                norms = np.sqrt((new * new).sum(axis=1))
-                new *= (magnitude[first : first + len(old)] / np.where(norms == 0, 1, norms))[:, None].astype(dtype)
-            return new
-
-        return merged
-
-    def _with_bias(self, path: str, dtype: Any) -> Change:
-        """``b + s c``."""
-        change = self._signed(self.adapter.layers[path].scaling) * self.adapter.biases[path].astype(dtype)[:, None]
-        return lambda old, first, out=None: np.add(old, change[first : first + len(old)].astype(dtype), out=out)
-
-    def _replaced(self, key: str, dtype: Any) -> Change:
-        indices, values = self.adapter.rows[key]
-
-        def replaced(old: Array, first: int, out: Array | None = None) -> Array:
-            inside = (indices >= first) & (indices < first + len(old))
-            new = np.empty_like(old) if out is None else out
-            new[...] = old
-            new[indices[inside] - first] = values[inside].astype(dtype)
-            return new
-
-        return replaced
+    def _windows(self, old: Checkpoint, step: Step, dtype: Any) -> Iterator[tuple[int, Array]]:
+        """The old rows, some at a time, with the number of the first."""
+        rows, columns = step.rows_and_columns
+        count = max(1, WINDOW // max(1, columns))
+        for start in range(0, rows, count):
+            stored, name = self.before(old, step, start, min(start + count, rows))
+            yield start, decoded(stored, name).astype(dtype)
 
     def _signed(self, scaling: float) -> float:
         return -scaling if self.subtract else scaling

@@ -204,11 +204,11 @@ def is_target(config: Mapping[str, Any], path: str) -> bool:
     return _layer_index(config, path) in _listed(indices)
 
 
-def target_parameter(config: Mapping[str, Any], path: str) -> str | None:
-    """The entry of target_parameters that names a parameter of a layer, such as the weights of all experts."""
-    names = [name for name in config.get("target_parameters") or () if not name.endswith(".weight")]
-    modules = {name: name.rpartition(".")[0] for name in names}
-    return next((name for name, module in modules.items() if module and _names([module], path)), None)
+def target_parameters(config: Mapping[str, Any], path: str) -> list[str]:
+    """The names of the parameters of a module that target_parameters names, such as the weights of all experts."""
+    names = [name.rpartition(".") for name in config.get("target_parameters") or ()]
+    found = [f"{path}.{name}" for module, _, name in names if module and _names([module], path) and name != "weight"]
+    return list(dict.fromkeys(found))
 
 
 def _names(targets: str | Iterable[str] | None, path: str) -> bool:
@@ -273,10 +273,11 @@ def common_dropout(layers: Mapping[str, LowRankLayer]) -> float:
 def config_of(weights: AdapterWeights) -> dict[str, Any]:
     """A configuration that names every layer, with patterns for the ranks and alphas that are not the most common ones."""
     rslora = all(layer.scaling_rule == "rslora" for layer in weights.layers.values())
-    ranks = {path: layer.rank for path, layer in weights.layers.items()}
+    layers = {_target(weights, path): layer for path, layer in weights.layers.items()}
+    ranks = {path: layer.rank for path, layer in layers.items()}
     alphas = {
         path: layer.alpha if rslora or layer.scaling_rule != "rslora" else layer.scaling * layer.rank
-        for path, layer in weights.layers.items()
+        for path, layer in layers.items()
     }
     rank, alpha = _most_common(ranks), _most_common(alphas)
     return (
@@ -286,7 +287,7 @@ def config_of(weights: AdapterWeights) -> dict[str, Any]:
             "base_model_name_or_path": None,
             "task_type": None,
             "inference_mode": True,
-            "target_modules": sorted(weights.layers),
+            "target_modules": sorted(path for path in weights.layers if path.rpartition(".")[0] not in weights.experts),
             "r": rank,
             "lora_alpha": alpha,
             "rank_pattern": {f"^{re.escape(path)}": value for path, value in ranks.items() if value != rank},
@@ -297,7 +298,14 @@ def config_of(weights: AdapterWeights) -> dict[str, Any]:
             "lora_dropout": common_dropout(weights.layers),
         }
         | ({"init_lora_weights": start} if (start := changed_base(weights.config)) else {})
+        | ({"target_parameters": list(weights.experts)} if weights.experts else {})
     )
+
+
+def _target(weights: AdapterWeights, path: str) -> str:
+    """What the configuration names for a layer: the layer, or the parameter of its expert."""
+    name = path.rpartition(".")[0]
+    return name if name in weights.experts else path
 
 
 def _config_of_others(weights: AdapterWeights) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from ..layers.lora import LoRALayer
 from ._convolutions import Kernel, as_stored, stored_magnitude
 from ._factors import PREFIX, AdapterFile, layer_of, magnitude, pair
 from ._json import parsed_json
-from ._peft_config import alpha_of, dropout_of, is_saved_whole, is_target, rank_of, target_parameter, token_indices
+from ._peft_config import alpha_of, dropout_of, is_saved_whole, is_target, rank_of, token_indices
+from ._peft_experts import check_experts, expert_tensors, experts_of
 
 A, B, BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
 EMBEDDING_A, EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
@@ -44,11 +45,10 @@ def weights_of(stored: AdapterFile, config: Mapping[str, Any], config_name: str)
         stored.check_all_taken()
         raise FormatError(f"{stored.label}: contains no LoRA factors")
     layers, magnitudes, biases, kernels = {}, {}, {}, {}
+    experts = experts_of(parts, config, f"{stored.label}: {PREFIX}")
     for path, factors in parts.items():
         where = f"{stored.label}: {PREFIX}{path}"
         if not is_target(config, path):
-            if name := target_parameter(config, path):
-                raise NotSupportedError(f"{where}: target_parameters names {name!r}, which is not a weight matrix")
             raise FormatError(f"{where}: target_modules of {config_name} does not name it")
         layers[path], kernel = layer, _ = _layer(factors, path, config, settings.get(path), where)
         if kernel:
@@ -62,7 +62,7 @@ def weights_of(stored: AdapterFile, config: Mapping[str, Any], config_name: str)
             biases[path] = magnitude(factors, BIAS, layer, where)
     rows = _rows(stored, config)
     return AdapterWeights(
-        layers,
+        layers | {f"{name}.{number}": layer for name, found in experts.items() for number, layer in enumerate(found)},
         magnitudes,
         {path: settings[path] for path in layers if path in settings},
         config,
@@ -72,6 +72,7 @@ def weights_of(stored: AdapterFile, config: Mapping[str, Any], config_name: str)
         embeddings=frozenset(path for path, factors in parts.items() if EMBEDDING_A in factors),
         dropped=stored.dropped,
         kernels=kernels,
+        experts={name: len(found) for name, found in experts.items()},
     )
 
 
@@ -79,8 +80,8 @@ def _layer(
     factors: Mapping[str, Array], path: str, config: Mapping[str, Any], settings: DyLoRASettings | None, where: str
 ) -> tuple[LoRALayer, Kernel]:
     kinds = (EMBEDDING_A, EMBEDDING_B) if EMBEDDING_A in factors or EMBEDDING_B in factors else (A, B)
-    if kinds[0] == EMBEDDING_A and (unexpected := factors.keys() - set(kinds)):
-        raise NotSupportedError(f"{where}.{min(unexpected)} is not supported for an embedding")
+    if kinds[0] == EMBEDDING_A and BIAS in factors:
+        raise NotSupportedError(f"{where}.{BIAS} is not supported for an embedding")
     matrix_a, matrix_b, kernel = pair(factors, *kinds, where)
     rank = rank_of(config, path)
     if rank != matrix_a.shape[1]:
@@ -157,7 +158,10 @@ def may_be_new(config: Mapping[str, Any], key: str) -> bool:
 def tensors_of(weights: AdapterWeights) -> dict[str, Array]:
     """The tensors of a PEFT file."""
     tensors: dict[str, Array] = {}
+    tensors |= expert_tensors(weights)
     for path, layer in weights.layers.items():
+        if path.rpartition(".")[0] in weights.experts:
+            continue
         first, second = (EMBEDDING_A, EMBEDDING_B) if path in weights.embeddings else (A, B)
         kernel = weights.kernels.get(path, ())
         tensors[f"{PREFIX}{path}.{first}"], tensors[f"{PREFIX}{path}.{second}"] = as_stored(layer, kernel)
@@ -181,8 +185,9 @@ def check_writable(weights: AdapterWeights) -> None:
         raise ArgumentError("PEFT needs a path for each layer: put the adapter into a Sequential with a name")
     if weights.magnitudes and len(weights.magnitudes) < len(weights.layers):
         raise NotSupportedError("a PEFT adapter is DoRA on all of its layers or on none")
-    if weights.embeddings and (weights.magnitudes or weights.biases):
-        raise NotSupportedError(f"{min(weights.embeddings)}: an embedding cannot have a DoRA magnitude or a lora_bias")
+    if weights.embeddings and weights.biases:
+        raise NotSupportedError(f"{min(weights.embeddings)}: an embedding cannot have a lora_bias")
+    check_experts(weights)
     for key in weights.rows:
         if not key.endswith(".weight") or key.removesuffix(".weight") in weights.layers:
             raise NotSupportedError(f"{key}: PEFT replaces rows only of a weight without a low-rank change")

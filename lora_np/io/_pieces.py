@@ -11,7 +11,7 @@ import numpy as np
 
 from .._typing import Array
 from ..kernels.bfloat16 import narrow, widen
-from ._merging import Change
+from ._changes import Change
 from .safetensors import decoded
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..factors.weights import AdapterWeights
+from ._experts import with_experts_named
 from ._weight_names import path_of_weight, weight_of
 
 
@@ -17,7 +18,7 @@ def with_prefix_of(weights: AdapterWeights, base: Collection[str]) -> AdapterWei
     checkpoint of ``BertModel`` has ``encoder.layer.0...``, and transformers reads both from it. A prefix is added or
     removed only if the base then has the weights of all layers.
     """
-    keys = [weight_of(path) for path in weights.layers]
+    keys = changed_tensors(weights)
     if all(key in base for key in keys):
         return weights
     shorter = {key.partition(".")[0] for key in keys}
@@ -25,6 +26,12 @@ def with_prefix_of(weights: AdapterWeights, base: Collection[str]) -> AdapterWei
     found = [_without(f"{prefix}.") for prefix in shorter] + [_with(f"{prefix}.", base) for prefix in longer]
     fitting = [rename for rename in found if all(rename(key) in base for key in keys)]
     return _renamed(weights, fitting[0]) if len(fitting) == 1 else weights
+
+
+def changed_tensors(weights: AdapterWeights) -> list[str]:
+    """The names of the tensors that have a low-rank change."""
+    expert = {f"{name}.{number}" for name, count in weights.experts.items() for number in range(count)}
+    return [*(weight_of(path) for path in weights.layers if path not in expert), *weights.experts]
 
 
 def _without(prefix: str) -> Callable[[str], str]:
@@ -36,6 +43,7 @@ def _with(prefix: str, base: Collection[str]) -> Callable[[str], str]:
 
 
 def _renamed(weights: AdapterWeights, rename: Callable[[str], str]) -> AdapterWeights:
+    weights = with_experts_named(weights, {name: rename(name) for name in weights.experts})
     paths = {path: path_of_weight(rename(weight_of(path))) for path in weights.layers}
     by_path = ("layers", "magnitudes", "nested", "biases", "kernels")
     by_key = ("whole", "rows")

@@ -170,15 +170,17 @@ def split_component(path: str) -> tuple[str | None, str]:
 
 def renamed(weights: AdapterWeights, names: dict[str, str]) -> AdapterWeights:
     """The layers of `names` and everything that belongs to them, under new paths; NotSupportedError for whole tensors."""
-    for key in [*weights.whole, *weights.rows]:
-        raise NotSupportedError(f"{key!r}, which the adapter replaces, is not a layer whose name could be changed")
+    for key in [*weights.whole, *weights.rows, *weights.experts]:
+        raise NotSupportedError(f"{key!r}, which the adapter changes, is not a layer whose name could be changed")
 
     def changed(value: Any) -> Any:
         if isinstance(value, frozenset):
             return frozenset(names[path] for path in value if path in names)
         return {names[path]: item for path, item in value.items() if path in names}
 
-    by_path = [field.name for field in fields(weights) if field.name not in ("config", "whole", "rows", "dropped")]
+    by_path = [
+        field.name for field in fields(weights) if field.name not in ("config", "whole", "rows", "experts", "dropped")
+    ]
     return replace(weights, **{name: changed(getattr(weights, name)) for name in by_path})
 
 

@@ -22,11 +22,10 @@ from ._checkpoint import SINGLE as SINGLE
 from ._checkpoint import Checkpoint, index_path, read_index
 from ._checkpoint import checkpoint_files as checkpoint_files
 from ._merging import PRECISIONS as PRECISIONS
-from ._merging import Merge, Step
+from ._merging import WINDOW, Merge, Step
 from ._pieces import Conversion, Workers, usable_threads
 from .safetensors import DTYPES, SafetensorsFile, Stored, decoded, encoded, stream_safetensors
 
-WINDOW = 1 << 21  # elements mapped and written at a time
 PIECE = 1 << 16  # elements computed at a time: few enough to stay in the cache throughout
 SMALL_PRODUCT = 1_000_000  # multiplications below which a product is not worth a second BLAS thread
 
@@ -213,7 +212,7 @@ def _copied(tensors: SafetensorsFile, key: str) -> Iterator[Stored]:
 def _changed(merge: Merge, old: Checkpoint, step: Step, workers: Workers) -> Iterator[Array]:
     rows, columns = step.rows_and_columns
     dtype = np.float64 if step.info.dtype == "F64" else np.float32
-    change = merge.rows(step.key, dtype)
+    change = merge.rows(old, step, dtype)
     count = max(1, min(PIECE, SMALL_PRODUCT // max(1, merge.rank(step.key))) // max(1, columns))
     for start, stop in _windows(rows, max(1, WINDOW // max(1, columns))):
         before, stored = merge.before(old, step, start, stop)
@@ -257,7 +256,7 @@ def _equal(old: SafetensorsFile, new: SafetensorsFile, key: str) -> bool:
 @np.errstate(invalid="ignore")  # signalling NaNs
 def _error(merge: Merge, old: Checkpoint, step: Step, new: SafetensorsFile) -> float:
     rows, columns = step.rows_and_columns
-    merged = merge.rows(step.key, np.float64)
+    merged = merge.rows(old, step, np.float64)
     largest = difference = 0.0
     for start, stop in _windows(rows, max(1, PIECE // max(1, columns))):
         stored, dtype = merge.before(old, step, start, stop)

@@ -101,7 +101,7 @@ def rounding_losses(
         return [
             _loss(merge, old, new, step)
             for step in merge.plan(old).values()
-            if step.source is not None and merge.rows(step.key, np.float64) is not None
+            if step.source is not None and merge.rows(old, step, np.float64) is not None
         ]
 
 
@@ -119,7 +119,7 @@ def _loss(merge: Merge, old: Checkpoint, new: Checkpoint, step: Step) -> Roundin
 def _values(merge: Merge, old: Checkpoint, new: Checkpoint, step: Step) -> Iterator[tuple[Array, Array, Array]]:
     """The values before and after the merge, and the exact ones, in float64, a few rows at a time."""
     rows, columns = step.rows_and_columns
-    exact = merge.rows(step.key, np.float64)
+    exact = merge.rows(old, step, np.float64)
     assert exact is not None
     count = max(1, PIECE // max(1, columns))
     for start in range(0, rows, count):

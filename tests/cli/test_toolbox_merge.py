@@ -27,7 +27,7 @@ from tests.cli.toolbox import (
     write_shards,
 )
 
-DORA = "a DoRA adapter can be neither subtracted from weights nor merged into weights stored as (in, out)"
+DORA = "a DoRA adapter cannot be subtracted from weights: the norms before it are not known"
 
 
 @pytest.fixture
@@ -159,8 +159,6 @@ def test_dora(tmp_path, run, fail, base):
     lengths = np.linalg.norm(load_safetensors(tmp_path / "m.safetensors")["first.weight"], axis=1)
     np.testing.assert_allclose(lengths, np.abs(dora()["first"].magnitude), rtol=1e-5)
     message = fail("unmerge", base, adapter, "-o", tmp_path / "x")
-    assert message == DORA
-    message = fail("merge", base, adapter, "-o", tmp_path / "x", "--fan-in-fan-out")
     assert message == DORA
     assert sorted(os.listdir(tmp_path)) == ["base.safetensors", "dora", "m.safetensors"]
 

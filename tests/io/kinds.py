@@ -48,6 +48,7 @@ PEFT = {
     "peft-exclude": Kind("`exclude_modules`"),
     "peft-one-layer": Kind("`layers_to_transform`"),
     "peft-fan-in-fan-out": Kind("`Conv1D` of GPT-2, `fan_in_fan_out`"),
+    "peft-fan-in-fan-out-dora": Kind("`Conv1D` of GPT-2 with `use_dora`"),
     "peft-conv1d": Kind("`Conv1d`"),
     "peft-conv2d": Kind("`Conv2d`, kernel 3 x 2"),
     "peft-conv2d-1x1": Kind("`Conv2d`, kernel 1 x 1"),
@@ -57,6 +58,7 @@ PEFT = {
     "peft-conv2d-groups": Kind("`Conv2d` in groups"),
     "peft-linear-and-conv": Kind("`Linear`, `Conv1d` and `Conv2d` of different ranks"),
     "peft-embedding": Kind("low-rank embedding"),
+    "peft-embedding-dora": Kind("low-rank embedding with `use_dora`"),
     "peft-trainable-tokens": Kind("`trainable_token_indices`"),
     "peft-lora-bias": Kind("`lora_bias`"),
     "peft-bias-lora-only": Kind('`bias="lora_only"`'),
@@ -64,6 +66,7 @@ PEFT = {
     "peft-modules-to-save": Kind("`modules_to_save`: a head"),
     "peft-saved-norm": Kind("`modules_to_save`: a norm and a head"),
     "peft-target-parameters": Kind("`target_parameters`: experts in one parameter"),
+    "peft-experts": Kind("`target_parameters`: several parameters of a module"),
     "peft-pissa": Kind("PiSSA, with its residual base", base_is_residual=True),
     "peft-pissa-fast": Kind("PiSSA by fast SVD, with its residual base", base_is_residual=True),
     "peft-olora": Kind("OLoRA, with its residual base", base_is_residual=True),
@@ -215,7 +218,9 @@ def same(one, other):
         all(np.array_equal(*pair) for pair in arrays)
         and all(b is not None and all(map(np.array_equal, a, b)) for a, b in rows)
         and dict(one.kernels) == dict(other.kernels)
+        and dict(one.nested) == dict(other.nested)
         and one.embeddings == other.embeddings
+        and dict(one.experts) == dict(other.experts)
     )
 
 

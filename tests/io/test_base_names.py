@@ -181,5 +181,5 @@ def test_both_names_of_a_block_lead_to_each_other():
 
 
 def test_whole_tensors_are_not_renamed():
-    with pytest.raises(NotSupportedError, match=r"'head\.bias', which the adapter replaces, is not a layer"):
+    with pytest.raises(NotSupportedError, match=r"'head\.bias', which the adapter changes, is not a layer"):
         components(adapter("unet.a", whole={"head.bias": np.zeros(3)}))

@@ -9,7 +9,7 @@ import pytest
 
 from lora_np import ArgumentError, FormatError, LoRALayer, NotSupportedError, merge_in_place
 from lora_np.factors.weights import AdapterWeights
-from lora_np.io import _pieces, merge
+from lora_np.io import _merging, _pieces, merge
 from lora_np.io.merge import INDEX, SINGLE, checkpoint_files, merge_checkpoint, verify_checkpoint
 from lora_np.io.peft import apply_peft, load_peft
 from lora_np.io.safetensors import SafetensorsFile, load_safetensors, save_safetensors
@@ -160,10 +160,10 @@ def values(checkpoint):
 def wanted(base, weights, path, fan_in_fan_out=False):
     """The merged weight in float64, computed from the dense matrix."""
     old, delta = values(base)[f"{path}.weight"], weights.layers[path].merge_weights()
-    V = old + (delta if fan_in_fan_out else delta.T)
+    V = old.T + delta if not fan_in_fan_out else old + delta
     if path in weights.magnitudes:
-        V *= (weights.magnitudes[path] / np.linalg.norm(V, axis=1))[:, None]
-    return V
+        V *= weights.magnitudes[path] / np.linalg.norm(V, axis=0)
+    return V if fan_in_fan_out else V.T
 
 
 def assert_last_place(checkpoint, key, exact, dtype, units=1):
@@ -183,6 +183,26 @@ def test_the_result_is_the_float64_sum_rounded(tmp_path, output, dtype, dora):
     units = 4 if dora else 1  # the norm, the quotient and the product are rounded as well
     for path in SHAPES:
         assert_last_place(output, f"{path}.weight", wanted(base, weights, path), dtype, units)
+
+
+@pytest.mark.parametrize("window", [1, 5, merge.WINDOW])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dora_of_weights_stored_as_in_out_scales_their_columns(tmp_path, output, monkeypatch, dtype, window):
+    monkeypatch.setattr(_merging, "WINDOW", window)
+    monkeypatch.setattr(merge, "WINDOW", window)
+    base, weights = single(tmp_path, dtype=dtype, fan_in_fan_out=True), adapter(dora=True)
+    merge_checkpoint(base, weights, output, fan_in_fan_out=True)
+    for path in SHAPES:
+        assert_last_place(output, f"{path}.weight", wanted(base, weights, path, fan_in_fan_out=True), dtype, 4)
+    for tensor in verify_checkpoint(base, weights, output, fan_in_fan_out=True):
+        assert tensor.error <= 4 * tensor.precision
+
+
+def test_dora_leaves_columns_of_zeros(tmp_path, output):
+    base = save(tmp_path / "base" / SINGLE, {"a.weight": np.zeros((3, 2))})
+    layer = LoRALayer.from_factors(np.ones((3, 1)), np.array([[1.0, 0.0]]))
+    merge_checkpoint(base, AdapterWeights({"a": layer}, {"a": np.full(2, 6.0)}), output, fan_in_fan_out=True)
+    np.testing.assert_allclose(values(output)["a.weight"], np.array([[1, 0]] * 3) * 6 / 3**0.5, rtol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -532,14 +552,11 @@ def test_an_invalid_base_is_rejected(tmp_path, reason):
     assert all_files(tmp_path) == before
 
 
-@pytest.mark.parametrize("options", [{"subtract": True}, {"fan_in_fan_out": True}])
 @pytest.mark.parametrize("act", [merge_checkpoint, verify_checkpoint])
-def test_dora_can_be_neither_subtracted_nor_transposed(tmp_path, output, act, options):
+def test_dora_cannot_be_subtracted(tmp_path, output, act):
     base = single(tmp_path)
-    with pytest.raises(
-        NotSupportedError, match="a DoRA adapter can be neither subtracted from weights nor merged into weights stored as"
-    ):
-        act(base, adapter(dora=True), output, **options)
+    with pytest.raises(NotSupportedError, match="a DoRA adapter cannot be subtracted from weights: the norms before it"):
+        act(base, adapter(dora=True), output, subtract=True)
     assert not output.exists()
 
 

@@ -360,13 +360,6 @@ def test_all_entries_that_name_layers_are_read(tmp_path, entries, path, named):
             load_peft(folder)
 
 
-def test_a_parameter_that_is_not_a_weight_is_named(tmp_path):
-    folder = saved(tmp_path, AdapterWeights({"mlp.experts": LoRALayer(4, 3, 1)}))
-    edit_config(folder, target_modules=None, target_parameters=["experts.down_proj"])
-    with pytest.raises(NotSupportedError, match=r"target_parameters names 'experts\.down_proj', which is not a weight"):
-        load_peft(folder)
-
-
 @pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal"])
 def test_initial_values_that_leave_the_base_alone_are_fine(folder, start):
     edit_config(folder, init_lora_weights=start)

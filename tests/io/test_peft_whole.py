@@ -344,7 +344,7 @@ def adapters(draw):
         for path in paths
         for m, r, n in [(draw(sizes), draw(sizes), draw(sizes))]
     }
-    kind = draw(st.sampled_from(["plain", "dora", "bias", "embedding"]))
+    kind = draw(st.sampled_from(["plain", "dora", "bias", "embedding", "embedding with dora", "experts"]))
     outputs = {path: rng.normal(size=layer.output_size) for path, layer in layers.items()}
     heads = draw(st.lists(st.sampled_from(["head.out", "norm", "score"]), unique=True))
     whole = {f"{path}.{name}": rng.normal(size=draw(sizes)) for path in heads for name in ("weight", "bias")}
@@ -352,13 +352,16 @@ def adapters(draw):
     whole |= {f"{path}.bias": rng.normal(size=2) for path in draw(st.lists(st.just("free"), max_size=1))}
     whole |= {f"{paths[0]}.weight": rng.normal(size=(2, 3))} if draw(st.booleans()) else {}
     rows = {"table.weight": Rows.of([3, 0, 7], rng.normal(size=(3, 2)))} if draw(st.booleans()) else {}
+    experts = {"mix.up": draw(sizes), "mix.down": draw(sizes)} if kind == "experts" else {}
+    layers |= {f"{name}.{i}": next(iter(layers.values())).clone() for name, count in experts.items() for i in range(count)}
     return AdapterWeights(
         layers,
-        outputs if kind == "dora" else {},
+        outputs if kind in ("dora", "embedding with dora") else {},
         whole=whole,
         rows=rows,
         biases=outputs if kind == "bias" else {},
-        embeddings=frozenset(paths if kind == "embedding" else ()),
+        embeddings=frozenset(paths if kind.startswith("embedding") else ()),
+        experts=experts,
     )
 
 
@@ -569,14 +572,29 @@ def test_tokens_that_are_twice_or_negative_are_refused(tmp_path, indices):
         load_peft(folder)
 
 
-def test_an_embedding_with_a_magnitude_is_refused(tmp_path):
+def test_an_embedding_with_a_bias_is_refused(tmp_path):
     folder = tmp_path / "adapter"
     weights = AdapterWeights({"emb": LoRALayer(9, 4, 2, 3.0, rng=0)}, embeddings=frozenset({"emb"}))
-    save_peft(folder, weights, config={"use_dora": True})
+    save_peft(folder, weights, config={"lora_bias": True})
     arrays = load_safetensors(folder / WEIGHTS)
-    save_safetensors(folder / WEIGHTS, arrays | {"base_model.model.emb.lora_magnitude_vector": np.ones(4)})
-    with pytest.raises(NotSupportedError, match="lora_magnitude_vector is not supported for an embedding"):
+    save_safetensors(folder / WEIGHTS, arrays | {"base_model.model.emb.lora_B.bias": np.ones(4)})
+    with pytest.raises(NotSupportedError, match=r"lora_B\.bias is not supported for an embedding"):
         load_peft(folder)
+
+
+def test_an_embedding_with_a_magnitude_in_a_model_and_merged_is_the_same(tmp_path):
+    table = randomised(Embedding(9, 4))
+    change = {"emb": randomised(LoRALayer(9, 4, 2, 3.0))}
+    weights = AdapterWeights(change, {"emb": np.arange(1.0, 5.0)}, embeddings=frozenset({"emb"}))
+    save_peft(tmp_path / "adapter", weights)
+    assert_same_weights(load_peft(tmp_path / "adapter"), weights)
+    adapted = applied(Sequential({"emb": table, "up": DenseLayer(4, 3, rng=0)}), weights)
+    V = table.weight + weights.layers["emb"].merge_weights()
+    expected = np.arange(1.0, 5.0) * V / np.linalg.norm(V, axis=0)
+    np.testing.assert_allclose(adapted.children()["emb"].weight, expected, rtol=1e-14)
+    save_safetensors(tmp_path / "base", {"emb.weight": table.weight})
+    merge_checkpoint(tmp_path / "base", weights, tmp_path / "merged")
+    np.testing.assert_allclose(load_safetensors(tmp_path / "merged")["emb.weight"], expected, rtol=1e-14)
 
 
 def test_a_convolution_is_not_a_task():

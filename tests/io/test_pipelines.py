@@ -112,7 +112,7 @@ def test_refusals_leave_nothing(tmp_path, base):
     layer = {"unet.nowhere": LoRALayer(4, 3, 2, rng=0)}
     with pytest.raises(FormatError, match=r"no module has the name of 'unet.nowhere'"):
         merge_pipeline(base, AdapterWeights(layer), tmp_path / "out")
-    with pytest.raises(NotSupportedError, match=r"'head.weight', which the adapter replaces"):
+    with pytest.raises(NotSupportedError, match=r"'head.weight', which the adapter changes"):
         merge_pipeline(base, AdapterWeights({}, whole={"head.weight": np.ones(1)}), tmp_path / "out")
     with pytest.raises(FormatError, match=r"must be the folder of a diffusers pipeline, but has no model_index.json"):
         merge_pipeline(base / "unet", AdapterWeights(layer), tmp_path / "out")

@@ -20,6 +20,7 @@ GGUF = "tests/io/test_gguf.py"
 MERGING = "tests/io/test_merge.py"
 ROUNDING = "tests/io/test_rounding.py"
 PIPELINES = "tests/io/test_pipelines.py"
+EXPERTS = "tests/io/test_experts.py"
 FOLDERS = "tests/cli/test_toolbox_merge.py"
 EXTRACT = "tests/io/test_extract.py"
 OPEN_CLIP = "tests/io/test_open_clip_names.py"
@@ -406,7 +407,7 @@ MUTANTS = [
     ),
     Mutant(
         "merge: rows are replaced in the first window only",
-        "io/_merging.py",
+        "io/_changes.py",
         "new[indices[inside] - first] = values[inside]",
         "new[indices[inside]] = values[inside]",
         (MERGE_WHOLE,),
@@ -414,8 +415,8 @@ MUTANTS = [
     Mutant(
         "merge: a bias is added in the wrong direction when it is subtracted",
         "io/_merging.py",
-        "change = self._signed(self.adapter.layers[path].scaling) * self.adapter.biases",
-        "change = self.adapter.layers[path].scaling * self.adapter.biases",
+        "scaling = self._signed(self.adapter.layers[owner].scaling)",
+        "scaling = self.adapter.layers[owner].scaling",
         (MERGE_WHOLE,),
     ),
     Mutant(
@@ -656,5 +657,33 @@ MUTANTS = [
         "with atomic_file(os.path.join(target, name)) as file,",
         'with open(os.path.join(target, name), "wb") as file,',
         ("tests/test_atomic_folder.py",),
+    ),
+    Mutant(
+        "the components of experts are taken expert by expert",
+        "io/_experts.py",
+        "Bs = B.reshape(-1, count, outputs)",
+        "Bs = B.reshape(count, -1, outputs).swapaxes(0, 1)",
+        ("tests/io/test_kinds.py",),
+    ),
+    Mutant(
+        "the first parameter of a module is outermost",
+        "io/_experts.py",
+        "reversed(list(weights.experts))",
+        "list(weights.experts)",
+        (EXPERTS,),
+    ),
+    Mutant(
+        "the norms of columns are those of the last rows",
+        "io/_changes.py",
+        "squares += (V * V)",
+        "squares = (V * V)",
+        ("tests/io/test_merge.py",),
+    ),
+    Mutant(
+        "whole tensors are widened",
+        "io/safetensors.py",
+        'if info.dtype == "BF16" and len(info.shape) == 2:',
+        "if False:",
+        ("tests/io/test_stored_whole.py",),
     ),
 ]
