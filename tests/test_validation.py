@@ -125,6 +125,42 @@ def test_a_new_best_epoch_renews_the_patience():
     np.testing.assert_array_equal(model.bias, 5.0)
 
 
+def losses_of(values, **options):
+    """The losses of the epochs of a run whose validation loss takes the given values; its parameters at the end."""
+    model, following = DenseLayer(3, 2, rng=0), iter(values[1:])
+    model.weight[...], model.bias[...] = 0, np.sqrt(values[0])
+
+    def move(progress):
+        if progress.is_epoch_end:
+            model.bias[...] = np.sqrt(next(following, 0.0))
+
+    options = {"validation": (V, np.zeros((7, 2))), "callbacks": [move], "epochs": len(values)} | options
+    history = train(model, SGD(0.0), **options)
+    return history.validation_losses, model.bias[0] ** 2
+
+
+def test_an_improvement_within_the_tolerance_does_not_renew_the_patience():
+    values = [8.0, 7.0, 6.5, 6.25, 5.0, 4.0]
+    for tolerance, expected in [(0.0, values), (1.5, values[:3]), (1.0, values[:2] + values[2:3]), (0.5, values)]:
+        losses, last = losses_of(values, patience=2, tolerance=tolerance)
+        np.testing.assert_allclose(losses, expected)
+        assert last == pytest.approx(min(expected))  # the best parameters, within the tolerance too
+
+
+def test_without_validation_the_training_loss_decides_and_nothing_is_put_back():
+    model, data = DenseLayer(3, 2, rng=0), (X[:4], np.zeros((4, 2)))
+    model.weight[...] = 0
+    following = iter([3.0, 2.0, 2.5, 2.25, 1.0])
+
+    def move(progress):
+        model.bias[...] = next(following)
+
+    model.bias[...] = 4.0
+    history = fit(model, data, LOSS, SGD(0.0), 9, 4, callbacks=[move], patience=2)
+    np.testing.assert_allclose(np.sqrt(history.epoch_losses), [4, 3, 2, 2.5, 2.25])
+    np.testing.assert_array_equal(model.bias, 1.0)
+
+
 def test_the_best_parameters_are_put_back_although_the_patience_lasts():
     model, validation, seen, options = too_far(40)
     history = train(model, validation=validation, patience=100, **options)
@@ -153,7 +189,8 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patience": 2}, "patience requires validation"),
+        ({"tolerance": 0.1}, "tolerance requires patience"),
+        ({"tolerance": -0.1, "patience": 2}, "tolerance must be at least 0"),
         ({"patience": 0, "validation": (V, V @ TRUE)}, "patience must be at least 1"),
         ({"validation": V}, r"validation must be \(inputs, targets\)"),
         ({"validation": {"x": 1}}, r"validation must be \(inputs, targets\)"),

@@ -18,6 +18,7 @@ from .history import History, Progress
 from .minibatches import Minibatches
 from .nested_dropout import RankSchedule, shared_rank
 from .optimizers import Optimizer
+from .patience import Patience
 from .samples import checked_samples
 from .schedules import Schedule, factors_of
 from .sorted_start import SortedStart, StepRanks
@@ -45,6 +46,7 @@ def fit(
     accumulate: int = 1,
     validation: ValidationData | None = None,
     patience: int | None = None,
+    tolerance: float = 0.0,
     rank_schedule: RankSchedule | SortedStart = shared_rank,
     callbacks: Iterable[Callable[[Progress], None]] = (),
     checkpoint: str | os.PathLike[str] | None = None,
@@ -98,8 +100,11 @@ def fit(
         Samples on which to measure the loss after each epoch, as `Layer.predict` sees them: DyLoRA adapters use their
         deployment rank. Penalties on the weights are not included.
     patience : int, optional
-        At least 1; requires `validation`. The training ends early after so many epochs in a row that do not lower the best
-        validation loss, and the parameters of the best epoch are put back at the end. The optimizer keeps its last state.
+        At least 1. The training ends early after so many epochs in a row that do not lower the best loss: that on the
+        validation data, in which case the parameters of the best epoch are put back at the end, or, without `validation`,
+        the mean loss of the epoch. The optimizer keeps its last state.
+    tolerance : float, default 0
+        With `patience`: by how much the best loss must be lowered at least, not negative.
     rank_schedule : callable, default `shared_rank`
         Returns the rank of each step; with `rank_per_row`, each row has a separate rank. A `SortedStart` trains at the
         highest rank first, and sorts the components.
@@ -152,9 +157,10 @@ def fit(
     steps = epochs * -(-len(samples.inputs) // rows_per_step)
     factors, ranks = factors_of(schedule, steps), StepRanks(rank_schedule, model, optimizer, steps)
     descent = Descent(model, loss, optimizer, clip_norm, Groups.of(groups, decay, optimizer, model.named_parameters()))
-    validated = validation_of(model, loss, validation, batch_size, patience, by_task=by_task)
+    validated = validation_of(model, loss, validation, batch_size, by_task=by_task)
     state, sizes, rates = State(random), (batch_size, rows_per_step), rates_of(schedule, optimizer, steps)
-    training = Minibatches(samples, descent, ranks, state, *sizes, bool(shuffle), by_task, validated, rates, checkpoint)
+    ends = validated, Patience(patience, tolerance)
+    training = Minibatches(samples, descent, ranks, state, *sizes, bool(shuffle), by_task, *ends, rates, checkpoint)
     return training.train(epochs, factors, callbacks, resume=resume)
 
 

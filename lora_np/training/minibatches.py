@@ -19,6 +19,7 @@ from .history import History, Progress
 from .interrupts import Interrupts
 from .moment import fingerprint
 from .nested_dropout import ranks_of_pieces
+from .patience import Patience
 from .samples import Samples
 from .schedules import scheduled
 from .sorted_start import StepRanks
@@ -42,6 +43,7 @@ class Minibatches:
     shuffles, by_task : bool
         Whether the rows are reshuffled before each epoch, and whether the loss is averaged by task.
     validation : Validation, optional
+    patience : Patience
     rates : mapping, optional
         See `rates_of`.
     checkpoint : path, optional
@@ -56,6 +58,7 @@ class Minibatches:
     shuffles: bool
     by_task: bool
     validation: Validation | None
+    patience: Patience
     rates: dict[str, Any] | None
     checkpoint: str | None
     order: Array = field(init=False)
@@ -81,8 +84,8 @@ class Minibatches:
             if resume:
                 self._resume()
             self._run(epochs, set_rate, callbacks, interrupts)
-        if self.validation is not None:
-            self.validation.put_back_best()
+        for name, array in self.state.best.items():
+            self.descent.layer.set_parameter(name, array)
         return self.state.history
 
     def _run(
@@ -111,8 +114,9 @@ class Minibatches:
         read(self.checkpoint, self.plan, self.state, self.descent)
         with self.state.at_start_of_epoch():
             self._draw_order()
-        if self.validation is not None:
-            self.validation.resume(self.state.history.validation_losses, self.state.best)
+        history = self.state.history
+        for loss in history.epoch_losses if self.validation is None else history.validation_losses:
+            self.patience.is_best(loss)
 
     def _save(self) -> None:
         if self.checkpoint is not None:
@@ -124,7 +128,8 @@ class Minibatches:
             "model": fingerprint(self.descent.layer),
             "data": self.samples.digest(),
             "validation": None if self.validation is None else self.validation.samples.digest(),
-            "patience": None if self.validation is None else self.validation.patience,
+            "patience": self.patience.epochs,
+            "tolerance": self.patience.tolerance,
             "batch_size": self.batch_size,
             "rows_per_step": self.rows_per_step,
             "shuffle": self.shuffles,
@@ -138,7 +143,7 @@ class Minibatches:
         for step in range(state.steps, steps):
             epoch, number = divmod(step, self.per_epoch)
             if number == 0:
-                if self.validation is not None and self.validation.is_over:
+                if self.patience.is_over:
                     return
                 state.begin_epoch()
                 self._draw_order()
@@ -187,13 +192,15 @@ class Minibatches:
 
     def _end_epoch(self) -> float | None:
         """Record an epoch; returns the validation loss after it."""
-        state = self.state
-        state.history.epoch_losses.append(float(state.epoch_total / self.weights.sum()))
+        history, value = self.state.history, float(self.state.epoch_total / self.weights.sum())
+        history.epoch_losses.append(value)
         if self.validation is None:
+            self.patience.is_best(value)
             return None
         value = self.validation.measure()
-        state.history.validation_losses.append(value)
-        state.best = self.validation.best_parameters
+        history.validation_losses.append(value)
+        if self.patience.is_best(value) and self.patience.epochs is not None:
+            self.state.best = {name: p.copy() for name, p in self.descent.layer.named_parameters().items()}
         return value
 
 

@@ -219,22 +219,22 @@ MUTANTS = [
     Mutant(
         "the last parameters remain",
         "training/minibatches.py",
-        "            self.validation.put_back_best()\n",
+        "            self.descent.layer.set_parameter(name, array)\n",
         "            pass\n",
         (VALIDATION,),
     ),
     Mutant(
         "the best parameters are not copied",
-        "training/validation.py",
+        "training/minibatches.py",
         "{name: p.copy() for name, p in",
         "{name: p for name, p in",
         (VALIDATION,),
     ),
     Mutant(
         "the patience is counted over all epochs",
-        "training/validation.py",
-        "self.best, self.waited = value, 0",
-        "self.best = value",
+        "training/patience.py",
+        "self.waited = 0 if loss < self.best - self.tolerance else self.waited + 1",
+        "self.waited += 0 if loss < self.best - self.tolerance else 1",
         (VALIDATION,),
     ),
     Mutant(
@@ -246,9 +246,9 @@ MUTANTS = [
     ),
     Mutant(
         "the patience is one epoch longer",
-        "training/validation.py",
-        "self.waited >= self.patience",
-        "self.waited > self.patience",
+        "training/patience.py",
+        "self.waited >= self.epochs",
+        "self.waited > self.epochs",
         (VALIDATION,),
     ),
     # ---------------------------------------------------------------- accumulation
@@ -441,14 +441,14 @@ MUTANTS = [
     Mutant(
         "a resumed run forgets its patience",
         "training/minibatches.py",
-        "self.validation.resume(self.state.history.validation_losses, self.state.best)",
-        "self.validation.resume([], self.state.best)",
+        "            self.patience.is_best(loss)\n",
+        "            pass\n",
         (CHECKPOINT,),
     ),
     Mutant(
         "a resumed run forgets the best parameters",
-        "training/validation.py",
-        "        self.best_parameters = best_parameters\n",
+        "training/checkpoint.py",
+        '        **_under("best/", state.best),\n',
         "",
         (CHECKPOINT,),
     ),
@@ -476,7 +476,7 @@ MUTANTS = [
     Mutant(
         "a run whose patience is exhausted goes on",
         "training/minibatches.py",
-        "if self.validation is not None and self.validation.is_over:\n                    return",
+        "if self.patience.is_over:\n                    return",
         "if False:\n                    return",
         (CHECKPOINT,),
     ),
@@ -500,5 +500,19 @@ MUTANTS = [
         "and self.checkpoint is not None:\n            raise",
         "and False:\n            raise",
         (CHECKPOINT,),
+    ),
+    Mutant(
+        "the tolerance is ignored",
+        "training/patience.py",
+        "loss < self.best - self.tolerance else",
+        "loss < self.best else",
+        (VALIDATION,),
+    ),
+    Mutant(
+        "parameters that are better within the tolerance are not kept",
+        "training/patience.py",
+        "if not loss < self.best:",
+        "if not loss < self.best - self.tolerance:",
+        (VALIDATION,),
     ),
 ]
