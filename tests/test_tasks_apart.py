@@ -245,14 +245,16 @@ def test_a_pass_without_labels_of_a_task_counts_nothing_for_it():
     assert_near(*found)
 
 
-def test_a_batch_without_any_label_is_refused_as_without_tasks():
-    x, _ = data(["a"] * 4, 0)
-    for average in ("batch", "task"):
-        with pytest.raises(ArgumentError, match="at least one label"):
-            fit(
-                model_of(), (x, [-1, -1, 0, 1]), SoftmaxCrossEntropy(), SGD(0.1), 1, 2, tasks=["a"] * 4, average=average,
-                shuffle=False,
-            )  # fmt: skip
+@pytest.mark.parametrize("average", ["batch", "task"])
+def test_rows_without_a_label_might_as_well_be_absent(average):
+    tasks, labels = ["a", "b", "a", "b", "c"], np.array([-1, -1, 0, 1, -100])
+    x, _ = data(tasks, 0)
+    found, expected = model_of(), model_of()
+    options = {"average": average, "validation": (x, labels, tasks), "rng": 0}
+    history = fit(found, (x, labels), SoftmaxCrossEntropy(), Adam(0.1), 3, 1, tasks=tasks, **options)
+    other = fit(expected, (x[2:4], labels[2:4]), SoftmaxCrossEntropy(), Adam(0.1), 3, 1, tasks=tasks[2:4], **options)
+    assert history == other
+    np.testing.assert_array_equal(found.get_parameters(), expected.get_parameters())
 
 
 def test_any_loss_can_be_averaged_by_task():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 from .._typing import Array, Generator
-from ..training.averaging import Weights, weights_of_passes
+from ..training.averaging import Weights, sums_by_task, weights_of_passes
 from .worker import Size
 
 
@@ -18,7 +17,7 @@ class Piece(NamedTuple):
     samples: Any
     """An index along the first axis."""
     weight: float
-    """The fraction of the step's rows that this piece holds; its loss is a mean over rows, and is weighted by it."""
+    """The fraction of the step's terms that this piece holds; its loss is a mean over them, and is weighted by it."""
     size: int
     """The number of samples."""
     task_weights: Weights | None = None
@@ -38,39 +37,39 @@ class Batches:
 
     def __init__(self, sizes: Sequence[Size], batch_size: int | None) -> None:
         self.sizes = sizes
-        largest = max(size.samples for size in sizes)
+        scale = max(size.scale for size in sizes)
+        self._terms = [size.terms * (size.scale / scale) for size in sizes]
+        largest = max(map(len, self._terms))
         self.batch_size = largest if batch_size is None else batch_size
         self._orders: list[Array] | None = None
-        self.rows = sum(size.samples * size.rows_per_sample for size in sizes)
+        self.terms = float(sum(terms.sum() for terms in self._terms))
+        """The number of terms of an epoch, times their weights."""
         self.steps = -(-largest // self.batch_size)
         """Steps per epoch."""
 
     def shuffle(self, random: Generator) -> None:
         """Draw an order of the samples of each shard, from the first shard to the last."""
-        self._orders = [random.permutation(size.samples) for size in self.sizes]
+        self._orders = [random.permutation(len(terms)) for terms in self._terms]
 
-    def at(self, step: int) -> tuple[list[Piece], int]:
-        """The pieces of a step, in the order of the shards, and their number of rows; steps count from 0 in each epoch."""
-        start = step * self.batch_size
-        counts = [max(0, min(self.batch_size, size.samples - start)) for size in self.sizes]
-        shares = [count * size.rows_per_sample for count, size in zip(counts, self.sizes, strict=True)]
-        rows = sum(shares)
-        chosen = slice(start, start + self.batch_size)
-        pieces = [
-            Piece(number, chosen if self._orders is None else self._orders[number][chosen], shares[number] / rows, count)
-            for number, count in enumerate(counts)
-            if count > 0
-        ]
-        return self._with_task_weights(pieces), rows
+    def at(self, step: int) -> tuple[list[Piece], float]:
+        """The pieces of a step, in the order of the shards, and their number of terms; steps count from 0 in each epoch."""
+        chosen = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        pieces = []
+        for shard, terms in enumerate(self._terms):
+            samples = chosen if self._orders is None else self._orders[shard][chosen]
+            if len(counted := terms[samples]):
+                pieces.append(Piece(shard, samples, float(counted.sum()), len(counted)))
+        total = sum(piece.weight for piece in pieces)
+        shares = [piece._replace(weight=piece.weight / total) for piece in pieces]
+        return self._with_task_weights(shares), total
 
     def _with_task_weights(self, pieces: list[Piece]) -> list[Piece]:
-        sizes = [self.sizes[piece.shard] for piece in pieces]
-        rows = [
-            {task: n * size.rows_per_sample for task, n in Counter(size.tasks[piece.samples].tolist()).items()}
-            for size, piece in zip(sizes, pieces, strict=True)
-            if size.tasks is not None
+        terms = [
+            sums_by_task(self._terms[piece.shard][piece.samples], tasks[piece.samples])
+            for piece in pieces
+            if (tasks := self.sizes[piece.shard].tasks) is not None
         ]
-        if not rows:
+        if not terms:
             return pieces
-        weights = weights_of_passes([(piece.weight, own) for piece, own in zip(pieces, rows, strict=True)])
+        weights = weights_of_passes([(piece.weight, own) for piece, own in zip(pieces, terms, strict=True)])
         return [piece._replace(task_weights=own) for piece, own in zip(pieces, weights, strict=True)]

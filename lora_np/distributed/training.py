@@ -73,11 +73,12 @@ def fit_shards(
     model : Layer
         As in `lora_np.fit`; replicas in workers are separate copies.
     shards : sequence of callables
-        Each takes no arguments, is called by the worker that needs the data, and returns (inputs, targets) or (inputs,
-        targets, tasks) in the form that `lora_np.fit` takes. For workers in other processes it must be picklable: a
-        module-level function, or ``functools.partial(function, "file")``.
+        Each takes no arguments, is called by the worker that needs the data, and returns (inputs, targets), (inputs,
+        targets, tasks) or (inputs, targets, tasks, weights) in the form that `lora_np.fit` takes; tasks may be None. For
+        workers in other processes it must be picklable: a module-level function, or
+        ``functools.partial(function, "file")``.
     loss : Loss
-        A mean over rows, to which weight penalties are added.
+        A mean over rows or labels, to which weight penalties are added.
     optimizer : Optimizer
         It keeps its state from earlier calls.
     epochs : int
@@ -139,7 +140,8 @@ def fit_shards(
     equals that of `lora_np.fit` bit for bit. If tasks are averaged separately, the mean loss of task t on its n_kt rows of
     shard k counts as n_kt / Σ_k n_kt.
 
-    For a model of token ids, a row is a sentence, even if the loss is a mean over tokens.
+    If the loss is a mean over labels, as with labels of tokens, some of which may be ignored, n_k is the number of labels
+    that count instead. With weights, n_k is the sum of the weights of these rows or labels.
 
     Examples
     --------
@@ -232,7 +234,7 @@ class _Training:
         """What must be equal for a checkpoint to fit."""
         return {
             "model": self.workers.job.fingerprint,
-            "shards": [[size.samples, size.rows_per_sample] for size in self.batches.sizes],
+            "shards": [[len(size.terms), size.scale] for size in self.batches.sizes],
             "data": [size.digest for size in self.batches.sizes],
             "batch_size": self.batches.batch_size,
             "shuffle": self.shuffles,
@@ -249,7 +251,7 @@ class _Training:
             self._draw_orders()
         self.set_rate(step)
         self.ranks.begin(step)
-        pieces, rows = batches.at(number)
+        pieces, terms = batches.at(number)
         ranks = self._draw_ranks(pieces)
         try:
             value = _descend(self.descent, self.workers.differentiate(model, pieces, ranks, step + 1))
@@ -257,9 +259,9 @@ class _Training:
             raise stopped(error, step + 1, epoch + 1) from error
         state.history.step_losses.append(value)
         state.history.ranks.append(tuple(rank for rank in ranks[0] if not isinstance(rank, np.ndarray)))
-        state.epoch_total += value * rows
+        state.epoch_total += value * terms
         if number == batches.steps - 1:
-            state.history.epoch_losses.append(state.epoch_total / batches.rows)
+            state.history.epoch_losses.append(state.epoch_total / batches.terms)
         return Progress(model, epoch + 1, epochs, step + 1, epochs * batches.steps, value)
 
     def _draw_orders(self) -> None:

@@ -21,7 +21,8 @@ from ._cache import Recent
 from .replicas import Source
 
 Loader: TypeAlias = Callable[[], Any]
-"""Reads a shard: a picklable function without arguments that returns (inputs, targets) or (inputs, targets, tasks)."""
+"""Reads a shard: a picklable function without arguments that returns (inputs, targets), (inputs, targets, tasks) or
+(inputs, targets, tasks, weights)."""
 
 Ranks: TypeAlias = Sequence[int | Array]
 """For each layer with ranks, in the order of `ranked`: its rank in one pass, or one rank for each sample."""
@@ -56,10 +57,10 @@ class Shard(NamedTuple):
 class Size(NamedTuple):
     """The size of a shard."""
 
-    samples: int
-    """The length of the first axis."""
-    rows_per_sample: int
-    """The product of the axes between the first and the last."""
+    terms: Array
+    """The number of terms of the loss of each sample, times its weight, of which the largest is 1."""
+    scale: float
+    """The number by which the weights were divided."""
     digest: str = ""
     """A digest of the data, if it was asked for."""
     tasks: Array | None = None
@@ -81,10 +82,9 @@ _shards: Recent[Recent[Samples]] = Recent(2)
 def measure(job: Job, shard: Shard, moment: Moment) -> Size:
     """The size of a shard, which is read, and checked against the model and the loss; with a digest of its data."""
     samples = _samples(job, shard, moment)
-    inputs, tasks = samples.inputs, samples.tasks
-    averages_by_task("task" if job.by_task else "batch", has_tasks=tasks is not None)
+    averages_by_task("task" if job.by_task else "batch", has_tasks=samples.tasks is not None)
     digest = samples.digest() if job.with_digests else ""
-    return Size(len(inputs), int(np.prod(inputs.shape[1:-1])), digest, tasks if job.by_task else None)
+    return Size(samples.terms, samples.scale, digest, samples.tasks if job.by_task else None)
 
 
 def differentiate(
@@ -101,7 +101,8 @@ def differentiate(
     ):
         rank = dict(zip(ranked(model), ranks, strict=True)).__getitem__ if ranks else None
         tasks = None if weights is None or samples.tasks is None else samples.tasks[rows]
-        portion = Portion(samples.forward(model, rows, rank), samples.targets[rows], tasks)
+        targets, row_weights = samples.target(rows)
+        portion = Portion(samples.forward(model, rows, rank), targets, tasks, row_weights)
         value, dy = portion.differentiated(job.loss, weights)
         if not np.isfinite(value):
             return ShardGradient(value, {}, {})
@@ -125,10 +126,13 @@ def _samples(job: Job, shard: Shard, moment: Moment) -> Samples:
 def _load(job: Job, shard: Shard, moment: Moment) -> Samples:
     data = shard.loader()
     try:
-        inputs, targets, tasks = data if len(data) == 3 else (*data, None)
+        inputs, targets, tasks, weights = (*data, None, None)[: max(len(data), 4)]
     except (TypeError, ValueError):
-        raise ArgumentError(f"a loader must return (inputs, targets) or (inputs, targets, tasks), got {data!r}") from None
+        raise ArgumentError(
+            "a loader must return (inputs, targets), (inputs, targets, tasks) or (inputs, targets, tasks, weights), "
+            f"got {data!r}"
+        ) from None
     with replicas.of(job.source, job.fingerprint).at(moment) as model:
-        samples = checked_samples(model, job.loss, (inputs, targets), tasks)
+        samples = checked_samples(model, job.loss, (inputs, targets), tasks, weights)
     # In C order, because the order of summation depends on the memory layout, and the bits on the order.
-    return Samples(np.ascontiguousarray(samples.inputs), np.ascontiguousarray(samples.targets), samples.tasks)
+    return samples._replace(inputs=np.ascontiguousarray(samples.inputs), targets=np.ascontiguousarray(samples.targets))

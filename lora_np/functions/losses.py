@@ -6,6 +6,7 @@ With weights of the rows, they are weighted means.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, final
@@ -65,8 +66,9 @@ class Loss(ABC):
             raise ArgumentError(f"weights need predictions with at least two axes, got shape {predictions.shape}")
         weights = row_weights("weights", weights, len(predictions))
         weights = weights / (weights.max(initial=0) or 1)  # their sum could overflow
-        counted = self.terms(targets, weights)
-        factors = weights * (self.terms(targets) / counted) if counted else np.zeros_like(weights)
+        terms = self.terms(targets)
+        counted = (terms * weights).sum()
+        factors = weights * (terms.sum() / counted) if counted else np.zeros_like(weights)
         return self.compute_weighted(predictions, checked_targets, factors.astype(predictions.dtype))
 
     @final
@@ -91,12 +93,12 @@ class Loss(ABC):
         same_shape("targets", targets, predictions.shape)
         return targets.astype(predictions.dtype, copy=False)
 
-    def terms(self, targets: Array, weights: Array | None = None) -> float:
-        """The number of terms over which the loss of valid targets is a mean, up to a factor: by default, of rows.
+    def terms(self, targets: Array) -> Array:
+        """How many of the terms over which the loss is a mean belong to each row of valid targets, up to a common factor.
 
-        With weights, the sum of the weights of these terms.
+        By default, one for each vector of the row, that is for each index of the axes between the first and the last.
         """
-        return len(targets) if weights is None else float(weights.sum())
+        return np.full(len(targets), math.prod(targets.shape[1:-1]))
 
     @abstractmethod
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
@@ -224,7 +226,7 @@ class SoftmaxCrossEntropy(Loss):
 
     Targets are either integer class labels, with the shape of the logits without the last axis, or one-hot rows (or any
     non-negative weights), with the shape of the logits. Rows with the label -1 or -100 (as in PyTorch), such as padding,
-    are ignored: they have no loss and no gradient, and the mean is over the other rows, at least one.
+    are ignored: they have no loss and no gradient, and the mean is over the others, of which there must be one.
     """
 
     def checked_targets(self, predictions: Array, targets: Array) -> Array:
@@ -256,9 +258,9 @@ class SoftmaxCrossEntropy(Loss):
         rows[labelled, labels[labelled]] = labels.size / max(remaining, 1)
         return rows.reshape(predictions.shape)
 
-    def terms(self, targets: Array, weights: Array | None = None) -> float:
-        """The number of targets that are not ignored, or the sum of their weights."""
-        return kept_terms(targets, weights)
+    def terms(self, targets: Array) -> Array:
+        """The number of labels of each row that are not ignored."""
+        return super().terms(targets) if targets.dtype.kind == "f" else labels_of_rows(targets)
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """The value and the gradient."""
@@ -287,10 +289,9 @@ def check_labels(targets: Array, classes: int) -> None:
         )
 
 
-def kept_terms(targets: Array, weights: Array | None) -> float:
-    """The number of targets that are not ignored or, with a weight per row, the sum of their weights."""
-    kept = targets >= 0
-    return float(np.count_nonzero(kept) if weights is None else (_column(weights, targets) * kept).sum())
+def labels_of_rows(targets: Array) -> Array:
+    """The number of labels of each row that are not ignored."""
+    return (targets >= 0).sum(axis=tuple(range(1, targets.ndim)), dtype=int)
 
 
 @final

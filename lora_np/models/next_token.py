@@ -10,7 +10,7 @@ import numpy as np
 from .._typing import Array
 from .._validation import integer
 from ..errors import ArgumentError, InvalidOperationError
-from ..functions.losses import Loss, check_labels, kept_terms
+from ..functions.losses import Loss, check_labels, labels_of_rows
 from ..run import EVALUATION
 from .causal import CausalLM
 
@@ -90,9 +90,9 @@ class NextTokenLoss(Loss):
             )
         return targets
 
-    def terms(self, targets: Array, weights: Array | None = None) -> float:
-        """The number of tokens that are not ignored, or the sum of the weights of their sequences."""
-        return kept_terms(targets, weights)
+    def terms(self, targets: Array) -> Array:
+        """The number of tokens of each sequence that are not ignored."""
+        return labels_of_rows(targets)
 
     def compute(self, predictions: Array, targets: Array) -> tuple[Any, Array]:
         """The value and the gradient of the hidden states."""

@@ -16,7 +16,7 @@ Average: TypeAlias = Literal["batch", "task"]
 """Whether a loss is the mean over all rows of a batch, or the sum of the means over the rows of each task."""
 
 Weights: TypeAlias = Mapping[str | None, float]
-"""The factor of the mean loss of each task; that of other tasks is 0."""
+"""The factor of the mean loss of each task."""
 
 
 class Portion(NamedTuple):
@@ -29,9 +29,14 @@ class Portion(NamedTuple):
     row_weights: Array | None = None
     """The weight of each row, if means are weighted."""
 
+    def terms(self, loss: Loss) -> Array:
+        """The number of terms of the loss of each row, times its weight."""
+        terms = loss.terms(self.targets)
+        return terms if self.row_weights is None else terms * self.row_weights
+
     def terms_by_task(self, loss: Loss) -> dict[str | None, float]:
         """The number of terms of the loss of each task, if rows are averaged by task."""
-        return {} if self.tasks is None else terms_by_task(loss, self.targets, self.tasks, self.row_weights)
+        return {} if self.tasks is None else sums_by_task(self.terms(loss), self.tasks)
 
     def differentiated(self, loss: Loss, weights: Weights | None = None) -> tuple[float, Array]:
         """Run the pass; returns its loss, and the gradient of that by the output. By default, tasks have the weight 1."""
@@ -52,23 +57,17 @@ def loss_by_task(
     """``Σ_t w_t L(y_t, targets_t)`` and its gradient by y, where y_t are the rows of task t; by default, w_t = 1."""
     value, dy = 0.0, np.zeros_like(y)
     for task, rows in rows_by_task(tasks).items():
-        weight = 1.0 if weights is None else weights.get(task, 0.0)
-        if weight:
-            mean, gradient = loss.value_and_gradient(y[rows], targets[rows], _of(row_weights, rows))
-            value += weight * mean
-            dy[rows] = weight * gradient
+        weight = 1.0 if weights is None else weights[task]
+        own = None if row_weights is None else row_weights[rows]
+        mean, gradient = loss.value_and_gradient(y[rows], targets[rows], own)
+        value += weight * mean
+        dy[rows] = weight * gradient
     return value, dy
 
 
-def terms_by_task(loss: Loss, targets: Array, tasks: Array, row_weights: Array | None = None) -> dict[str | None, float]:
-    """The number of terms of the loss of each task, or their weights; without the tasks whose rows the loss ignores."""
-    terms = {task: loss.terms(targets[rows], _of(row_weights, rows)) for task, rows in rows_by_task(tasks).items()}
-    return {task: count for task, count in terms.items() if count}
-
-
-def _of(row_weights: Array | None, rows: Array) -> Array | None:
-    """The weights of some rows."""
-    return None if row_weights is None else row_weights[rows]
+def sums_by_task(terms: Array, tasks: Array) -> dict[str | None, float]:
+    """The terms of the rows of each task, added up."""
+    return {task: float(terms[rows].sum()) for task, rows in rows_by_task(tasks).items()}
 
 
 def rows_by_task(tasks: Array) -> dict[str | None, Array]:
@@ -90,12 +89,6 @@ def weights_of_passes(passes: Iterable[tuple[float, Mapping[str | None, float]]]
     for _, terms in passes:
         totals |= {task: totals.get(task, 0) + n for task, n in terms.items()}
     return [{task: n / totals[task] / fraction for task, n in terms.items()} for fraction, terms in passes]
-
-
-def rows_with_terms(loss: Loss, targets: Array, tasks: Array, rows: Array) -> Array:
-    """The rows of a step without those of tasks that have no label there, which would take a step with a gradient of 0."""
-    kept = [part for part in rows_by_task(tasks[rows]).values() if loss.terms(targets[rows[part]])]
-    return rows[np.sort(np.concatenate(kept))] if kept else rows
 
 
 def averages_by_task(average: Average, *, has_tasks: bool) -> bool:

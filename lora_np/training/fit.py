@@ -74,7 +74,7 @@ def fit(
         rows of each batch alone; in the same way, the validation loss is the sum of those of the tasks.
     weights : array, shape (rows,), optional
         The weight of each row, not negative: the loss of a step is the weighted mean over its rows, ``Σ w L / Σ w``. Rows
-        with weight 0 are left out, as if they were not in `data`.
+        with weight 0 are left out, as if they were not in `data`; so are rows whose labels the loss ignores.
     shuffle : bool, default True
         Whether to reshuffle the rows before each epoch.
     rng : seed or numpy.random.Generator, optional

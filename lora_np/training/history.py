@@ -41,7 +41,7 @@ class History:
     step_losses: list[float] = field(default_factory=list)
     """The objective on each step's batch, before the step."""
     epoch_losses: list[float] = field(default_factory=list)
-    """The mean objective over the rows of each epoch, weighted if they have weights."""
+    """The mean objective of each epoch, over its rows or labels, weighted if they have weights."""
     ranks: list[tuple[int, ...]] = field(default_factory=list)
     """The training ranks of each step, one per DyLoRA adapter; none for adapters with a rank per row."""
 

@@ -13,7 +13,7 @@ from .._typing import Array
 from ..base import training_mode
 from ..errors import ArgumentError, NonFiniteError
 from ..run import Rank
-from .averaging import Portion, rows_with_terms
+from .averaging import Portion
 from .checkpoint import State, plan_of, read, write
 from .history import History, Progress
 from .interrupts import Interrupts
@@ -66,7 +66,6 @@ class Minibatches:
     def __post_init__(self) -> None:
         rows = len(self.samples.inputs)
         self.tasks = self.samples.tasks if self.by_task else None
-        self.weights = np.ones(rows) if self.samples.weights is None else self.samples.weights
         self.per_epoch = -(-rows // self.rows_per_step)
         self.plan = {} if self.checkpoint is None else self._plan()
 
@@ -151,7 +150,7 @@ class Minibatches:
             set_rate(step)
             self.ranks.begin(step)
             value = self._step(batch, epoch + 1)
-            state.epoch_total += float(value * self.weights[batch].sum())
+            state.epoch_total += float(value * self.samples.terms[batch].sum())
             measured = self._end_epoch() if number == self.per_epoch - 1 else None
             yield Progress(self.descent.layer, epoch + 1, epochs, step + 1, steps, value, measured)
 
@@ -161,8 +160,6 @@ class Minibatches:
 
     def _step(self, batch: Array, epoch: int) -> float:
         """Draw the ranks, and take a step on some rows; returns the objective before it."""
-        if self.tasks is not None:
-            batch = rows_with_terms(self.descent.loss, self.samples.targets, self.tasks, batch)
         adapters, history = self.ranks.adapters, self.state.history
         rank = self.ranks.draw(self.state.random, len(batch))
         if rank is None and adapters and self.checkpoint is not None:
@@ -192,7 +189,7 @@ class Minibatches:
 
     def _end_epoch(self) -> float | None:
         """Record an epoch; returns the validation loss after it."""
-        history, value = self.state.history, float(self.state.epoch_total / self.weights.sum())
+        history, value = self.state.history, float(self.state.epoch_total / self.samples.terms.sum())
         history.epoch_losses.append(value)
         if self.validation is None:
             self.patience.is_best(value)

@@ -23,7 +23,12 @@ class Samples(NamedTuple):
     inputs: Array
     targets: Array
     tasks: Array | None
-    weights: Array | None = None
+    weights: Array | None
+    """The weight of each row, the largest of which is 1."""
+    terms: Array
+    """The number of terms of the loss of each row, times its weight."""
+    scale: float
+    """The number by which the weights were divided."""
 
     def forward(self, model: Layer, rows: Any, rank: Rank | None = None) -> Callable[[], Array]:
         """A function that runs the forward pass over the given rows."""
@@ -57,7 +62,7 @@ def checked_samples(
 ) -> Samples:
     """Check the data against the model and the loss, and convert the arrays.
 
-    Rows with weight 0 are left out, and the largest weight becomes 1.
+    Rows with weight 0, and rows whose labels are all ignored, are left out.
     """
     try:
         inputs, targets = data
@@ -77,17 +82,22 @@ def checked_samples(
         row_tasks = np.array(names, dtype=object)
     # Check all targets at once, against placeholder predictions: only their shape matters.
     loss.check(np.broadcast_to(np.zeros((), model.dtype), model._output_shape(inputs)), targets)
-    samples = Samples(inputs, targets, row_tasks)
-    return samples if weights is None else _weighted(samples, weights)
+    terms, scale = loss.terms(targets), 1.0
+    if weights is not None:
+        weights = row_weights("weights", weights, len(inputs))
+        scale = float(weights.max()) or 1.0
+        weights = weights / scale
+        terms = terms * weights
+    return _counted(Samples(inputs, targets, row_tasks, weights, terms, scale))
 
 
-def _weighted(samples: Samples, weights: Any) -> Samples:
-    """The samples with weights: those with weight 0 have no part in the training, as if they were not there."""
-    weights = row_weights("weights", weights, len(samples.inputs))
-    if not weights.any():
-        raise ArgumentError("weights must contain a number greater than 0, got only zeros")
-    weights = weights / weights.max()
-    kept = weights > 0
-    rows = slice(None) if kept.all() else np.flatnonzero(kept)
-    tasks = None if samples.tasks is None else samples.tasks[rows]
-    return Samples(samples.inputs[rows], samples.targets[rows], tasks, weights[rows])
+def _counted(samples: Samples) -> Samples:
+    """The samples without those that have no part in the training, as if they were not there."""
+    kept = samples.terms > 0
+    if kept.all():
+        return samples
+    if not kept.any():
+        raise ArgumentError("data must have a row with a weight greater than 0 and a label that is not ignored, got none")
+    tasks = None if samples.tasks is None else samples.tasks[kept]
+    weights = None if samples.weights is None else samples.weights[kept]
+    return Samples(samples.inputs[kept], samples.targets[kept], tasks, weights, samples.terms[kept], samples.scale)

@@ -82,20 +82,17 @@ class Descent:
     def accumulated_step(self, passes: Sequence[Portion]) -> float:
         """Take one step on several passes, equal to a step on all of their rows at once; returns the objective before it.
 
-        Passes in which the loss has no terms, because it ignores all rows, are skipped.
-
         Raises
         ------
         NonFiniteError
             If the objective, a gradient or an update is not finite.
         """
-        terms = [self.loss.terms(each.targets, each.row_weights) for each in passes]
-        total = sum(terms)
-        counted = [(n / total, each) for n, each in zip(terms, passes, strict=True) if n] if total else [(1.0, passes[0])]
-        weights = weights_of_passes([(fraction, each.terms_by_task(self.loss)) for fraction, each in counted])
+        terms = [float(each.terms(self.loss).sum()) for each in passes]
+        shares = [(n / sum(terms), each) for n, each in zip(terms, passes, strict=True)]
+        weights = weights_of_passes([(fraction, each.terms_by_task(self.loss)) for fraction, each in shares])
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             value, gradients, parts = summed(
-                (fraction, *self._differentiated(each, own)) for (fraction, each), own in zip(counted, weights, strict=True)
+                (fraction, *self._differentiated(each, own)) for (fraction, each), own in zip(shares, weights, strict=True)
             )
             objective = value + float(self.layer.compute_auxiliary_loss())
         self.descend(objective, gradients, parts)

@@ -10,7 +10,7 @@ from .._typing import Array
 from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.losses import Loss
-from .averaging import loss_by_task, terms_by_task
+from .averaging import loss_by_task
 from .samples import Samples, checked_samples
 
 ValidationData: TypeAlias = tuple[Any, Any] | tuple[Any, Any, Any] | tuple[Any, Any, Any, Any]
@@ -45,11 +45,10 @@ class Validation:
             return self._loss(self.samples.predict(self.model, self.batch_size))
 
     def _loss(self, y: Array) -> float:
-        _, targets, tasks, row_weights = self.samples
-        if not self.by_task or tasks is None:
-            return self.loss(y, targets, row_weights)
-        weights = dict.fromkeys(terms_by_task(self.loss, targets, tasks, row_weights), 1.0)
-        return loss_by_task(self.loss, y, targets, tasks, weights, row_weights)[0]
+        samples = self.samples
+        if not self.by_task or samples.tasks is None:
+            return self.loss(y, samples.targets, samples.weights)
+        return loss_by_task(self.loss, y, samples.targets, samples.tasks, None, samples.weights)[0]
 
 
 def validation_of(

@@ -295,4 +295,5 @@ def test_the_answer_of_each_task_is_trained_in_one_batch():
 
 def test_terms_are_the_tokens_that_count():
     targets = np.array([[-1, 4, 2], [3, -1, -1]])
-    assert NextTokenLoss(adapted("llama")).terms(targets) == SoftmaxCrossEntropy().terms(targets) == 3
+    for loss in (NextTokenLoss(adapted("llama")), SoftmaxCrossEntropy()):
+        assert loss.terms(targets).tolist() == [2, 1]

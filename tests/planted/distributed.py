@@ -3,6 +3,7 @@
 from planted.mutant import Mutant
 
 APART = "tests/test_tasks_apart.py"
+ROWS = "tests/test_distributed_rows.py"
 CHECKPOINTS = "tests/test_distributed.py"
 
 MUTANTS = [
@@ -48,6 +49,35 @@ MUTANTS = [
         "piece.samples, piece.task_weights, own)",
         "piece.samples, piece.task_weights and dict.fromkeys(piece.task_weights, 1.0), own)",
         (APART,),
+    ),
+    # ---------------------------------------------------------------- weights of the rows of shards
+    Mutant(
+        "the weights of a shard are relative to its largest",
+        "distributed/batches.py",
+        "size.terms * (size.scale / scale)",
+        "size.terms * 1.0",
+        (ROWS,),
+    ),
+    Mutant(
+        "shards count by their rows",
+        "distributed/batches.py",
+        "float(counted.sum())",
+        "float(len(counted))",
+        (ROWS,),
+    ),
+    Mutant(
+        "workers leave out the weights",
+        "distributed/worker.py",
+        "targets, tasks, row_weights)",
+        "targets, tasks, None)",
+        (ROWS,),
+    ),
+    Mutant(
+        "a run resumes with shards of other relative weights",
+        "distributed/training.py",
+        "[len(size.terms), size.scale]",
+        "[len(size.terms)]",
+        (ROWS,),
     ),
     Mutant(
         "a run resumes with another average",

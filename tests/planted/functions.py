@@ -83,8 +83,8 @@ MUTANTS = [
     Mutant(
         "passes are weighted by their rows, with and without labels",
         "functions/losses.py",
-        "    kept = targets >= 0",
-        "    kept = targets >= -1",
+        "(targets >= 0).sum(",
+        "(targets >= -1).sum(",
         (ACCUMULATION,),
     ),
     Mutant(
@@ -98,8 +98,8 @@ MUTANTS = [
     Mutant(
         "weights: ignored labels count with the weight of their row",
         "functions/losses.py",
-        "else (_column(weights, targets) * kept).sum())",
-        "else (_column(weights, targets) * np.ones_like(kept)).sum())",
+        "counted = (terms * weights).sum()",
+        "counted = weights.sum() * terms.mean()",
         (WEIGHTS,),
     ),
     Mutant(
@@ -112,7 +112,7 @@ MUTANTS = [
     Mutant(
         "weights: a mean over the rows, not over the weights",
         "functions/losses.py",
-        "(self.terms(targets) / counted)",
+        "(terms.sum() / counted)",
         "1",
         (WEIGHTS,),
     ),

@@ -367,16 +367,16 @@ MUTANTS = [
         (APART,),
     ),
     Mutant(
-        "tasks without labels take a step",
-        "training/averaging.py",
-        "return rows[np.sort(np.concatenate(kept))] if kept else rows",
-        "return rows",
+        "rows without a label stay",
+        "training/samples.py",
+        "kept = samples.terms > 0",
+        "kept = samples.terms >= (0 if samples.weights is None else 1e-300)",
         (APART,),
     ),
     Mutant(
         "the validation loss is a mean over all rows",
         "training/validation.py",
-        "if not self.by_task or tasks is None:",
+        "if not self.by_task or samples.tasks is None:",
         "if True:",
         (APART,),
     ),
@@ -391,8 +391,8 @@ MUTANTS = [
     Mutant(
         "weights: rows with weight 0 stay",
         "training/samples.py",
-        "kept = weights > 0",
-        "kept = weights >= 0",
+        "terms = terms * weights",
+        "terms = terms * np.maximum(weights, 1e-9)",
         (WEIGHTS,),
     ),
     Mutant(
@@ -405,8 +405,8 @@ MUTANTS = [
     Mutant(
         "weights: passes count by their rows",
         "training/step.py",
-        "self.loss.terms(each.targets, each.row_weights) for",
-        "self.loss.terms(each.targets) for",
+        "each.terms(self.loss).sum()",
+        "self.loss.terms(each.targets).sum()",
         (WEIGHTS,),
     ),
     Mutant(
@@ -419,8 +419,8 @@ MUTANTS = [
     Mutant(
         "weights: the loss of an epoch counts rows",
         "training/minibatches.py",
-        "float(value * self.weights[batch].sum())",
-        "float(value * self.weights.sum() * len(batch) / len(self.weights))",
+        "float(value * self.samples.terms[batch].sum())",
+        "float(value * self.samples.terms.mean() * len(batch))",
         (WEIGHTS,),
     ),
     # ---------------------------------------------------------------- checkpoints of fit
