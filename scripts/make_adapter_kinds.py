@@ -537,8 +537,20 @@ def make_kohya_dora() -> None:
         new = merged(BASES["unet"][weight], down, up, alpha / 2)
         after[weight] = new * magnitude / new.flatten(1).norm(dim=1).reshape(magnitude.shape)
     file_kind("kohya-dora", "unet", tensors, after)
-    inputs = {key: value.reshape(1, -1) if key.endswith("dora_scale") else value for key, value in tensors.items()}
-    file_kind("lycoris-dora-by-input", "unet", {key: v for key, v in inputs.items() if "to_q" in key}, {})
+    make_dora_by_input(tensors)
+
+
+def make_dora_by_input(tensors: Tensors) -> None:
+    """The same factors, with weight decomposition along the input."""
+    tensors, after = dict(tensors), {}
+    for path in ("conv_in", f"{ATTENTION}.to_q"):
+        weight, name = f"{path}.weight", flat("lora_unet_")(path)
+        magnitude = torch.linspace(0.5, 1.5, UNET[path][1]).reshape(1, -1, *[1] * (len(UNET[path]) - 2))
+        down, up = (tensors[f"{name}.lora_{way}.weight"] for way in ("down", "up"))
+        new = merged(BASES["unet"][weight], down, up, tensors[f"{name}.alpha"].item() / 2)
+        after[weight] = new * magnitude / new.transpose(0, 1).flatten(1).norm(dim=1).reshape(magnitude.shape)
+        tensors[f"{name}.dora_scale"] = magnitude
+    file_kind("lycoris-dora-by-input", "unet", tensors, after)
 
 
 def make_refused_lycoris() -> None:

@@ -48,6 +48,7 @@ def layer_report(path: str, layer: LoRALayer, weights: AdapterWeights) -> Report
     }
     if path in weights.magnitudes:
         report["norm_magnitude"] = frobenius(weights.magnitudes[path])
+        report["magnitude_of"] = "inputs" if path in weights.by_input else "outputs"
     if path in weights.nested:
         report["dylora"] = weights.nested[path].to_json()
     if path in weights.kernels:
@@ -177,9 +178,10 @@ def adapter_text(report: Report, *, by_module: bool = False) -> str:
         if "dylora" in layer:
             groups.setdefault(_dylora_text(layer["dylora"]), []).append(layer["path"])
     lines += [f"DyLoRA ({_which(paths)}): {settings}" for settings, paths in groups.items()]
-    magnitudes = [layer["path"] for layer in report["layers"] if "norm_magnitude" in layer]
-    if magnitudes:
-        lines.append(f"DoRA ({_which(magnitudes)}): the rows of weight + dW are rescaled to trained norms")
+    for axis, side in (("rows", "outputs"), ("columns", "inputs")):
+        magnitudes = [layer["path"] for layer in report["layers"] if layer.get("magnitude_of") == side]
+        if magnitudes:
+            lines.append(f"DoRA ({_which(magnitudes)}): the {axis} of weight + dW are rescaled to trained norms")
     kernels: dict[str, list[str]] = {}
     for layer in report["layers"]:
         if "kernel" in layer:

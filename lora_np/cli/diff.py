@@ -104,6 +104,8 @@ def _mismatch(path: str, first: AdapterWeights, second: AdapterWeights) -> str |
         return f"{kernels[0]} vs. {kernels[1]}"
     if (path in first.magnitudes) != (path in second.magnitudes):
         return f"DoRA only in {'A' if path in first.magnitudes else 'B'}"
+    if (path in first.by_input) != (path in second.by_input):
+        return f"DoRA of the inputs only in {'A' if path in first.by_input else 'B'}"
     for label, name in SETTINGS.items():
         values = [source.nested[path].to_json()[name] if path in source.nested else "none" for source in (first, second)]
         if values[0] != values[1]:

@@ -53,7 +53,7 @@ class AdapterWeights:
     layers : mapping of str to LoRALayer
         The low-rank change ``s A B`` of the weight of the layer at each path, the tensor ``<path>.weight``.
     magnitudes : mapping of str to array, optional
-        For layers adapted by DoRA: the magnitude m, shape (output_size,).
+        For layers adapted by DoRA: the magnitude m, shape (output_size,), unless the layer is in `by_input`.
     nested : mapping of str to DyLoRASettings, optional
         For layers of a DyLoRAAdapter: its settings.
     config : mapping, optional
@@ -74,6 +74,9 @@ class AdapterWeights:
         For convolutions: the size of the kernel, such as (3, 3). The input size of the layer counts the elements of a
         patch: the weight (output_size, channels, 3, 3) is the matrix (output_size, channels · 3 · 3).
 
+    by_input : set of str, optional
+        The paths in `magnitudes` whose magnitude is that of each input, as in files of LyCORIS: shape (input_size,), or
+        (channels,) for a convolution.
     experts : mapping of str to int, optional
         For parameters that hold the weights of several experts, by the name of the parameter: their number. The layer of
         expert i has the path ``<name>.<i>``. The order is that in which a module has its parameters.
@@ -96,12 +99,15 @@ class AdapterWeights:
     dropped: tuple[str, ...] = ()
     kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     experts: Mapping[str, int] = field(default_factory=dict)
+    by_input: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for kind in ("magnitudes", "nested", "biases", "embeddings", "kernels"):
             unknown = [path for path in getattr(self, kind) if path not in self.layers]
             if unknown:
                 raise ArgumentError(f"paths of {kind} must be paths of layers, got {unknown[0]!r}")
+        if self.by_input - self.magnitudes.keys():
+            raise ArgumentError(f"paths of by_input must be paths of magnitudes, got {min(self.by_input)!r}")
         for name, count in self.experts.items():
             if count < 1 or any(f"{name}.{number}" not in self.layers for number in range(count)):
                 raise ArgumentError(f"layers must have a path {name}.<number> for each expert, of which there are {count}")

@@ -51,6 +51,8 @@ def check_is_task(weights: AdapterWeights) -> None:
 def _check_layers(weights: AdapterWeights) -> None:
     for path in weights.kernels:
         raise NotSupportedError(f"{path!r} is a convolution, which can be merged into a checkpoint, but not applied")
+    for path in weights.by_input:
+        raise NotSupportedError(f"{path!r} has a DoRA magnitude of its inputs, which can be merged, but not applied")
     for name in weights.experts:
         raise NotSupportedError(f"{name!r} has experts, which can be merged into a checkpoint, but not applied")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,17 +90,17 @@ def scaled_rows(before: Change, magnitude: Array) -> Change:
     return change
 
 
-def scaled_columns(before: Change, magnitude: Array, windows: Callable[[], Iterable[tuple[int, Array]]]) -> Change:
-    """``m V / ‖V‖`` for the columns V of another change.
+def scaled_columns(before: Change, magnitude: Array, windows: Iterable[tuple[int, Array]], columns: int) -> Change:
+    """``m V / ‖V‖`` for the columns V of another change, or for groups of adjacent columns.
 
-    Their norms need all rows, so a first pass computes them: `windows` returns the old rows, with the number of the first.
+    Their norms need all rows, so a first pass computes them: `windows` are the old rows, each with the number of the first.
     """
-    squares = np.zeros(len(magnitude))
-    for start, old in windows():
+    squares = np.zeros(columns)
+    for start, old in windows:
         V = before(old, start)
         squares += (V * V).sum(axis=0, dtype=np.float64)
-    norms = np.sqrt(squares)
-    factors = magnitude / np.where(norms == 0, 1, norms)
+    norms = np.sqrt(squares.reshape(len(magnitude), -1).sum(axis=1))
+    factors = np.repeat(magnitude / np.where(norms == 0, 1, norms), columns // len(magnitude))
 
     def change(old: Array, first: int, out: Array | None = None) -> Array:
         new = before(old, first, out)

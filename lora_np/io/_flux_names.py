@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..errors import FormatError
+from ..errors import FormatError, NotSupportedError
 from ..factors.weights import AdapterWeights
 from ..layers.lora import LoRALayer
 
@@ -61,6 +61,8 @@ def separated(weights: AdapterWeights, names: Mapping[str, str], sizes: Mapping[
     ------
     FormatError
         If the outputs of a fused module are not those of its parts.
+    NotSupportedError
+        If a fused module has a DoRA magnitude of its inputs, whose norms are those of all parts together.
     """
     layers: dict[str, LoRALayer] = {}
     magnitudes = dict(weights.magnitudes)
@@ -72,6 +74,8 @@ def separated(weights: AdapterWeights, names: Mapping[str, str], sizes: Mapping[
         total = sum(sizes[part] for part in parts)
         if total != layer.output_size:
             raise FormatError(f"{path!r} has {layer.output_size} outputs, but {', '.join(parts)} have {total}")
+        if path in weights.by_input:
+            raise NotSupportedError(f"{path!r} has one DoRA magnitude of its inputs for {', '.join(parts)}")
         magnitude, start = magnitudes.pop(path, None), 0
         for part in parts:
             new, rows = path[: -len(names[path])] + part, slice(start, start + sizes[part])

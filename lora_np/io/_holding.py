@@ -11,6 +11,7 @@ from ._peft_config import changed_base
 
 WORDS = {
     "magnitudes": "the DoRA magnitude of",
+    "by_input": "the DoRA magnitudes of the inputs of",
     "nested": "the DyLoRA ranks of",
     "whole": "the whole tensor",
     "rows": "the replaced rows of",

@@ -241,8 +241,8 @@ class Merge:
         if change is None or path not in self.adapter.magnitudes:
             return change
         magnitude = self.adapter.magnitudes[path]
-        if self._is_transposed(path):
-            return scaled_columns(change, magnitude, lambda: self._windows(old, step, dtype))
+        if self._is_transposed(path) != (path in self.adapter.by_input):
+            return scaled_columns(change, magnitude, self._windows(old, step, dtype), step.rows_and_columns[1])
         return scaled_rows(change, magnitude)
 
     def _product(self, path: str, dtype: Any) -> tuple[Array, Array]:

@@ -59,12 +59,14 @@ def stacked(weights: AdapterWeights, places: Mapping[str, Place]) -> AdapterWeig
     FormatError
         If a layer has other sizes than its rows.
     NotSupportedError
-        If only some of the modules of a weight are adapted by DoRA.
+        If only some of the modules of a weight are adapted by DoRA, or one with a magnitude of its inputs.
     """
     layers = {path: layer for path, layer in weights.layers.items() if path not in places}
     magnitudes = {path: m for path, m in weights.magnitudes.items() if path not in places}
     for tensor in dict.fromkeys(place.tensor for place in places.values()):
         parts = {path: place for path, place in places.items() if place.tensor == tensor}
+        for path in parts.keys() & weights.by_input:
+            raise NotSupportedError(f"{path!r} has a DoRA magnitude of its inputs, which {tensor} shares with others")
         layers[tensor] = _stacked(weights, parts)
         dora = {place.start: weights.magnitudes[path] for path, place in parts.items() if path in weights.magnitudes}
         if dora:

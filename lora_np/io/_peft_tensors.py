@@ -188,6 +188,8 @@ def check_writable(weights: AdapterWeights) -> None:
     if weights.embeddings and weights.biases:
         raise NotSupportedError(f"{min(weights.embeddings)}: an embedding cannot have a lora_bias")
     check_experts(weights)
+    for path in weights.by_input:
+        raise NotSupportedError(f"{path}: PEFT has DoRA magnitudes of outputs, not of inputs")
     for key in weights.rows:
         if not key.endswith(".weight") or key.removesuffix(".weight") in weights.layers:
             raise NotSupportedError(f"{key}: PEFT replaces rows only of a weight without a low-rank change")

@@ -51,4 +51,5 @@ def _renamed(weights: AdapterWeights, rename: Callable[[str], str]) -> AdapterWe
         name: {paths[path]: value for path, value in getattr(weights, name).items()} for name in by_path
     }
     parts |= {name: {rename(key): value for key, value in getattr(weights, name).items()} for name in by_key}
-    return replace(weights, **parts, embeddings=frozenset(paths[path] for path in weights.embeddings))
+    parts |= {name: frozenset(paths[path] for path in getattr(weights, name)) for name in ("embeddings", "by_input")}
+    return replace(weights, **parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -9,8 +10,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from .._typing import Array
-from ..errors import ArgumentError, FormatError, NotSupportedError
+from ..errors import ArgumentError, FormatError
 from ..factors.weights import AdapterWeights
+from ..layers.lora import LoRALayer
 from ._convolutions import Kernel, as_stored, composed
 from ._factors import AdapterFile, factors_by_path, layer_of, pair
 from ._holding import check_holds
@@ -38,7 +40,8 @@ def load_kohya(file: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     ----------
     file : path
         A file with ``<module>.lora_down.weight`` (r, d_in), ``<module>.lora_up.weight`` (d_out, r) and, optionally,
-        ``<module>.alpha``, a scalar that defaults to the rank, and ``<module>.dora_scale`` (d_out, 1). The factors of
+        ``<module>.alpha``, a scalar that defaults to the rank, and ``<module>.dora_scale``, (d_out, 1), or (1, d_in) for
+        DoRA of the inputs. The factors of
         convolutions are ``(r, d_in, *kernel)`` and ``(d_out, r, 1, ...)``, or, with ``lora_mid.weight``
         ``(r, r, *kernel)`` between them, (r, d_in, 1, ...) and (d_out, r, 1, ...): the first two are then composed.
     drop : iterable of str, optional
@@ -49,15 +52,13 @@ def load_kohya(file: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     ------
     FormatError
         If a factor is missing, a shape is wrong, or a key is unknown. The message names the file and the key.
-    NotSupportedError
-        If ``dora_scale`` is along the input, as in early versions of LyCORIS.
 
     See Also
     --------
     lora_np.io.base_names.with_base_names : replaces the names of the file by those of a base.
     """
     stored = AdapterFile(file, drop)
-    layers, magnitudes, kernels = {}, {}, {}
+    layers, magnitudes, kernels, by_input = {}, {}, {}, set()
     for path, factors in factors_by_path(stored, KEY).items():
         where = f"{os.fspath(file)}: {path}"
         A, B, kernel = _matrices(factors, where)
@@ -65,8 +66,9 @@ def load_kohya(file: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
         if kernel:
             kernels[path] = kernel
         if "dora_scale" in factors:
-            magnitudes[path] = _magnitude(factors["dora_scale"], layers[path].output_size, where)
-    return AdapterWeights(layers, magnitudes, kernels=kernels, dropped=stored.dropped)
+            magnitudes[path], is_by_input = _magnitude(factors["dora_scale"], layers[path], kernel, where)
+            by_input |= {path} if is_by_input else set()
+    return AdapterWeights(layers, magnitudes, kernels=kernels, dropped=stored.dropped, by_input=frozenset(by_input))
 
 
 def save_kohya(file: Path, weights: AdapterWeights, *, component: str | None = None) -> None:
@@ -99,7 +101,7 @@ def save_kohya(file: Path, weights: AdapterWeights, *, component: str | None = N
     >>> list(load_kohya(file).layers)
     ['lora_unet_mid_block_proj_in']
     """
-    check_holds("kohya", weights, ("magnitudes", "kernels"))
+    check_holds("kohya", weights, ("magnitudes", "kernels", "by_input"))
     check_component(component)
     tensors: dict[str, Array] = {}
     for path, name in _names(weights, component).items():
@@ -107,7 +109,8 @@ def save_kohya(file: Path, weights: AdapterWeights, *, component: str | None = N
         tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = as_stored(layer, kernel)
         tensors[f"{name}.alpha"] = _number(layer.scaling * layer.rank if layer.scaling_rule == "rslora" else layer.alpha)
         if path in weights.magnitudes:
-            tensors[f"{name}.dora_scale"] = weights.magnitudes[path].reshape(-1, 1, *(1 for _ in kernel))
+            shape = (1, -1) if path in weights.by_input else (-1, 1)
+            tensors[f"{name}.dora_scale"] = weights.magnitudes[path].reshape(*shape, *(1 for _ in kernel))
     save_safetensors(file, tensors)
 
 
@@ -118,13 +121,15 @@ def _matrices(factors: Mapping[str, Array], where: str) -> tuple[Array, Array, K
     return pair(factors, "lora_down.weight", "lora_up.weight", where)
 
 
-def _magnitude(scale: Array, outputs: int, where: str) -> Array:
-    """A magnitude for each output, (out, 1, ...)."""
-    if scale.size > 1 and len(scale) == 1:
-        raise NotSupportedError(f"{where}.dora_scale must be for each output, got shape {scale.shape} for each input")
-    if scale.ndim < 1 or scale.size != outputs or len(scale) != outputs:
-        raise FormatError(f"{where}.dora_scale must have shape ({outputs}, 1), got {scale.shape}")
-    return scale.reshape(-1)
+def _magnitude(scale: Array, layer: LoRALayer, kernel: Kernel, where: str) -> tuple[Array, bool]:
+    """A magnitude for each output, (out, 1, ...), or for each input, (1, in, ...); whether it is the latter."""
+    outputs, inputs = layer.output_size, layer.input_size // math.prod(kernel)
+    ones = scale.shape[2:]
+    if scale.ndim and scale.size == len(scale) == outputs:
+        return scale.reshape(-1), False
+    if scale.shape != (1, inputs, *ones) or math.prod(ones) != 1:
+        raise FormatError(f"{where}.dora_scale must have shape ({outputs}, 1) or (1, {inputs}), got {scale.shape}")
+    return scale.reshape(-1), True
 
 
 def _alpha(factors: Mapping[str, Array], rank: int, where: str) -> float:

@@ -220,6 +220,7 @@ def same(one, other):
         and dict(one.kernels) == dict(other.kernels)
         and dict(one.nested) == dict(other.nested)
         and one.embeddings == other.embeddings
+        and one.by_input == other.by_input
         and dict(one.experts) == dict(other.experts)
     )
 
@@ -255,8 +256,9 @@ def _results(name, folder):
         except (ArgumentError, NotSupportedError):
             continue
         assert held[target], (name, target)
-    row["convert"] = ", ".join(target for target in held if target != tool)
-    row["round trip"] = kind.again if tool in held else ""
+    own = "kohya" if tool == "LyCORIS" else tool
+    row["convert"] = ", ".join(target for target in held if target != own)
+    row["round trip"] = kind.again if own in held else ""
     return row
 
 
