@@ -12,17 +12,19 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._typing import Array, Generator
-from .._validation import positive_int
+from .._validation import non_negative_float, positive_int
 from ..adapters import LoRAAdapterBase
-from ..errors import InvalidOperationError
+from ..errors import ArgumentError, InvalidOperationError
 from ..layers import AffineLayer, Layer, Sequential
 from ..models.adapting import apply_lora
 from ..models.finding import has_adapters
+from ..training.history import History
 from ..training.sorted_start import SortedStart
 from . import files, networks
 from .names import activation_of, alpha_of
 from .objectives import Samples
-from .trained import TrainedEstimator
+from .stopping import Stopping, held_out_fraction, split
+from .trained import TO_THE_END, TrainedEstimator
 
 
 class LoRAEstimator(TrainedEstimator, ABC):
@@ -36,6 +38,8 @@ class LoRAEstimator(TrainedEstimator, ABC):
         The adapted network, from X to logits, values or features.
     loss_curve_ : array of float
         The mean loss of each epoch of adapter training.
+    validation_loss_curve_ : array of float
+        The loss on the held-out samples after each of these epochs; empty without early stopping.
     n_features_in_, feature_names_in_
         As in scikit-learn.
     """
@@ -54,23 +58,79 @@ class LoRAEstimator(TrainedEstimator, ABC):
         self._check_parameters()
         optimizer = self._new_optimizer()
         rng, order = self._generator().spawn(2)  # initial parameters do not depend on the number of samples
+        samples, stopping = self._stopping(samples, order)
         network = self._network(samples, rng, order)
         exclude = None if self._keeps_head else networks.HEAD
         model = apply_lora(network, self._factory(samples, rng), self.targets, exclude)
-        losses = self._descend("adapters", model, samples, optimizer, epochs, order, rank_schedule=self._ranks())
+        ranks = self._ranks()
+        history = self._descend("adapters", model, samples, optimizer, epochs, order, None, ranks, stopping)
         self.model_ = model if self._keeps_head else model.children()[networks.BASE]
-        self.loss_curve_ = np.array(losses)
+        self.loss_curve_, self.validation_loss_curve_ = np.empty(0), np.empty(0)
+        self._note(history)
         self._optimizer, self._rng = optimizer, order
 
+    def _check_partial_fit(self) -> bool:
+        """Whether this is the first call; raises ArgumentError if parameters need all samples at once."""
+        if self.early_stopping:
+            raise ArgumentError("early_stopping must be False for partial_fit, which trains for one epoch")
+        return not hasattr(self, "model_")
+
     def _continue(self, samples: Samples) -> None:
-        """Train the adapters for one more epoch."""
-        if not has_adapters(self.model_):
-            raise InvalidOperationError("partial_fit needs adapters, but they have been merged; fit trains new ones")
+        """Train the adapters for one more epoch, with the optimizer of the last call."""
+        self._check_adapters()
         self._optimizer.learning_rate = self.learning_rate
+        self._note(self._descend_further(samples, 1, TO_THE_END))
+
+    def _train_further(self, samples: Samples) -> None:
+        """Train the adapters of an earlier fit as a new one would, with a new optimizer."""
+        self._check_parameters()
+        self._check_adapters()
+        self._optimizer = self._new_optimizer()
+        samples, stopping = self._stopping(samples, self._rng)
+        self._note(self._descend_further(samples, self.epochs, stopping))
+
+    def _descend_further(self, samples: Samples, epochs: int, stopping: Stopping) -> History:
         ranks = self._ranks()
         ranks = ranks.then if isinstance(ranks, SortedStart) else ranks
-        losses = self._descend("adapters", self.model_, samples, self._optimizer, 1, self._rng, rank_schedule=ranks)
-        self.loss_curve_ = np.append(self.loss_curve_, losses)
+        return self._descend("adapters", self.model_, samples, self._optimizer, epochs, self._rng, None, ranks, stopping)
+
+    def _check_adapters(self) -> None:
+        if not has_adapters(self.model_):
+            raise InvalidOperationError("partial_fit needs adapters, but they have been merged; fit trains new ones")
+
+    @property
+    def _is_warm(self) -> bool:
+        """Whether `fit` continues the training of an earlier one."""
+        return self.warm_start and hasattr(self, "model_")
+
+    def _stopping(self, samples: Samples, rng: Generator) -> tuple[Samples, Stopping]:
+        """The samples to train on, and when the training ends."""
+        patience, tolerance = self.n_iter_no_change, self.tol
+        if not self.early_stopping:
+            return samples, Stopping(patience, tolerance)
+        samples, held_out = split(samples, held_out_fraction(self.validation_fraction), rng)
+        return samples, Stopping(patience, tolerance, held_out)
+
+    def _note(self, history: History) -> None:
+        """Append the losses of the adapters' training to those of earlier calls."""
+        self.loss_curve_ = np.append(self.loss_curve_, history.epoch_losses)
+        self.validation_loss_curve_ = np.append(self.validation_loss_curve_, history.validation_losses)
+
+    @property
+    def n_iter_(self) -> int:
+        """The number of epochs of adapter training, over all calls."""
+        return len(self.loss_curve_)
+
+    @property
+    def loss_(self) -> float:
+        """The mean loss of the last epoch."""
+        return float(self.loss_curve_[-1])
+
+    @property
+    def best_loss_(self) -> float:
+        """The lowest mean loss of an epoch or, with early stopping, the lowest loss on the held-out samples."""
+        curve = self.validation_loss_curve_ if len(self.validation_loss_curve_) else self.loss_curve_
+        return float(curve.min())
 
     def _network(self, samples: Samples, rng: Generator, order: Generator) -> Sequential:
         """The network to adapt: the base, if its outputs fit; otherwise, a new head or a new network is trained first."""
@@ -93,8 +153,10 @@ class LoRAEstimator(TrainedEstimator, ABC):
         self._optimizer, self._rng = self._new_optimizer(), self._generator()
 
     def _check_parameters(self) -> None:
-        for name in ("rank", "epochs", "base_epochs", "batch_size"):
+        for name in ("rank", "epochs", "base_epochs", "batch_size", "n_iter_no_change"):
             positive_int(name, getattr(self, name))
+        non_negative_float("tol", self.tol)
+        held_out_fraction(self.validation_fraction)
         alpha_of(self.alpha)
         activation_of(self.activation)
 

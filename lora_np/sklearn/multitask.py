@@ -2,134 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Self, final
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
 
-from .._typing import Array, Generator
-from ..adapters import LoRAAdapterBase, MultiLoRAAdapter
-from ..errors import ArgumentError
-from ..functions.activations import relu, softmax
-from ..layers import AffineLayer, Layer, Sequential
-from ..models.adapting import merge_in_place
-from ..models.finding import select_task
-from ..training.optimizers import Adam
+from .._typing import Array
+from ..functions.activations import softmax
+from ..layers import Sequential
 from . import files
-from .estimator import LoRAEstimator
-from .names import alpha_of
-from .networks import choice_of_outputs, rank_and_alpha
-from .objectives import Classes, Samples, Values, all_classes, log_softmax, weights_of
+from .many_tasks import ManyTasksEstimator, task_names
+from .networks import choice_of_outputs
+from .objectives import Samples, Values, all_classes, log_softmax, weights_of
 from .onetask import LoRAClassifier, LoRARegressor
-
-DEFAULT_TASK = "default"
-"""The task of all samples if `task` is omitted."""
-
-
-class ManyTasksEstimator(LoRAEstimator):
-    """An estimator with one branch per task in each layer; `MultiLoRAClassifier` describes the parameters."""
-
-    def __init__(
-        self,
-        base: Any = None,
-        *,
-        hidden_layer_sizes: Any = (64,),
-        activation: Any = relu,
-        rank: int = 4,
-        alpha: float | None = -1.0,
-        targets: Any = None,
-        optimizer: Any = Adam,
-        learning_rate: float = 0.01,
-        epochs: int = 20,
-        base_epochs: int = 20,
-        batch_size: int = 32,
-        random_state: Any = None,
-        verbose: bool = False,
-    ) -> None:
-        self.base = base
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.rank = rank
-        self.alpha = alpha
-        self.targets = targets
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.epochs = epochs
-        self.base_epochs = base_epochs
-        self.batch_size = batch_size
-        self.random_state = random_state
-        self.verbose = verbose
-
-    def _factory(self, samples: Samples, rng: Generator) -> Callable[[AffineLayer], LoRAAdapterBase]:
-        return partial(self._multi, tasks=samples.task_names, rng=rng)
-
-    def _multi(self, layer: AffineLayer, tasks: tuple[str, ...], rng: Generator) -> LoRAAdapterBase:
-        rank, alpha = rank_and_alpha(layer, self.rank, alpha_of(self.alpha))
-        adapter = MultiLoRAAdapter(layer, tasks[0], rank, alpha, rng=rng)
-        for task in tasks[1:]:
-            adapter.add_task(task, rank, alpha)
-        return adapter
-
-    def _train(self, samples: Samples, epochs: int) -> None:
-        super()._train(samples, epochs)
-        self.tasks_ = samples.task_names
-
-    def _continue(self, samples: Samples) -> None:
-        """Train the branches of the tasks present for one more epoch; new tasks get new branches."""
-        new = tuple(name for name in samples.task_names if name not in self.tasks_)
-        for adapter in self.model_.walk().values():
-            if isinstance(adapter, MultiLoRAAdapter):
-                for task in new:
-                    if task not in adapter:  # present if an earlier call added it, then diverged
-                        adapter.add_task(task, *rank_and_alpha(adapter, self.rank, alpha_of(self.alpha)))
-        super()._continue(samples)
-        self.tasks_ += new
-
-    def _known_tasks(self, task: Any, samples: int) -> tuple[str, ...]:
-        """The task of each sample, which must have a branch."""
-        if task is None and len(self.tasks_) == 1:
-            return self.tasks_ * samples
-        known = ", ".join(map(repr, self.tasks_))
-        if task is None:
-            raise ArgumentError(f"task must be one of {known} for each sample, got None")
-        names = task_names(task, samples)
-        unknown = [name for name in names if name not in self.tasks_]
-        if unknown:
-            raise ArgumentError(f"task must be one of {known} for each sample, got {unknown[0]!r}")
-        return names
-
-    def _outputs_and_tasks(self, X: Any, task: Any) -> tuple[Array, tuple[str, ...]]:
-        check_is_fitted(self, "model_")
-        X = self._validated(X, reset=False)
-        tasks = self._known_tasks(task, len(X))
-        return self.model_.predict(X, tasks=tasks), tasks
-
-    def _merged_model(self, task: Any) -> Layer:
-        """The network with the branches of one task merged into its weights."""
-        check_is_fitted(self, "model_")
-        (name,) = self._known_tasks([task], 1)
-        model = self.model_.clone()
-        select_task(model, name)
-        merge_in_place(model)
-        return model
-
-
-def task_names(task: Any, samples: int) -> tuple[str, ...]:
-    """The task of each sample as a string; by default, the default task."""
-    if task is None:
-        return (DEFAULT_TASK,) * samples
-    names = np.asarray(task, dtype=object)
-    if names.shape != (samples,):
-        raise ArgumentError(f"task must have shape ({samples},), one name per sample, got {names.shape}")
-    for name in names:
-        if not isinstance(name, str) or not name.strip():
-            raise ArgumentError(f"task must contain strings that are not blank, got {name!r}")
-    return tuple(map(str, names))
 
 
 @final
@@ -153,7 +40,9 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         The rank of each branch; a smaller layer uses its full rank, with the same scaling.
     hidden_layer_sizes, activation, alpha, targets, optimizer, learning_rate
         As in `LoRAClassifier`.
-    epochs, base_epochs, batch_size, random_state, verbose
+    epochs, base_epochs, batch_size, early_stopping, validation_fraction, n_iter_no_change, tol, random_state, verbose
+        As in `LoRAClassifier`. Held-out samples have the same shares of tasks and classes.
+    warm_start : bool, default False
         As in `LoRAClassifier`.
 
     Attributes
@@ -182,6 +71,9 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
     True
     """
 
+    classes_: Array
+    task_classes_: dict[str, Array]
+
     def fit(self, X: Any, y: Any, task: Any = None, sample_weight: Any = None) -> Self:
         """Train the missing parts of the network, then the adapters of all tasks.
 
@@ -202,12 +94,16 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         NonFiniteError
             If training diverges.
         """
-        X, y = self._validated(X, y, reset=True)
+        X, y = self._validated(X, y, reset=not self._is_warm)
         check_classification_targets(y)
-        classes = Classes(np.unique(y))
+        classes = all_classes(np.unique(y), self.classes_ if self._is_warm else None)
         samples = Samples(X, y, classes, task_names(task, len(X)), weights_of(sample_weight, len(X)))
-        self._train(samples, self.epochs)
-        self.classes_, self.task_classes_ = classes.labels, samples.labels_by_task()
+        if self._is_warm:
+            self._train_further(samples)
+        else:
+            self._train(samples, self.epochs)
+            self.classes_, self.task_classes_ = classes.labels, {}
+        self._add_labels(samples)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, task: Any = None, sample_weight: Any = None) -> Self:
@@ -227,7 +123,7 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         sample_weight : array-like, shape (samples,), optional
             As in `LoRAClassifier.fit`.
         """
-        is_first = not hasattr(self, "model_")
+        is_first = self._check_partial_fit()
         X, y = self._validated(X, y, reset=is_first)
         objective = all_classes(classes, None if is_first else self.classes_)
         samples = Samples(X, y, objective, task_names(task, len(X)), weights_of(sample_weight, len(X)))
@@ -236,9 +132,12 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
             self.classes_, self.task_classes_ = objective.labels, {}
         else:
             self._continue(samples)
+        self._add_labels(samples)
+        return self
+
+    def _add_labels(self, samples: Samples) -> None:
         for name, labels in samples.labels_by_task().items():
             self.task_classes_[name] = np.union1d(self.task_classes_.get(name, labels), labels)
-        return self
 
     def predict_proba(self, X: Any, task: Any = None) -> Array:
         """The probability of each class, shape (samples, classes); zero for classes that the sample's task does not have.
@@ -310,6 +209,8 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         As in `LoRARegressor`.
     """
 
+    output_shape_: tuple[int, ...]
+
     def fit(self, X: Any, y: Any, task: Any = None, sample_weight: Any = None) -> Self:
         """Train the missing parts of the network, then the adapters of all tasks.
 
@@ -329,10 +230,14 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         NonFiniteError
             If training diverges.
         """
-        X, y = self._validated(X, y, reset=True, multi_output=True, y_numeric=True)
-        objective = Values(y.shape[1:])
-        self._train(Samples(X, y, objective, task_names(task, len(X)), weights_of(sample_weight, len(X))), self.epochs)
-        self.output_shape_ = objective.shape
+        X, y = self._validated(X, y, reset=not self._is_warm, multi_output=True, y_numeric=True)
+        objective = Values(self.output_shape_ if self._is_warm else y.shape[1:])
+        samples = Samples(X, y, objective, task_names(task, len(X)), weights_of(sample_weight, len(X)))
+        if self._is_warm:
+            self._train_further(samples)
+        else:
+            self._train(samples, self.epochs)
+            self.output_shape_ = objective.shape
         return self
 
     def partial_fit(self, X: Any, y: Any, task: Any = None, sample_weight: Any = None) -> Self:
@@ -347,7 +252,7 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
         sample_weight : array-like, shape (samples,), optional
             As in `LoRAClassifier.fit`.
         """
-        is_first = not hasattr(self, "model_")
+        is_first = self._check_partial_fit()
         X, y = self._validated(X, y, reset=is_first, multi_output=True, y_numeric=True)
         objective = Values(y.shape[1:] if is_first else self.output_shape_)
         samples = Samples(X, y, objective, task_names(task, len(X)), weights_of(sample_weight, len(X)))

@@ -17,8 +17,9 @@ from ..models.adapting import merge_in_place
 from ..training.optimizers import Adam
 from . import files
 from .estimator import LoRAEstimator
-from .objectives import Classes, Samples, Values, all_classes, log_softmax, weights_of
+from .objectives import Samples, Values, all_classes, log_softmax, weights_of
 from .one_adapter import OneAdapterEstimator
+from .trained import store
 
 
 class OneTaskEstimator(OneAdapterEstimator, LoRAEstimator):
@@ -41,25 +42,15 @@ class OneTaskEstimator(OneAdapterEstimator, LoRAEstimator):
         epochs: int = 20,
         base_epochs: int = 20,
         batch_size: int = 32,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        warm_start: bool = False,
         random_state: Any = None,
         verbose: bool = False,
     ) -> None:
-        self.base = base
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.adapter = adapter
-        self.rank = rank
-        self.alpha = alpha
-        self.active_ranks = active_ranks
-        self.sorted_start = sorted_start
-        self.targets = targets
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.epochs = epochs
-        self.base_epochs = base_epochs
-        self.batch_size = batch_size
-        self.random_state = random_state
-        self.verbose = verbose
+        store(self, locals())
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -120,6 +111,16 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
     base_epochs : int, default 20
         Epochs of training for the parts that are trained first: the head or, without a base, the whole network.
     batch_size : int, default 32
+    early_stopping : bool, default False
+        Whether to hold out samples, and to keep the adapters with the lowest loss on them.
+    validation_fraction : float, default 0.1
+        The fraction of the samples to hold out, in (0, 1), with the same shares of classes.
+    n_iter_no_change : int, default 10
+        Adapter training ends early after this number of epochs in a row whose loss, on the held-out samples or, without
+        early stopping, in training, is not lower than the best one by more than `tol`.
+    tol : float, default 1e-4
+    warm_start : bool, default False
+        Whether `fit` trains the adapters of an earlier fit further, with a new optimizer, instead of new ones.
     random_state : int, numpy.random.RandomState or None
         With None, each fit is different. NumPy's global generator is never used.
     verbose : bool, default False
@@ -135,6 +136,12 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         The ranks that can be deployed; empty unless `adapter` is ``"dylora"``.
     loss_curve_ : array of float
         The mean loss of each epoch of adapter training.
+    validation_loss_curve_ : array of float
+        The loss on the held-out samples after each of these epochs; empty without early stopping.
+    n_iter_ : int
+        The number of these epochs, over all calls.
+    loss_, best_loss_ : float
+        The last and the lowest mean loss of an epoch; with early stopping, the lowest loss on the held-out samples.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 
@@ -150,6 +157,8 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
     >>> classifier.set_deployment_rank(1).score(X[300:], labels[300:]) > 0.8
     True
     """
+
+    classes_: Array
 
     def __init__(
         self,
@@ -169,28 +178,15 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         epochs: int = 20,
         base_epochs: int = 20,
         batch_size: int = 32,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        warm_start: bool = False,
         random_state: Any = None,
         verbose: bool = False,
     ) -> None:
-        super().__init__(
-            base,
-            hidden_layer_sizes=hidden_layer_sizes,
-            activation=activation,
-            adapter=adapter,
-            rank=rank,
-            alpha=alpha,
-            active_ranks=active_ranks,
-            sorted_start=sorted_start,
-            targets=targets,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            epochs=epochs,
-            base_epochs=base_epochs,
-            batch_size=batch_size,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.class_weight = class_weight
+        store(self, locals())
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the missing parts of the network, then the adapters.
@@ -210,11 +206,15 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         NonFiniteError
             If training diverges.
         """
-        X, y = self._validated(X, y, reset=True)
+        X, y = self._validated(X, y, reset=not self._is_warm)
         check_classification_targets(y)
-        classes = Classes(np.unique(y))
-        self._train(Samples(X, y, classes, weights=self._weights(y, sample_weight)), self.epochs)
-        self.classes_ = classes.labels
+        classes = all_classes(np.unique(y), self.classes_ if self._is_warm else None)
+        samples = Samples(X, y, classes, weights=self._weights(y, sample_weight))
+        if self._is_warm:
+            self._train_further(samples)
+        else:
+            self._train(samples, self.epochs)
+            self.classes_ = classes.labels
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -232,7 +232,7 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         sample_weight : array-like, shape (samples,), optional
             As in `fit`.
         """
-        is_first = not hasattr(self, "model_")
+        is_first = self._check_partial_fit()
         if self.class_weight == "balanced":
             raise ArgumentError("class_weight must not be 'balanced' for partial_fit, which sees a part of the samples")
         X, y = self._validated(X, y, reset=is_first)
@@ -285,9 +285,11 @@ class LoRARegressor(RegressorMixin, OneTaskEstimator):
     ----------
     output_shape_ : tuple of int
         The shape of y for one sample: ``()`` or ``(values,)``.
-    model_, active_ranks_, loss_curve_, n_features_in_, feature_names_in_
+    model_, active_ranks_, loss_curve_, n_iter_, loss_, best_loss_, n_features_in_, feature_names_in_
         As in `LoRAClassifier`.
     """
+
+    output_shape_: tuple[int, ...]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the missing parts of the network, then the adapters.
@@ -306,10 +308,14 @@ class LoRARegressor(RegressorMixin, OneTaskEstimator):
         NonFiniteError
             If training diverges.
         """
-        X, y = self._validated(X, y, reset=True, multi_output=True, y_numeric=True)
-        objective = Values(y.shape[1:])
-        self._train(Samples(X, y, objective, weights=weights_of(sample_weight, len(X))), self.epochs)
-        self.output_shape_ = objective.shape
+        X, y = self._validated(X, y, reset=not self._is_warm, multi_output=True, y_numeric=True)
+        objective = Values(self.output_shape_ if self._is_warm else y.shape[1:])
+        samples = Samples(X, y, objective, weights=weights_of(sample_weight, len(X)))
+        if self._is_warm:
+            self._train_further(samples)
+        else:
+            self._train(samples, self.epochs)
+            self.output_shape_ = objective.shape
         return self
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -322,7 +328,7 @@ class LoRARegressor(RegressorMixin, OneTaskEstimator):
         sample_weight : array-like, shape (samples,), optional
             As in `fit`.
         """
-        is_first = not hasattr(self, "model_")
+        is_first = self._check_partial_fit()
         X, y = self._validated(X, y, reset=is_first, multi_output=True, y_numeric=True)
         objective = Values(y.shape[1:] if is_first else self.output_shape_)
         samples = Samples(X, y, objective, weights=weights_of(sample_weight, len(X)))

@@ -23,6 +23,7 @@ from ..models.bert import DOWN, UP, BertBlock, BertModel, Q, V
 from ..models.finding import find, has_adapters
 from ..models.heads import BODY, HEAD, SentenceEncoder, SequenceClassifier
 from ..text import predict_by_length
+from ..training.history import History
 from ..training.nested_dropout import RankSchedule, shared_rank
 from ..training.optimizers import Adam
 from ..training.schedules import LinearDecay
@@ -31,6 +32,7 @@ from . import files
 from .objectives import Classes, Samples, log_softmax, weights_of
 from .one_adapter import OneAdapterEstimator
 from .texts import Tokenize, checked_texts, encoder_and_tokenizer, token_ids, tokenizer_of, with_text_input
+from .trained import store
 
 ADAPTED = (Q, V, UP, DOWN)
 """The layers of a block that are adapted by default."""
@@ -122,21 +124,7 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
         random_state: Any = None,
         verbose: bool = False,
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.adapter = adapter
-        self.rank = rank
-        self.alpha = alpha
-        self.active_ranks = active_ranks
-        self.sorted_start = sorted_start
-        self.targets = targets
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.epochs = epochs
-        self.head_epochs = head_epochs
-        self.batch_size = batch_size
-        self.random_state = random_state
-        self.verbose = verbose
+        store(self, locals())
 
     # ---------------------------------------------------------------- training
 
@@ -172,9 +160,9 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
         model = self._with_head(encoder.clone() if encoder is self.model else encoder, samples, rng)
         targets = _default_targets(model) if self.targets is None else self.targets
         adapted = apply_lora(model, self._factory(samples, rng), targets, train=[HEAD])
-        losses = self._descend_to_zero("adapters", adapted, samples, self.epochs, rng, self._ranks())
+        history = self._descend_to_zero("adapters", adapted, samples, self.epochs, rng, self._ranks())
         self.model_, self.classes_, self._tokenize = adapted, classes.labels, tokenize
-        self.active_ranks_, self.loss_curve_ = self._trained_ranks(), np.array(losses)
+        self.active_ranks_, self.loss_curve_ = self._trained_ranks(), np.array(history.epoch_losses)
         return self
 
     def _with_head(self, encoder: BertModel, samples: Samples, rng: Generator) -> SequenceClassifier:
@@ -192,7 +180,7 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
         epochs: int,
         rng: Generator,
         ranks: RankSchedule | SortedStart = shared_rank,
-    ) -> list[float]:
+    ) -> History:
         """As `_descend`, with a new optimizer whose learning rate decays linearly to zero."""
         return self._descend(label, model, samples, self._new_optimizer(), epochs, rng, LinearDecay(), ranks)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -14,15 +14,26 @@ from sklearn.utils import check_random_state
 from .._typing import Array, Generator
 from ..base import Layer
 from ..training.fit import fit
-from ..training.history import Progress
+from ..training.history import History, Progress
 from ..training.nested_dropout import RankSchedule, shared_rank
 from ..training.optimizers import Optimizer
 from ..training.schedules import Schedule
 from ..training.sorted_start import SortedStart
 from .names import optimizer_of
 from .objectives import Samples
+from .stopping import Stopping
 
 Callbacks: TypeAlias = tuple[Callable[[Progress], None], ...]
+
+
+TO_THE_END = Stopping()
+
+
+def store(estimator: BaseEstimator, arguments: Mapping[str, Any]) -> None:
+    """Store the arguments of a constructor as they are, each under its name, as scikit-learn requires."""
+    for name, value in arguments.items():
+        if name != "self":
+            setattr(estimator, name, value)
 
 
 class TrainedEstimator(BaseEstimator):
@@ -48,11 +59,12 @@ class TrainedEstimator(BaseEstimator):
         rng: Generator,
         schedule: Schedule | None = None,
         rank_schedule: RankSchedule | SortedStart = shared_rank,
-    ) -> list[float]:
-        """Train a model on the samples; the mean loss of each epoch."""
+        stopping: Stopping = TO_THE_END,
+    ) -> History:
+        """Train a model on the samples."""
         data, loss, tasks = (samples.X, samples.targets), samples.objective.loss, samples.tasks
         callbacks = _on_terminal(label) if self.verbose else ()
-        history = fit(
+        return fit(
             model,
             data,
             loss,
@@ -65,8 +77,8 @@ class TrainedEstimator(BaseEstimator):
             schedule=schedule,
             rank_schedule=rank_schedule,
             callbacks=callbacks,
+            **stopping.of_fit(),
         )
-        return history.epoch_losses
 
     def _ranks(self) -> RankSchedule | SortedStart:
         """The rank schedule of a new training run."""

@@ -15,6 +15,7 @@ from ..functions.activations import relu
 from ..training.optimizers import Adam
 from .objectives import Classes, Objective, Samples, Values, weights_of
 from .onetask import OneTaskEstimator
+from .trained import store
 
 
 @final
@@ -30,8 +31,8 @@ class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTask
         Whether y contains labels, or numbers to approximate. ``"auto"`` treats a single column of whole numbers, strings or
         booleans as labels.
     **parameters
-        The parameters of `LoRAClassifier` except `class_weight`. Without a base, the features are the outputs of the last
-        hidden layer.
+        The parameters of `LoRAClassifier` except `class_weight` and `warm_start`. Without a base, the features are the
+        outputs of the last hidden layer.
 
     Attributes
     ----------
@@ -60,29 +61,15 @@ class LoRATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OneTask
         epochs: int = 20,
         base_epochs: int = 20,
         batch_size: int = 32,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
         random_state: Any = None,
         verbose: bool = False,
         objective: str = "auto",
     ) -> None:
-        super().__init__(
-            base,
-            hidden_layer_sizes=hidden_layer_sizes,
-            activation=activation,
-            adapter=adapter,
-            rank=rank,
-            alpha=alpha,
-            active_ranks=active_ranks,
-            sorted_start=sorted_start,
-            targets=targets,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            epochs=epochs,
-            base_epochs=base_epochs,
-            batch_size=batch_size,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.objective = objective
+        store(self, locals())
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the head (without a base, the whole network), then the adapters.

@@ -2,6 +2,7 @@
 
 from planted.mutant import Mutant
 
+STOPPING = "tests/sklearn/test_stopping.py"
 WEIGHTS = "tests/sklearn/test_weights.py"
 
 MUTANTS = [
@@ -74,5 +75,40 @@ MUTANTS = [
         "shifted = logits - logits.max(axis=-1, keepdims=True)",
         "shifted = logits",
         (WEIGHTS,),
+    ),
+    Mutant(
+        "held-out samples are trained on",
+        "sklearn/estimator.py",
+        "samples, held_out = split(",
+        "_, held_out = split(",
+        (STOPPING,),
+    ),
+    Mutant(
+        "held-out samples do not have the shares of classes",
+        "sklearn/stopping.py",
+        "stratify=strata",
+        "stratify=None",
+        (STOPPING,),
+    ),
+    Mutant(
+        "held-out samples have the weights of others",
+        "sklearn/stopping.py",
+        "samples.weights[rows]",
+        "samples.weights[: len(rows)]",
+        (STOPPING,),
+    ),
+    Mutant(
+        "a warm start begins its curve anew",
+        "sklearn/estimator.py",
+        "np.append(self.loss_curve_, history.epoch_losses)",
+        "np.array(history.epoch_losses)",
+        (STOPPING,),
+    ),
+    Mutant(
+        "a warm start keeps its network but not its classes",
+        "sklearn/onetask.py",
+        "all_classes(np.unique(y), self.classes_ if self._is_warm else None)",
+        "all_classes(np.unique(y), None)",
+        (STOPPING,),
     ),
 ]

@@ -534,8 +534,9 @@ def test_the_adapters_start_from_a_head_trained_on_the_frozen_encoder(folder, mo
     curves, descend = {}, LoRATextClassifier._descend_to_zero
 
     def watch(classifier, label, *arguments):
-        curves[label] = descend(classifier, label, *arguments)
-        return curves[label]
+        history = descend(classifier, label, *arguments)
+        curves[label] = history.epoch_losses
+        return history
 
     monkeypatch.setattr(LoRATextClassifier, "_descend_to_zero", watch)
     whole = {"batch_size": 48, "epochs": 2, "head_epochs": 40}
