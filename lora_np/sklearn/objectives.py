@@ -97,7 +97,12 @@ def log_softmax(logits: Array) -> Array:
 
 def weights_of(sample_weight: Any, samples: int) -> Array | None:
     """The checked weights of samples; None if they all count the same."""
-    return None if sample_weight is None else row_weights("sample_weight", np.asarray(sample_weight), samples)
+    if sample_weight is None:
+        return None
+    weights = row_weights("sample_weight", np.asarray(sample_weight), samples)
+    if not weights.any():
+        raise ArgumentError("sample_weight must contain a number greater than 0, got only zeros")
+    return weights
 
 
 @final

@@ -67,7 +67,7 @@ def test_partial_fit_takes_weights_too(kind):
     (np.ones(3), r"sample_weight must have shape \(90,\), one number per row, got \(3,\)"),
     (-np.ones(90), "sample_weight must be finite and not negative, got -1"),
     (np.full(90, np.nan), "sample_weight must be finite and not negative, got nan"),
-    (np.zeros(90), "weights must contain a number greater than 0"),
+    (np.zeros(90), "sample_weight must contain a number greater than 0, got only zeros"),
     (["a"] * 90, "sample_weight must be"),
 ])  # fmt: skip
 @every_kind
