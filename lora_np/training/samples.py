@@ -97,7 +97,7 @@ def _counted(samples: Samples) -> Samples:
     if kept.all():
         return samples
     if not kept.any():
-        raise ArgumentError("data must have a row with a weight greater than 0 and a label that is not ignored, got none")
+        raise ArgumentError("weights must be greater than 0 in a row with a label that is not ignored, got only zeros")
     tasks = None if samples.tasks is None else samples.tasks[kept]
     weights = None if samples.weights is None else samples.weights[kept]
     return Samples(samples.inputs[kept], samples.targets[kept], tasks, weights, samples.terms[kept], samples.scale)
