@@ -10,7 +10,7 @@ from functools import partial
 
 from ..errors import ArgumentError, FormatError
 from ..factors.weights import AdapterWeights
-from ..io._merging import EMBEDDINGS, HEADS
+from ..io._tied_heads import EMBEDDINGS, HEADS
 from ..io.folders import copy_model_files
 from ..io.merge import MergedTensor, checkpoint_files, merge_checkpoint, verify_checkpoint
 from ..io.pipelines import Part, is_pipeline, merge_parts, unchanged_folders

@@ -34,7 +34,19 @@ Subject = TypeVar("Subject", LoRALayer, LoRAAdapterBase, AdapterWeights)
 
 
 def spectrum(layer: LoRALayer) -> Array:
-    """The singular values of ``s A B``, in descending order, shape (min(rank, input_size, output_size),)."""
+    """The singular values of ``s A B``, in descending order, shape (min(rank, input_size, output_size),).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.surgery import effective_rank, retained_energy, spectrum
+    >>> sigma = spectrum(LoRALayer.from_factors(np.eye(4, 2), np.diag([3.0, 4.0])))
+    >>> sigma
+    array([4., 3.])
+    >>> retained_energy(sigma, 1), round(effective_rank(sigma), 2)  # 16 / (16 + 9)
+    (0.64, 1.98)
+    """
     instance("layer", layer, LoRALayer, "a LoRALayer")
     return _components(layer).sigma
 
@@ -149,6 +161,16 @@ def grow(subject: Subject, rank: int, *, rng: RNG = None) -> Subject:
         If `rank` is out of range.
     NotSupportedError
         If `subject` is a DyLoRAAdapter whose scaling depends on the rank.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.surgery import grow
+    >>> layer = LoRALayer.from_factors(np.eye(4, 1), np.ones((1, 3)))
+    >>> grown = grow(layer, 3, rng=0)
+    >>> grown.rank, bool((grown.merge_weights() == layer.merge_weights()).all())
+    (3, True)
     """
     random = generator(rng)
     target = positive_int("rank", rank)
@@ -175,6 +197,16 @@ def canonicalize(subject: Subject) -> Subject:
 
     Slices of the first components are then the best approximations of their rank. The sign of each component is chosen such
     that the element of its column of A with the largest magnitude is positive, so that equal functions get equal factors.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.surgery import canonicalize
+    >>> layer = LoRALayer.from_factors(np.eye(4, 2), np.diag([-1.0, 9.0]))
+    >>> canonicalize(layer).matrix_b
+    array([[ 0.,  3.],
+           [-1.,  0.]])
     """
     return _mapped(subject, lambda layer: _cut(layer, _components(layer), layer.rank))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
@@ -25,19 +24,15 @@ from ._changes import (
 )
 from ._checkpoint import Checkpoint
 from ._experts import expert_paths, placed_experts
-from ._json import read_json
 from ._peft_tensors import may_be_new
+from ._pieces import windows
 from ._prefixes import changed_tensors, with_prefix_of
+from ._tied_heads import HEAD, HEADS, is_causal, tied_table
 from ._weight_names import path_of_bias, path_of_weight
 from .safetensors import TensorInfo, decoded, stored_elements
 
 WINDOW = 1 << 21  # elements mapped and computed at a time
 PRECISIONS = {"F64": 2.0**-53, "F32": 2.0**-24, "BF16": 2.0**-8, "F16": 2.0**-11}
-HEADS = ("lm_head", "embed_out")
-"""The names of output heads that may be tied to an embedding."""
-
-HEAD = "lm_head.weight"
-EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 
 
 class Step(NamedTuple):
@@ -113,8 +108,8 @@ class Merge:
         """The embedding that the adapter changes although the base uses it as its output head, which stays as it was."""
         whole = self.adapter.whole
         changed = [*whole, *(f"{path}.weight" for path in self.adapter.embeddings)]
-        table = next((key for key in changed if key == _tied(old, HEAD)), None)
-        if table is None or HEAD in whole or not _is_causal(old, self.adapter):
+        table = next((key for key in changed if key == tied_table(old, HEAD)), None)
+        if table is None or HEAD in whole or not is_causal(old, self.adapter):
             return None
         if not self.untie:
             raise FormatError(
@@ -148,14 +143,14 @@ class Merge:
         """The tensor of the base with the old values: the one of this name, or the embedding that serves as the head."""
         if key in old:
             return key
-        tied = _tied(old, key)
+        tied = tied_table(old, key)
         if tied and self.untie:
             return tied
         self._check_not_tied(old, key)
         raise FormatError(f"{old.path}: missing tensor {key!r}, which the adapter changes")
 
     def _check_not_tied(self, old: Checkpoint, key: str) -> None:
-        tied = _tied(old, key)
+        tied = tied_table(old, key)
         if tied and not self.untie:
             raise FormatError(
                 f"{old.path}: the base ties {key} to {tied}, and has no separate head that the adapter could change; "
@@ -164,7 +159,7 @@ class Merge:
 
     def _check_new(self, old: Checkpoint, key: str) -> None:
         """Raise FormatError for a new tensor that is not a head."""
-        whole, tied = self.adapter.whole, _tied(old, key)
+        whole, tied = self.adapter.whole, tied_table(old, key)
         if (
             tied is None or tied not in whole or not np.array_equal(whole[tied], whole[key])
         ):  # a tied pair, of which both are in the file
@@ -255,27 +250,9 @@ class Merge:
     def _windows(self, old: Checkpoint, step: Step, dtype: Any) -> Iterator[tuple[int, Array]]:
         """The old rows, some at a time, with the number of the first."""
         rows, columns = step.rows_and_columns
-        count = max(1, WINDOW // max(1, columns))
-        for start in range(0, rows, count):
-            stored, name = self.before(old, step, start, min(start + count, rows))
+        for start, stop in windows(rows, max(1, WINDOW // max(1, columns))):
+            stored, name = self.before(old, step, start, stop)
             yield start, decoded(stored, name).astype(dtype)
 
     def _signed(self, scaling: float) -> float:
         return -scaling if self.subtract else scaling
-
-
-def _is_causal(old: Checkpoint, adapter: AdapterWeights) -> bool:
-    """Whether the base is a language model, so that it must have an output head."""
-    config = os.path.join(os.path.dirname(next(iter(old.files.values())).path), "config.json")
-    entries = read_json(config) if os.path.isfile(config) else {}
-    names = entries.get("architectures") if isinstance(entries, dict) else None
-    if isinstance(names, list):
-        return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
-    return adapter.config.get("task_type") == "CAUSAL_LM"
-
-
-def _tied(old: Checkpoint, key: str) -> str | None:
-    """The embedding that serves as the output head of the base, if the head is not in the checkpoint."""
-    if key in old or key.removesuffix(".weight").rpartition(".")[2] not in HEADS:
-        return None
-    return next((other for other in old if other.removesuffix(".weight").rpartition(".")[2] in EMBEDDINGS), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, final
 
@@ -13,6 +14,15 @@ from .._typing import Array
 from ..kernels.bfloat16 import narrow, widen
 from ._changes import Change
 from .safetensors import decoded
+
+PIECE = 1 << 16
+"""The number of elements computed at a time: few enough to stay in the cache throughout."""
+
+
+def windows(length: int, step: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges (start, stop), of at most `step` elements each."""
+    for start in range(0, length, step):
+        yield start, min(start + step, length)
 
 
 class Conversion(NamedTuple):

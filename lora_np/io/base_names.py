@@ -137,7 +137,30 @@ def check_component(component: str | None) -> None:
 
 
 def with_tensor_names(weights: AdapterWeights, base: Path) -> AdapterWeights:
-    """An adapter whose layers have the names of the tensors that they change in a base, for `merge_checkpoint`."""
+    """An adapter whose layers have the names of the tensors that they change in a base, for `merge_checkpoint`.
+
+    Raises
+    ------
+    FormatError
+        As in `with_base_names`.
+    NotSupportedError
+        If modules that share a weight cannot be changed together.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.factors.weights import AdapterWeights
+    >>> from lora_np.io import save_safetensors
+    >>> from lora_np.io.base_names import with_tensor_names
+    >>> base = Path(tempfile.mkdtemp()) / "sd15.safetensors"
+    >>> save_safetensors(base, {"model.diffusion_model.input_blocks.0.0.weight": np.zeros((4, 4))})
+    >>> weights = AdapterWeights({"lora_unet_conv_in": LoRALayer(4, 4, rank=2, rng=0)})
+    >>> list(with_tensor_names(weights, base).layers)
+    ['model.diffusion_model.input_blocks.0.0']
+    """
     weights, matches = _matched(weights, base)
     places = {path: module.place for path, module in matches.items() if module.place}
     names = {path: module.tensor for path, module in matches.items() if path not in places}
@@ -154,7 +177,18 @@ def needs_base_names(weights: AdapterWeights) -> bool:
 
 
 def components(weights: AdapterWeights) -> dict[str, AdapterWeights]:
-    """The parts of an adapter by component of a pipeline, with the names of modules within it; ``""`` for other paths."""
+    """The parts of an adapter by component of a pipeline, with the names of modules within it; ``""`` for other paths.
+
+    Examples
+    --------
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.factors.weights import AdapterWeights
+    >>> from lora_np.io.base_names import components
+    >>> layer = LoRALayer(4, 4, rank=2, rng=0)
+    >>> parts = components(AdapterWeights({"unet.conv_in": layer, "text_encoder.fc1": layer}))
+    >>> {name: list(part.layers) for name, part in parts.items()}
+    {'text_encoder': ['fc1'], 'unet': ['conv_in']}
+    """
     parts: dict[str, dict[str, str]] = {}
     for path in weights.layers:
         component, rest = split_component(path)

@@ -64,6 +64,19 @@ def copy_model_files(
         If `base` is not a folder.
     FormatError
         If config.json must change, and is not valid JSON.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np.io.folders import copy_model_files
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("base", "merged"):
+    ...     (folder / name).mkdir()
+    >>> for name in ("config.json", "model.safetensors"):
+    ...     _ = (folder / "base" / name).write_text("{}")
+    >>> copy_model_files(folder / "base", folder / "merged")
+    CopiedFiles(copied=('config.json',), skipped=('model.safetensors',))
     """
     source, target = file_path("base", base), file_path("output", output)
     if not os.path.isdir(source):

@@ -23,10 +23,10 @@ from ._checkpoint import Checkpoint, index_path, read_index
 from ._checkpoint import checkpoint_files as checkpoint_files
 from ._merging import PRECISIONS as PRECISIONS
 from ._merging import WINDOW, Merge, Step
-from ._pieces import Conversion, Workers, usable_threads
+from ._pieces import PIECE, Conversion, Workers, usable_threads, windows
+from ._verification import errors
 from .safetensors import DTYPES, SafetensorsFile, Stored, decoded, encoded, stream_safetensors
 
-PIECE = 1 << 16  # elements computed at a time: few enough to stay in the cache throughout
 SMALL_PRODUCT = 1_000_000  # multiplications below which a product is not worth a second BLAS thread
 
 Path = str | os.PathLike[str]
@@ -106,8 +106,30 @@ def merge_checkpoint(
     ArgumentError
         If `output` is the base itself, or a folder although the base is a single file.
     NotSupportedError
-        If a DoRA adapter is to be subtracted, or merged into weights stored as (d_in, d_out); or if an adapter is to be
-        subtracted that replaces tensors.
+        If a DoRA adapter is to be subtracted, or an adapter that replaces tensors; or if the shapes of the base do not tell
+        how it stores the experts of the adapter.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.factors.weights import AdapterWeights
+    >>> from lora_np.io import merge_checkpoint, save_safetensors
+    >>> from lora_np.io.merge import verify_checkpoint
+    >>> from lora_np.io.safetensors import load_safetensors
+    >>> folder = tempfile.mkdtemp()
+    >>> base, merged = os.path.join(folder, "base.safetensors"), os.path.join(folder, "merged.safetensors")
+    >>> save_safetensors(base, {"up.weight": np.zeros((2, 3))})
+    >>> update = LoRALayer.from_factors(np.ones((3, 1)), np.array([[1.0, 2.0]]))
+    >>> adapter = AdapterWeights({"up": update})
+    >>> [tensor.key for tensor in merge_checkpoint(base, adapter, merged)]
+    ['up.weight']
+    >>> load_safetensors(merged)["up.weight"]
+    array([[1., 1., 1.],
+           [2., 2., 2.]])
+    >>> [tensor.error for tensor in verify_checkpoint(base, adapter, merged)]
+    [0.0]
     """
     merge = Merge(adapter, subtract, fan_in_fan_out, untie)
     count = usable_threads() if threads is None else positive_int("threads", threads)
@@ -169,7 +191,8 @@ def verify_checkpoint(
             if name not in files:
                 raise FormatError(f"{os.fspath(output)}: the file {name} is missing")
             steps = {key: step for key, step in planned.items() if step.file == name}
-            verified += _verified(merge, steps, old, old.files[name], files[name])
+            found = errors(merge, steps, old, old.files[name], files[name])
+            verified += [replace(_report(merge, steps[key]), error=error) for key, error in found]
     if index:
         listed = read_index(os.fspath(written))["weight_map"]
         for key, step in planned.items():
@@ -205,7 +228,7 @@ def _content(
 
 
 def _copied(tensors: SafetensorsFile, key: str) -> Iterator[Stored]:
-    for start, stop in _windows(tensors.info(key).size, WINDOW):
+    for start, stop in windows(tensors.info(key).size, WINDOW):
         yield Stored(tensors, key, start, stop)
 
 
@@ -214,7 +237,7 @@ def _changed(merge: Merge, old: Checkpoint, step: Step, workers: Workers) -> Ite
     dtype = np.float64 if step.info.dtype == "F64" else np.float32
     change = merge.rows(old, step, dtype)
     count = max(1, min(PIECE, SMALL_PRODUCT // max(1, merge.rank(step.key))) // max(1, columns))
-    for start, stop in _windows(rows, max(1, WINDOW // max(1, columns))):
+    for start, stop in windows(rows, max(1, WINDOW // max(1, columns))):
         before, stored = merge.before(old, step, start, stop)
         if change is None:
             yield _converted(before, stored, step.info.dtype)
@@ -228,53 +251,6 @@ def _changed(merge: Merge, old: Checkpoint, step: Step, workers: Workers) -> Ite
 def _converted(elements: Array, dtype: str, other: str) -> Array:
     """The stored elements in another dtype; in the same, to the bit."""
     return elements if dtype == other else encoded(decoded(elements, dtype), other)
-
-
-def _verified(
-    merge: Merge, steps: Mapping[str, Step], base: Checkpoint, old: SafetensorsFile, new: SafetensorsFile
-) -> Iterator[MergedTensor]:
-    """The merged tensors of a file with their errors; all other tensors must equal those of the base."""
-    for key in dict.fromkeys([*old, *steps]):
-        if key not in new or new.info(key) != (steps[key].info if key in steps else old.info(key)):
-            raise FormatError(f"{new.path}: {key} is missing, or its dtype or shape differs from the base")
-        if key in steps:
-            yield replace(_report(merge, steps[key]), error=_error(merge, base, steps[key], new))
-        elif not _equal(old, new, key):
-            raise FormatError(f"{new.path}: {key} differs from the base, but the adapter does not change it")
-    for key in new:
-        if key not in old and key not in steps:
-            raise FormatError(f"{new.path}: {key} is not in the base")
-
-
-def _equal(old: SafetensorsFile, new: SafetensorsFile, key: str) -> bool:
-    return all(
-        np.array_equal(old.raw(key, start, stop), new.raw(key, start, stop))
-        for start, stop in _windows(old.info(key).size, WINDOW)
-    )
-
-
-@np.errstate(invalid="ignore")  # signalling NaNs
-def _error(merge: Merge, old: Checkpoint, step: Step, new: SafetensorsFile) -> float:
-    rows, columns = step.rows_and_columns
-    merged = merge.rows(old, step, np.float64)
-    largest = difference = 0.0
-    for start, stop in _windows(rows, max(1, PIECE // max(1, columns))):
-        stored, dtype = merge.before(old, step, start, stop)
-        before = decoded(stored, dtype).astype(np.float64)
-        after = decoded(new.raw(step.key, start * columns, stop * columns), step.info.dtype).reshape(-1, columns)
-        after, expected = after.astype(np.float64), before if merged is None else merged(before, start)
-        for values in (before, expected):  # if the terms cancel, the rounding error is that of the terms
-            largest = max(largest, float(np.abs(values[np.isfinite(values)]).max(initial=0)))
-        wrong = ~((after == expected) | (np.isnan(after) & np.isnan(expected)))
-        gaps = np.abs(after[wrong] - expected[wrong])
-        difference = max(difference, float(np.where(np.isnan(gaps), np.inf, gaps).max(initial=0)))
-    return difference / largest if largest else difference
-
-
-def _windows(length: int, step: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges (start, stop), of at most `step` elements each."""
-    for start in range(0, length, step):
-        yield start, min(start + step, length)
 
 
 def _new_index(path: str, old: Checkpoint, planned: Mapping[str, Step]) -> bytes:

@@ -14,7 +14,7 @@ from .._typing import Array
 from ..factors.weights import AdapterWeights
 from ._checkpoint import Checkpoint, index_path
 from ._merging import Merge, Step
-from .merge import PIECE
+from ._pieces import PIECE, windows
 from .safetensors import decoded
 
 Path = str | os.PathLike[str]
@@ -122,8 +122,7 @@ def _values(merge: Merge, old: Checkpoint, new: Checkpoint, step: Step) -> Itera
     exact = merge.rows(old, step, np.float64)
     assert exact is not None
     count = max(1, PIECE // max(1, columns))
-    for start in range(0, rows, count):
-        stop = min(start + count, rows)
+    for start, stop in windows(rows, count):
         stored, dtype = merge.before(old, step, start, stop)
         before = decoded(stored, dtype).astype(np.float64)
         after = decoded(new[step.key].raw(step.key, start * columns, stop * columns), step.info.dtype)

@@ -9,7 +9,7 @@ import pytest
 
 from lora_np import ArgumentError, FormatError, LoRALayer, NotSupportedError, merge_in_place
 from lora_np.factors.weights import AdapterWeights
-from lora_np.io import _merging, _pieces, merge
+from lora_np.io import _merging, _pieces, _verification, merge
 from lora_np.io.merge import INDEX, SINGLE, checkpoint_files, merge_checkpoint, verify_checkpoint
 from lora_np.io.peft import apply_peft, load_peft
 from lora_np.io.safetensors import SafetensorsFile, load_safetensors, save_safetensors
@@ -131,8 +131,9 @@ def output(tmp_path):
 @pytest.fixture
 def small_windows(monkeypatch):
     """Windows and pieces of a few rows, so that every tensor needs several."""
-    monkeypatch.setattr(merge, "WINDOW", 30)
-    monkeypatch.setattr(merge, "PIECE", 11)
+    for module in (merge, _verification):
+        monkeypatch.setattr(module, "WINDOW", 30)
+        monkeypatch.setattr(module, "PIECE", 11)
 
 
 def all_files(folder):

@@ -7,7 +7,7 @@ import pytest
 
 from lora_np import FormatError, LoRALayer, NotSupportedError
 from lora_np.factors.weights import AdapterWeights, Rows
-from lora_np.io import merge
+from lora_np.io import _verification, merge
 from lora_np.io._checkpoint import Checkpoint
 from lora_np.io.merge import INDEX, SINGLE, merge_checkpoint, verify_checkpoint
 from lora_np.io.safetensors import SafetensorsFile, load_safetensors, save_safetensors
@@ -126,6 +126,7 @@ def test_a_table_may_grow(base):
 def test_rows_are_replaced(base, monkeypatch, window):
     monkeypatch.setattr(merge, "WINDOW", window)
     monkeypatch.setattr(merge, "PIECE", window)
+    monkeypatch.setattr(_verification, "PIECE", window)
     rows = Rows.of([8, 0, 3], batch(3, 4, seed=9))
     tensors, changed = merged(base, AdapterWeights(Q, rows={"model.embed_tokens.weight": rows}))
     table = TENSORS["model.embed_tokens.weight"].copy()

@@ -435,7 +435,7 @@ MUTANTS = [
     ),
     Mutant(
         "merge: verification does not look at new tensors",
-        "io/merge.py",
+        "io/_verification.py",
         "for key in dict.fromkeys([*old, *steps]):",
         "for key in old:",
         (MERGE_WHOLE,),
@@ -443,7 +443,7 @@ MUTANTS = [
     Mutant(
         "merge: the head follows a change of the embedding",
         "io/_merging.py",
-        "        if table is None or HEAD in whole or not _is_causal(old, self.adapter):",
+        "        if table is None or HEAD in whole or not is_causal(old, self.adapter):",
         "        if True:",
         (MERGE_WHOLE,),
     ),
