@@ -116,7 +116,7 @@ def test_weights_without_tasks():
     [
         ([1.0], r"shard 1, .* weights must have shape \(3,\)"),
         ([1, -1, 1], r"shard 1, .* weights must be finite and not negative, got -1"),
-        ([0, 0, 0], r"shard 1, .* weights must be greater than 0 in a row"),
+        ([0, 0, 0], r"shard 1, .* weights must contain a number greater than 0"),
     ],
 )
 def test_bad_weights_are_refused_before_the_first_step(weights, words):

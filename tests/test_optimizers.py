@@ -331,6 +331,27 @@ def test_reset_discards_the_state(optimizer, textbook):
     np.testing.assert_allclose(run(rule, parameter, steps), by_textbook(textbook, parameter, steps), rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        ([], {"up.a", "up.b", "down.a", "x[1]"}),
+        (["up.a"], {"up.b", "down.a", "x[1]"}),
+        (["*.a"], {"up.b", "x[1]"}),
+        (["nothing", "up.*", "?own.*"], {"x[1]"}),
+        (["x[1]"], {"up.a", "up.b", "down.a"}),  # a name, although not one that it matches as a pattern
+        (["*"], set()),
+    ],
+)
+def test_reset_discards_the_state_of_names_and_patterns(names, left):
+    rule = Momentum(0.1)
+    for name in ("up.a", "up.b", "down.a", "x[1]"):
+        rule.update(name, np.ones(2), np.ones(2))
+    with pytest.raises(ArgumentError, match="each of names must be a string, got 3"):
+        rule.reset([*names, 3])
+    rule.reset(iter(names))
+    assert {key.partition(":")[0] for key in rule.get_state()} == left
+
+
 @pytest.mark.parametrize("optimizer", [Momentum(0.1), Adam(0.1)], ids=repr)
 def test_a_name_whose_shape_changed_is_refused(optimizer):
     optimizer.update("p", np.ones((2, 3)), np.ones((2, 3)))

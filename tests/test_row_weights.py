@@ -289,7 +289,7 @@ def test_weights_of_any_size_train():
 
 
 def test_weights_that_are_all_zero_are_refused():
-    with pytest.raises(ArgumentError, match=r"weights must be greater than 0 in a row with a label .* got only zeros"):
+    with pytest.raises(ArgumentError, match="weights must contain a number greater than 0 for a row with a label"):
         trained(base, MeanSquaredError(), T, {}, weights=np.zeros(ROWS))
-    with pytest.raises(ArgumentError, match=r"weights must be greater than 0 in a row with a label .* got only zeros"):
+    with pytest.raises(ArgumentError, match="weights must contain a number greater than 0 for a row with a label"):
         trained(base, SoftmaxCrossEntropy(), LABELS, {}, weights=LABELS < 0)

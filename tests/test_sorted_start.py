@@ -171,7 +171,7 @@ def test_an_optimizer_forgets_sequences_of_names(names):
         assert optimizer.get_state() == {}
     else:
         before = bits(optimizer.get_state())
-        with pytest.raises(ArgumentError, match="names must be a sequence of names of parameters, got"):
+        with pytest.raises(ArgumentError, match=r"names must be a sequence of names of parameters, got"):
             optimizer.reset(names)
         assert bits(optimizer.get_state()) == before
 

@@ -188,6 +188,28 @@ def test_a_task_that_is_added_during_training_starts_its_own_state(kind):
         assert {int(array.max()) for array in of_task("b", steps).values()} == {8}
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_task_that_is_added_again_starts_anew_after_a_reset(kind):
+    tasks, fresh = ["a", "b", "a", "b", "b"], OPTIMIZERS[kind]()
+    model, optimizer = model_of(("a", "b")), OPTIMIZERS[kind]()
+    train = partial(fit, loss=MeanSquaredError(), epochs=2, batch_size=2, average="task", tasks=tasks, shuffle=False)
+    train(model, data(tasks, 1), optimizer=optimizer)
+    states = optimizer.get_state()
+    for name in ("up", "down"):
+        layer = model.children()[name]
+        layer.remove_task("b")
+        layer.add_task("b", 2)
+    optimizer.reset(["*.b.*"])
+    left = optimizer.get_state()
+    assert left.keys() == {name for name in states if ".b." not in name}
+    assert all(np.array_equal(left[name], states[name]) for name in left)
+    new = model.clone()
+    train(model, data(tasks, 2), optimizer=optimizer)
+    train(new, data(tasks, 2), optimizer=fresh)
+    assert_near(of_task("b", model.named_parameters()), of_task("b", new.named_parameters()))
+    assert_near(of_task("b", optimizer.get_state()), of_task("b", fresh.get_state()))
+
+
 def test_the_default_average_is_over_all_rows_of_the_batch():
     tasks = ["a", "a", "a", "b"]
     found = {}

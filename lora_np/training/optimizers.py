@@ -9,12 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, final
 
 import numpy as np
 
 from .._typing import Array, Part, Parts
-from .._validation import finite_float, fraction, instance, mapping, non_negative_float, real_array, sequence
+from .._validation import finite_float, fraction, instance, mapping, non_negative_float, real_array, sequence, text
 from ..base import Layer, pending, trained_by
 from ..errors import ArgumentError, ArgumentOutOfRangeError, NotSupportedError
 
@@ -48,13 +49,22 @@ class Optimizer(ABC):
         self._learning_rate = finite_float("learning_rate", learning_rate)
 
     def reset(self, names: Iterable[str] | None = None) -> None:
-        """Discard the state of every parameter, or of those with the given names."""
-        self._states: dict[str, Any]
-        if names is None:
-            self._states = {}
-        else:
-            for name in sequence("names", names, "names of parameters"):
-                self._states.pop(name, None)
+        """Discard the state of every parameter, or of those with the given names, which may be shell patterns.
+
+        After a task was removed, ``reset(["*.topics.*"])`` lets a new task of the same name start without its moments.
+        """
+        kept: dict[str, Any] = {}
+        if names is not None:
+            names = sequence("names", names, "names of parameters")
+            for each in names:
+                text("each of names", each)
+            exact = set(names)
+            kept = {
+                name: state
+                for name, state in self._states.items()
+                if name not in exact and not any(fnmatchcase(name, pattern) for pattern in names)
+            }
+        self._states = kept
 
     @final
     def get_state(self) -> dict[str, Array]:

@@ -97,7 +97,7 @@ def _counted(samples: Samples) -> Samples:
     if kept.all():
         return samples
     if not kept.any():
-        raise ArgumentError("weights must be greater than 0 in a row with a label that is not ignored, got only zeros")
+        raise ArgumentError("weights must contain a number greater than 0 for a row with a label, got only zeros")
     tasks = None if samples.tasks is None else samples.tasks[kept]
     weights = None if samples.weights is None else samples.weights[kept]
     return Samples(samples.inputs[kept], samples.targets[kept], tasks, weights, samples.terms[kept], samples.scale)

@@ -423,6 +423,20 @@ MUTANTS = [
         "float(value * self.samples.terms.mean() * len(batch))",
         (WEIGHTS,),
     ),
+    Mutant(
+        "a reset discards names, but not what patterns match",
+        "training/optimizers.py",
+        "if name not in exact and not any(",
+        "if name not in exact and not all(",
+        (APART,),
+    ),
+    Mutant(
+        "a reset takes names for patterns only",
+        "training/optimizers.py",
+        "if name not in exact and not any(",
+        "if not any(",
+        ("tests/test_optimizers.py",),
+    ),
     # ---------------------------------------------------------------- checkpoints of fit
     Mutant(
         "a resumed run draws a new order in the middle of an epoch",
