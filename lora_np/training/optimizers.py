@@ -53,6 +53,7 @@ class Optimizer(ABC):
 
         After a task was removed, ``reset(["*.topics.*"])`` lets a new task of the same name start without its moments.
         """
+        self._states: dict[str, Any]
         kept: dict[str, Any] = {}
         if names is not None:
             names = sequence("names", names, "names of parameters")
