@@ -5,6 +5,8 @@ try:
 except ImportError as error:
     raise ImportError('lora_np.sklearn needs scikit-learn: pip install "lora_np[sklearn]"') from error
 
+from .mlp import from_sklearn as from_sklearn
+from .mlp import to_sklearn as to_sklearn
 from .multitask import MultiLoRAClassifier as MultiLoRAClassifier
 from .multitask import MultiLoRARegressor as MultiLoRARegressor
 from .onetask import LoRAClassifier as LoRAClassifier
