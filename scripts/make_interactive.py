@@ -101,7 +101,7 @@ def main():
         select_task(multilora, task)
         train(multilora, VIEWS[task](x), t, 60, 0.005, rng)
 
-    # A generator of its own, so that the models above do not depend on it.
+    # With a separate generator, so that the models above do not depend on this one.
     lora = apply_lora(base, lambda layer: StandardLoRAAdapter(layer, MAX_RANK, rng=SEED), targets=["hidden"])
     train(lora, shifted(x), t, 80, 0.02, np.random.default_rng(SEED))
 

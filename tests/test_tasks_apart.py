@@ -67,7 +67,7 @@ def batches(rows, batch_size):
 
 
 def train_apart(model, task, samples, tasks, optimizer, batch_size, loss, epochs=2, **options):
-    """Train one task on its rows of each batch, in a batch of their own; returns the sum of its losses in each step."""
+    """Train one task on its rows of each batch, as a separate batch; returns the sum of its losses in each step."""
     (x, t), losses = samples, []
     for batch in batches(len(tasks), batch_size) * epochs:
         rows = [row for row in batch if tasks[row] == task]

@@ -46,7 +46,7 @@ def rank_quality(
     Raises
     ------
     ArgumentError
-        If there is no curve, a curve is empty, a rank is not a positive integer, or a quality is not a real number.
+        If `curves` or a curve is empty, if a rank is not a positive integer, or if a quality is not a real number.
 
     Notes
     -----

@@ -41,7 +41,8 @@ def spectra(layers: Layer | Mapping[str, LoRALayer | Array], *, ax: Axes | None 
     Raises
     ------
     ArgumentError
-        If there is no low-rank layer, an element is not a LoRALayer or its singular values, or factors are not finite.
+        If `layers` holds no low-rank layer, if an element is neither a LoRALayer nor singular values, or if factors are not
+        finite.
 
     Notes
     -----

@@ -37,7 +37,7 @@ def task_matrix(
     Raises
     ------
     ArgumentError
-        If there are no rows or columns, the shape does not match them, or a value lies outside [0, 1].
+        If `rows` or `columns` is empty, if the shape of `values` does not match them, or if a value lies outside [0, 1].
     """
     matrix = real_array("values", values, float)
     if not rows or not columns:

@@ -14,7 +14,7 @@ NEXT = "tests/models/test_next_token.py"
 
 MUTANTS = [
     Mutant(
-        "a model that is no layer is not refused",
+        "a model that is not a layer is accepted",
         "models/finding.py",
         '    instance("model", model, Layer, "a layer")\n',
         "",
