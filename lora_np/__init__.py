@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from .adapters.dylora import at_rank
     from .adapters.rank_distribution import RankDistribution, geometric
+    from .adapters.task_ranks import TaskRanks
     from .base.weight_loadable import WeightLoadResult, WeightLoadValidation
     from .errors import (
         ArgumentError,
@@ -174,6 +175,7 @@ __all__ = [
     "Sequential",
     "SoftmaxCrossEntropy",
     "StandardLoRAAdapter",
+    "TaskRanks",
     "TokenClassifier",
     "VeRAAdapter",
     "VeRALayer",
@@ -217,6 +219,7 @@ _HOMES = {
         "StandardLoRAAdapter VeRAAdapter VeRALayer",
         "adapters.dylora": "at_rank",
         "adapters.rank_distribution": "RankDistribution geometric",
+        "adapters.task_ranks": "TaskRanks",
         "base.weight_loadable": "WeightLoadResult WeightLoadValidation",
         "errors": "ArgumentError ArgumentNullError ArgumentOutOfRangeError FormatError GradientError "
         "InvalidOperationError NonFiniteError NotSupportedError",

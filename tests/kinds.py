@@ -49,6 +49,16 @@ def multilora(base, rank, alpha=-1.0, frozen=True, *, rng=None):
     return adapter
 
 
+def ranked_tasks(base, rank, alpha=-1.0, frozen=True, *, rng=None, **options):
+    """A plain task, and two whose active ranks are 1, half and all; the last is current."""
+    ranks = sorted({1, (rank + 1) // 2, rank})
+    adapter = MultiLoRAAdapter(base, "plain", rank, alpha, frozen, rng=rng)
+    adapter.add_task("other", rank, alpha, ranks)
+    adapter.add_task("ranked", rank, alpha, ranks, **options)
+    adapter.current_task = "ranked"
+    return adapter
+
+
 KINDS = {
     "standard": StandardLoRAAdapter,
     "standard-rslora": partial(StandardLoRAAdapter, scaling="rslora"),
@@ -57,6 +67,9 @@ KINDS = {
     "dylora-rslora": partial(dylora, scaling="rslora"),
     "dylora-frozen-mode": partial(dylora, mode="frozen"),
     "multilora": multilora,
+    "multilora-ranks": ranked_tasks,
+    "multilora-ranks-paper": partial(ranked_tasks, scaling="paper"),
+    "multilora-ranks-frozen-mode": partial(ranked_tasks, mode="frozen"),
     "dora": DoRAAdapter,
     "vera": VeRAAdapter,
 }

@@ -13,8 +13,9 @@ from lora_np import (
     NotSupportedError,
     StandardLoRAAdapter,
     VeRAAdapter,
+    at_rank,
 )
-from lora_np.factors.weights import AdapterWeights, at_rank, extract, extract_tasks
+from lora_np.factors.weights import AdapterWeights, extract, extract_tasks
 from tests.io.networks import FACTORIES, X, adapted, assert_close, dylora, multilora, network
 from tests.kinds import bits, randomised
 

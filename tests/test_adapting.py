@@ -253,7 +253,7 @@ def test_select_rank_and_task_reach_an_unknown_container():
     with pytest.raises(ArgumentError, match=r"^embed: rank must be one of the active ranks \(1, 2, 4\), got 3$"):
         select_rank(adapted, 3)
     assert {adapter.current_deployment_rank for adapter in find(adapted, DyLoRAAdapter).values()} == {2}
-    with pytest.raises(InvalidOperationError, match="has no DyLoRAAdapter whose rank could be selected"):
+    with pytest.raises(InvalidOperationError, match="has no DyLoRAAdapter or task whose rank could be selected"):
         select_rank(model(), 2)
     tasks = apply_lora(model(), MultiLoRAAdapter, default_task_name="a", default_rank=1, rng=0)
     assert select_task(tasks, "a") == 5

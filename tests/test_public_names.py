@@ -65,6 +65,7 @@ NAMES = {
     "Sequential",
     "SoftmaxCrossEntropy",
     "StandardLoRAAdapter",
+    "TaskRanks",
     "TokenClassifier",
     "VeRAAdapter",
     "VeRALayer",

@@ -88,7 +88,18 @@ class AdditiveAdapter(LoRAAdapterBase):
         InvalidOperationError, or NotSupportedError for MultiLoRA
             If the base is not a DenseLayer or FullyConnectedLayer, or if it has an activation.
         """
-        base, chosen = self.mergeable_base(), self.select(INFERENCE)
-        assert isinstance(chosen.branch, LowRankLayer)  # without a pass there is no mixed batch
+        base, (branch, rank) = self.mergeable_base(), self._deployed()
+        return base.with_matrix(base.matrix + branch.merge_weights(rank=rank))
+
+    def estimate_flops(self) -> int:
+        """The base, the selected branch at its rank, and their sum."""
+        branch, rank = self._deployed()
+        flops = branch.estimate_flops() * rank // branch.rank
+        return self.base_layer.estimate_flops() + flops + self.output_size
+
+    def _deployed(self) -> tuple[LowRankLayer, int]:
+        """The branch and the rank that `predict` uses by default."""
+        chosen = self.select(INFERENCE)
+        assert isinstance(chosen.branch, LowRankLayer)  # without tasks there is no mixed batch
         assert not isinstance(chosen.rank, np.ndarray)
-        return base.with_matrix(base.matrix + chosen.branch.merge_weights(rank=chosen.rank))
+        return chosen.branch, chosen.branch.rank if chosen.rank is None else chosen.rank

@@ -8,9 +8,9 @@ from typing import Any, Literal, Self, final
 
 import numpy as np
 
-from .._typing import RNG, Array
+from .._typing import RNG, Array, Parts
 from .._validation import instance, rank_within
-from ..base import FixedAttributes, Layer
+from ..base import FixedAttributes, Layer, prefixed
 from ..functions.losses import Loss
 from ..kernels import product
 from ..layers.lora import LoRALayer
@@ -109,6 +109,10 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
         rank = self.rank_in(run)
         return Selection("lora", self._lora, rank, self.trained_from(rank))
 
+    def trained_parts(self, run: Run) -> Parts:
+        """The components of the branch that a pass trains."""
+        return prefixed("lora", self.trained_part(self.rank_in(run)))
+
     @property
     def lora_layer(self) -> LoRALayer:
         """The branch, of rank `max_rank`."""
@@ -181,11 +185,6 @@ class DyLoRAAdapter(FixedAttributes, AdditiveAdapter, RankChoice):
             If the loss is infinite or NaN; the parameters are those of the last finite loss.
         """
         return train_pairs(self, inputs, targets, epochs, learning_rate, loss_function, rank_per, warmup, self._rng)
-
-    def estimate_flops(self) -> int:
-        """The base, the branch at the deployment rank, and their sum."""
-        branch = self._lora.estimate_flops() * self._deployment_rank // self.max_rank
-        return self.base_layer.estimate_flops() + branch + self.output_size
 
     def _details(self) -> dict[str, str]:
         base = sum(array.size for array in self.base_layer.named_parameters(frozen=True).values())

@@ -14,6 +14,7 @@ from ..layers.dropout import Mask, drawn_mask, masked
 from ..layers.lora import LoRALayer
 from ..run import Run, Tasks
 from .task_groups import TaskGroups
+from .task_slices import Slice
 
 
 class MixedCache(NamedTuple):
@@ -35,8 +36,8 @@ class MixedBranch:
     ----------
     tasks : Tasks
         The task of each entry of the first axis.
-    branches : sequence of LoRALayer or None
-        The branch of each task; None for no task.
+    branches : sequence of LoRALayer, Slice or None
+        The branch of each task, or its leading components; None for no task.
     memory : FactorMemory
         The memory of the adapter, which holds the factors of its branches.
     has_dropout : bool, default False
@@ -54,14 +55,14 @@ class MixedBranch:
     """
 
     def __init__(
-        self, tasks: Tasks, branches: Sequence[LoRALayer | None], memory: FactorMemory, has_dropout: bool = False
+        self, tasks: Tasks, branches: Sequence[LoRALayer | Slice | None], memory: FactorMemory, has_dropout: bool = False
     ) -> None:
         self._tasks, self._branches, self._memory, self._has_dropout = tasks, branches, memory, has_dropout
 
     def apply(
         self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0
     ) -> tuple[Array, MixedCache]:
-        """``h = x A``, ``y = s h B`` with the factors of each row's task, at full rank."""
+        """``h = x A``, ``y = s h B`` with the factors of each row's task; `rank` is in the branches already."""
         mask = self._mask(x.shape, run) if self._has_dropout and run.training else None
         x = x if mask is None else mask(x)
         shape, inner = x.shape, math.prod(x.shape[1:-1])

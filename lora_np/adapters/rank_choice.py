@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import overload
 
 import numpy as np
 
 from .._typing import RNG, Array, Parts
 from .._validation import generator, integer, one_of
-from ..base import Listener
+from ..base import Layer, Listener, listeners
 from ..errors import InvalidOperationError
 from ..layers.lora import LoRALayer
 from ..run import LAST_QUANTILE, Draw, Run
@@ -18,7 +18,10 @@ from .rank_distribution import RankDistribution
 
 
 class RankChoice(Listener):
-    """Mixin that chooses the rank of a pass: by default, a drawn rank in training and the deployment rank otherwise."""
+    """Mixin that chooses the rank of a pass: by default, a drawn rank in training and the deployment rank otherwise.
+
+    `DyLoRAAdapter` and the tasks of a `MultiLoRAAdapter` that have ranks share it.
+    """
 
     listens_to = "rank"
     layer_name: str
@@ -83,18 +86,19 @@ class RankChoice(Listener):
             raise InvalidOperationError(f"{self.layer_name}: a training pass needs a rank; `new_run` draws one")
         return self._deployment_rank if rank is None else rank
 
-    def trained_parts(self, run: Run) -> Parts:
-        """The components of the branch that a pass trains: columns of A, rows of B."""
-        rank = self.rank_in(run)
+    def trained_part(self, rank: int | Array) -> Parts:
+        """The components of the branch that a pass at this rank trains: columns of A, rows of B; empty if it trains all."""
         last = int(rank.max(initial=1)) if isinstance(rank, np.ndarray) else rank
         first = self.trained_from(rank)
         if first == 0 and last == self.max_rank:
-            return {}  # all of them
+            return {}
         part_a, part_b = LoRALayer.parts(first, last)
-        return {"lora.matrix_a": part_a, "lora.matrix_b": part_b}
+        return {"matrix_a": part_a, "matrix_b": part_b}
 
-    def nested_branches(self) -> list[tuple[LoRALayer, int]]:
+    def nested_branches(self, tasks: Collection[str | None] | None = None) -> list[tuple[LoRALayer, int]]:
         """The branches whose leading components are trained at several ranks, each with the highest rank that is drawn.
+
+        Those of other tasks are left out, if `tasks` is given.
 
         Raises
         ------
@@ -111,14 +115,17 @@ class RankChoice(Listener):
 
     def check_run(self, run: Run) -> None:
         """Raise ArgumentError if a rank is not active, or InvalidOperationError for ranks by row in frozen mode."""
-        rank = None if run.rank is None else self.rank_in(run)
-        if isinstance(rank, np.ndarray) and self.mode == "frozen" and run.keep:
+        if run.rank is not None:
+            self.check_pass(self.rank_in(run), run.keep)
+
+    def check_pass(self, rank: int | Array, keep: bool) -> None:
+        """Raise ArgumentError if a rank is not active, or InvalidOperationError for ranks by row in frozen mode."""
+        if isinstance(rank, np.ndarray) and self.mode == "frozen" and keep:
             raise InvalidOperationError(
                 f"{self.layer_name}: mode must be 'full' if each row has its own rank, got 'frozen', "
                 "which trains one block of components per pass"
             )
-        if rank is not None:
-            self._ranks.check(rank)
+        self._ranks.check(rank)
 
     @overload
     def rank_at(self, quantile: float) -> int: ...
@@ -138,3 +145,8 @@ class RankChoice(Listener):
             "dylora.current_deployment_rank": str(self._deployment_rank),
             "dylora.mode": self.mode,
         }
+
+
+def rank_choices(model: Layer) -> dict[str, RankChoice]:
+    """The DyLoRA adapters of a model, and the ranks of the tasks that have some, by path."""
+    return {path: layer for path, layer in listeners(model).items() if isinstance(layer, RankChoice)}

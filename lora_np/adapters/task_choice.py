@@ -15,6 +15,7 @@ from ..errors import ArgumentError, ArgumentNullError, InvalidOperationError
 from ..kernels import FactorMemory
 from ..layers.lora import LoRALayer
 from ..run import Run
+from .task_ranks import TaskRanks
 
 
 class TaskChoice(Listener):
@@ -26,8 +27,8 @@ class TaskChoice(Listener):
     dtype: np.dtype[Any]
     layer_name: str
     fitted: Callable[[Layer], LoRALayer]
-    _new_branch: Callable[..., LoRALayer]
     _tasks: dict[str, LoRALayer]
+    _task_ranks: dict[str, TaskRanks]
     _current_task: str
     _rng: Generator
     _memory: FactorMemory
@@ -64,31 +65,6 @@ class TaskChoice(Listener):
         """Set `current_task`."""
         self.current_task = task_name
 
-    def add_task(self, task_name: str, rank: int, alpha: float = -1.0, *, dropout: float = 0.0) -> None:
-        """Add a task; the current task does not change.
-
-        Parameters
-        ----------
-        task_name : str
-            New and not blank.
-        rank : int
-            In 1..min(input_size, output_size).
-        alpha : float, default -1
-            A negative value means this task's rank.
-        dropout : float, default 0
-            p, in [0, 1), for the input of this task's branch in training passes; see `LoRALayer`.
-
-        Raises
-        ------
-        ArgumentError
-            If an argument violates the constraints above; nothing is changed.
-        """
-        self._add("task_name", task_name, rank, alpha, dropout)
-
-    def _add(self, argument: str, name: str, rank: int, alpha: float, dropout: float) -> None:
-        self._check_new(argument, name)
-        self._keep({name: self.fitted(self._new_branch(rank, alpha, dropout=dropout, rng=self._rng))})
-
     def _keep(self, branches: Mapping[str, LoRALayer]) -> None:
         """Store fitted branches, after moving their factors into the memory of the adapter.
 
@@ -100,6 +76,10 @@ class TaskChoice(Listener):
         for branch in moving:
             branch.move_to(self._memory)
         self._has_dropout |= any(branch.dropout for branch in branches.values())
+        for name, ranks in self._task_ranks.copy().items():
+            branch = branches.get(name, ranks.lora_layer)
+            if branch is not ranks.lora_layer:
+                self._task_ranks[name] = ranks.of(branch, self._rng)
         self._tasks |= branches
 
     def _check_new(self, argument: str, name: str) -> None:
@@ -112,7 +92,8 @@ class TaskChoice(Listener):
     def replace_task(self, task_name: str, branch: LoRALayer) -> None:
         """Replace the branch of a task with another of the same sizes and dtype, and any rank.
 
-        Its factors move to the memory of the tasks, so arrays obtained from it before no longer belong to it.
+        Its factors move to the memory of the tasks, so arrays obtained from it before no longer belong to it. If its
+        rank is lower, it replaces the active ranks above it.
 
         Raises
         ------
@@ -142,6 +123,7 @@ class TaskChoice(Listener):
         if self._current_task == task_name:  # first, because another thread may be reading
             self._current_task = next(name for name in self._tasks if name != task_name)
         del self._tasks[task_name]
+        self._task_ranks.pop(task_name, None)
         return True
 
     def get_task_adapter(self, task_name: str) -> LoRALayer:

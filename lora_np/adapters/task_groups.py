@@ -12,6 +12,7 @@ from .._typing import Array, Gradients
 from ..kernels import FactorMemory
 from ..layers.lora import LoRALayer
 from ..run import Tasks, sorting
+from .task_slices import Slice, add_gradients
 
 STACK = 16
 """The smallest number of tasks that are gathered."""
@@ -36,11 +37,12 @@ class TaskGroups(NamedTuple):
 
     A task is in the stack of its rank if its factors, once for each entry, have at most `GATHERED_BYTES`, and if the stack
     has at least `STACK` tasks: the factors of the stack's entries are gathered, and the stack is multiplied in one call. A
-    single task is multiplied by its factors where they are, all of its rows at once.
+    single task is multiplied by its factors where they are, all of its rows at once. So are the leading components of a
+    task, for each of their numbers.
     """
 
     tasks: Tasks
-    branches: Sequence[LoRALayer | None]
+    branches: Sequence[LoRALayer | Slice | None]
     """The branch of each task. As long as a branch exists, its factors stay where they are."""
     by_group: Array | None
     """The tasks in the order of the groups, as indices; None if this is their order."""
@@ -60,7 +62,7 @@ class TaskGroups(NamedTuple):
     """The position of each entry in `order`."""
 
     @classmethod
-    def of(cls, tasks: Tasks, branches: Sequence[LoRALayer | None], memory: FactorMemory) -> Self:
+    def of(cls, tasks: Tasks, branches: Sequence[LoRALayer | Slice | None], memory: FactorMemory) -> Self:
         """The groups of tasks, of which each has the given branch."""
         places = [None if layer is None else layer.place for layer in branches]
         numbered = [0 if place is None or place[0] is not memory else place[1] for place in places]
@@ -120,9 +122,9 @@ class TaskGroups(NamedTuple):
         for task, (dA, dB) in zip(
             range(len(names)) if self.by_group is None else self.by_group.tolist(), pairs, strict=True
         ):
-            name = names[task]
-            if name is not None:
-                gradients[f"{name}.matrix_a"], gradients[f"{name}.matrix_b"] = dA, dB
+            name, branch = names[task], self.branches[task]
+            if name is not None and branch is not None:
+                add_gradients(gradients, name, branch, dA, dB)
         return gradients
 
 

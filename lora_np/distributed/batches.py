@@ -47,6 +47,12 @@ class Batches:
         self.steps = -(-largest // self.batch_size)
         """Steps per epoch."""
 
+    @property
+    def tasks(self) -> frozenset[str | None] | None:
+        """The tasks of all shards; None if a shard has none, so that each layer may use its current task."""
+        names = [size.names for size in self.sizes if size.names is not None]
+        return frozenset[str | None]().union(*names) if len(names) == len(self.sizes) else None
+
     def shuffle(self, random: Generator) -> None:
         """Draw an order of the samples of each shard, from the first shard to the last."""
         self._orders = [random.permutation(len(terms)) for terms in self._terms]

@@ -167,7 +167,7 @@ def fit_shards(
     workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)
     with closing(workers), training_mode(model, True):
         batches = Batches(workers.measure(model), batch_size)
-        ranks = StepRanks(rank_schedule, model, optimizer, epochs * batches.steps)
+        ranks = StepRanks(rank_schedule, model, optimizer, epochs * batches.steps, batches.tasks)
         training = _Training(descent, workers, batches, state, bool(shuffle), ranks, schedule)
         return training.train(epochs, callbacks, checkpoint, every, resume=resume)
 

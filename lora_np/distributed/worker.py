@@ -65,6 +65,8 @@ class Size(NamedTuple):
     """A digest of the data, if it was asked for."""
     tasks: Array | None = None
     """The task of each sample, if the loss is averaged by task."""
+    names: frozenset[str | None] | None = None
+    """The tasks of the samples; None if they have none, so that each layer uses its current task."""
 
 
 class ShardGradient(NamedTuple):
@@ -84,7 +86,8 @@ def measure(job: Job, shard: Shard, moment: Moment) -> Size:
     samples = _samples(job, shard, moment)
     averages_by_task("task" if job.by_task else "batch", has_tasks=samples.tasks is not None)
     digest = samples.digest() if job.with_digests else ""
-    return Size(samples.terms, samples.scale, digest, samples.tasks if job.by_task else None)
+    names = None if samples.tasks is None else frozenset(samples.tasks)
+    return Size(samples.terms, samples.scale, digest, samples.tasks if job.by_task else None, names)
 
 
 def differentiate(

@@ -1,4 +1,4 @@
-"""`DyLoRASettings`: what a DyLoRAAdapter has besides its branch, as files keep it."""
+"""`DyLoRASettings`: what a DyLoRAAdapter, or a task with ranks, has besides its branch, as files keep it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Self, final
 
 from .._validation import finite_float, one_of
 from ..adapters.dylora import DyLoRAAdapter
+from ..adapters.rank_choice import RankChoice
 from ..adapters.rank_distribution import RankDistribution
 from ..base import Layer
 from ..errors import ArgumentError
@@ -43,11 +44,11 @@ class DyLoRASettings:
         self.check_rank(self.current_deployment_rank, "current_deployment_rank")
 
     @classmethod
-    def of(cls, adapter: DyLoRAAdapter) -> Self:
-        """The settings of an adapter."""
+    def of(cls, adapter: RankChoice) -> Self:
+        """The settings of an adapter, or of a task."""
         return cls(
             adapter.active_ranks,
-            adapter.alpha,
+            adapter.lora_layer.alpha,
             adapter.mode,
             adapter.lora_layer.scaling_rule,
             adapter.rank_distribution,
@@ -76,14 +77,13 @@ class DyLoRASettings:
         """Raise ArgumentError if an active rank exceeds the rank of a branch."""
         RankDistribution.of(self.active_ranks, branch.rank, self.rank_distribution)
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The arguments of an adapter or task with these ranks; the alpha and the scaling are those of the branch."""
+        return {name: getattr(self, name) for name in ("active_ranks", "mode", "rank_distribution")}
+
     def around(self, base_layer: Layer, branch: LoRALayer) -> DyLoRAAdapter:
         """An adapter with these settings; the alpha and the scaling are those of the branch."""
-        adapter = DyLoRAAdapter.around(
-            base_layer,
-            branch,
-            active_ranks=self.active_ranks,
-            mode=self.mode,
-            rank_distribution=self.rank_distribution,
-        )
+        adapter = DyLoRAAdapter.around(base_layer, branch, **self.choices)
         adapter.current_deployment_rank = self.current_deployment_rank
         return adapter

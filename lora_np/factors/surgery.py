@@ -22,7 +22,7 @@ from .._typing import RNG, Array
 from .._validation import generator, instance, integer, last_axis, positive_int, rank_within, real_array
 from ..adapters.base import LoRAAdapterBase
 from ..adapters.dora import DoRAAdapter
-from ..adapters.dylora import DyLoRAAdapter
+from ..adapters.rank_choice import rank_choices
 from ..errors import ArgumentError, NotSupportedError
 from ..functions.initializers import normal
 from ..functions.product_svd import product_svd
@@ -144,6 +144,11 @@ def truncate(
     return _mapped(subject, cut)
 
 
+def _scaled_by_rank(adapter: LoRAAdapterBase) -> bool:
+    """Whether a branch with active ranks has a scaling that depends on the rank."""
+    return any(choice.lora_layer.scaling_rule != "max" for choice in rank_choices(adapter).values())
+
+
 def grow(subject: Subject, rank: int, *, rng: RNG = None) -> Subject:
     """Add components without changing the function: the new columns of A are random, the new rows of B are zero.
 
@@ -160,7 +165,7 @@ def grow(subject: Subject, rank: int, *, rng: RNG = None) -> Subject:
     ArgumentError
         If `rank` is out of range.
     NotSupportedError
-        If `subject` is a DyLoRAAdapter whose scaling depends on the rank.
+        If `subject` has active ranks, and its scaling depends on the rank.
 
     Examples
     --------
@@ -174,9 +179,10 @@ def grow(subject: Subject, rank: int, *, rng: RNG = None) -> Subject:
     """
     random = generator(rng)
     target = positive_int("rank", rank)
-    if isinstance(subject, DyLoRAAdapter) and subject.lora_layer.scaling_rule != "max":
+    if isinstance(subject, LoRAAdapterBase) and _scaled_by_rank(subject):
         raise NotSupportedError(
-            "a DyLoRAAdapter can only grow with scaling='max': under the other rules, its scaling depends on the rank"
+            "a branch with active ranks can only grow with scaling='max': under the other rules, its scaling "
+            "depends on the rank"
         )
 
     def grown(layer: LoRALayer) -> LoRALayer:

@@ -12,8 +12,9 @@ from .._typing import Array
 from .._validation import integer
 from ..adapters.base import LoRAAdapterBase
 from ..adapters.dora import DoRAAdapter
-from ..adapters.dylora import DyLoRAAdapter, at_rank
+from ..adapters.dylora import DyLoRAAdapter
 from ..adapters.multilora import MultiLoRAAdapter
+from ..adapters.rank_choice import RankChoice
 from ..base import Layer
 from ..errors import ArgumentError, NotSupportedError
 from ..layers.dense import AffineLayer
@@ -55,7 +56,7 @@ class AdapterWeights:
     magnitudes : mapping of str to array, optional
         For layers adapted by DoRA: the magnitude m, shape (output_size,), unless the layer is in `by_input`.
     nested : mapping of str to DyLoRASettings, optional
-        For layers of a DyLoRAAdapter: its settings.
+        For layers of a DyLoRAAdapter, or of a task with ranks: its settings.
     config : mapping, optional
         The configuration of the file, unchanged.
     whole : mapping of str to array, optional
@@ -162,8 +163,8 @@ def extract(model: Layer, *, task: str | None = None, rank: int | None = None) -
     task : str, optional
         The task of each MultiLoRAAdapter. Defaults to its current task.
     rank : int, optional
-        The active rank at which each DyLoRAAdapter is extracted, as a plain adapter. By default it is extracted at its full
-        rank, with its settings.
+        The active rank at which each DyLoRAAdapter, or task with ranks, is extracted, as a plain adapter. By default it is
+        extracted at its full rank, with its settings.
 
     Returns
     -------
@@ -236,15 +237,18 @@ def _extracted(
     nested: dict[str, DyLoRASettings] = {}
     for path, adapter in adapters.items():
         layer = adapter.lora_layer
-        if isinstance(adapter, MultiLoRAAdapter) and task is not None:
-            layer = adapter.get_task_adapter(task)
+        ranks: RankChoice | None = adapter if isinstance(adapter, DyLoRAAdapter) else None
+        if isinstance(adapter, MultiLoRAAdapter):
+            name = adapter.current_task if task is None else task
+            layer, ranks = adapter.get_task_adapter(name), adapter.task_ranks.get(name)
         if not isinstance(layer, LoRALayer):
             raise NotSupportedError(f"{path!r}: the branch of a {type(adapter).__name__} is not a pair of trained factors")
-        if isinstance(adapter, DyLoRAAdapter):
+        if ranks is not None:
             if rank is None:
-                nested[path] = DyLoRASettings.of(adapter)
+                nested[path] = DyLoRASettings.of(ranks)
             else:
-                layer = at_rank(adapter, rank)
+                ranks.check_rank(rank)
+                layer = layer.at_rank(rank)
         if isinstance(adapter, DoRAAdapter):
             magnitudes[path] = adapter.magnitude.copy()
         layers[path] = layer.clone()

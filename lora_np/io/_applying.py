@@ -204,7 +204,11 @@ def _multi_factory(tasks: Mapping[str, AdapterWeights], path: str) -> Factory:
             name: _fitted(weights.layers[path], linear, path) if path in weights.layers else _nothing(linear)
             for name, weights in tasks.items()
         }
-        return MultiLoRAAdapter.around_tasks(linear, branches)
+        nested = {name: weights.nested[path] for name, weights in tasks.items() if path in weights.nested}
+        ranks = {name: settings.choices for name, settings in nested.items()}
+        adapter = MultiLoRAAdapter.around_tasks(linear, branches, ranks=ranks)
+        adapter.task_deployment_ranks = {name: own.current_deployment_rank for name, own in nested.items()}
+        return adapter
 
     return build
 

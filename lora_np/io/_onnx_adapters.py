@@ -6,6 +6,7 @@ import json
 from typing import TypeAlias
 
 from ..adapters import DyLoRAAdapter, LoRAAdapterBase, MultiLoRAAdapter
+from ..adapters.rank_choice import RankChoice
 from ..base import Layer, prefixed
 from ..layers.low_rank import LowRankLayer
 from ._onnx_rows import mixed_tasks
@@ -32,10 +33,15 @@ def adapter_axes(layer: Layer) -> FreeAxes:
     return found
 
 
+def _ranks(choice: RankChoice) -> dict[str, str]:
+    return {"rank": str(choice.current_deployment_rank), "ranks": json.dumps(choice.active_ranks)}
+
+
 def metadata(layer: Layer, adapters: str) -> dict[str, str]:
     """The properties of a file: how it holds the adapters, and the kind, tasks, ranks and alpha of each.
 
-    ``first.kind`` describes the adapter at the path ``first``, ``first.lora.rank`` its branch. Lists are JSON.
+    ``first.kind`` describes the adapter at the path ``first``, ``first.lora.rank`` its branch. Lists are JSON. A task
+    with ranks is deployed at ``first.tasks.ner.deployed.rank``.
     """
     is_mixed = adapters == "mixed"
     found = {"adapters": adapters}
@@ -51,8 +57,11 @@ def metadata(layer: Layer, adapters: str) -> dict[str, str]:
             own["task"] = inner.current_task
             absent |= {f"{prefix}tasks.{name}" for name in inner.task_adapters if name != inner.current_task}
         if isinstance(inner, DyLoRAAdapter):
-            own["rank"] = str(inner.current_deployment_rank)
-            own["ranks"] = json.dumps(inner.active_ranks)
+            own |= _ranks(inner)
+        if isinstance(inner, MultiLoRAAdapter):
+            for name, ranks in inner.task_ranks.items():
+                if is_mixed or name == inner.current_task:
+                    own |= prefixed(f"tasks.{name}.deployed", _ranks(ranks))
         if isinstance(inner, LowRankLayer) and path not in absent:
             own |= {"rank": str(inner.rank), "alpha": repr(float(inner.alpha))}
         found |= {f"{prefix}{name}": value for name, value in own.items()}

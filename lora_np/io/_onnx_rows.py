@@ -72,7 +72,8 @@ def with_row_inputs(layer: Layer, graph: ComputationNode) -> ComputationNode:
     for path, inner in layer.walk().items():
         prefix = f"{path}." if path else ""
         if isinstance(inner, MultiLoRAAdapter):
-            branches = [inner.get_task_adapter(name) for name in tasks]
+            ranks = inner.task_deployment_ranks
+            branches = [_deployed(inner.get_task_adapter(name), ranks.get(name)) for name in tasks]
             y, x = _ends(graph, f"{prefix}tasks.{inner.current_task}")
             y_of_all = replace(y, layer=f"{prefix}tasks")
             replaced[y] = x, partial(_of_task, y_of_all, _stacked(y_of_all.layer, branches), task)
@@ -113,6 +114,10 @@ def _stacked(path: str, branches: Sequence[LoRALayer]) -> list[ComputationNode]:
         A[index, :, : branch.rank] = branch.matrix_a
         B[index, : branch.rank] = branch.scaling * branch.matrix_b
     return [_named(f"{path}.matrix_a", A), _named(f"{path}.matrix_b", B)]
+
+
+def _deployed(branch: LoRALayer, rank: int | None) -> LoRALayer:
+    return branch if rank is None else branch.at_rank(rank)
 
 
 def _ranked(path: str, branch: LoRALayer) -> list[ComputationNode]:

@@ -71,8 +71,8 @@ def to_onnx(layer: Layer, *, adapters: str = "merged", leading: Sequence[str] = 
     Parameters
     ----------
     layer : Layer
-        The layer or model. DyLoRA adapters are exported at their deployment rank, MultiLoRA adapters with their current
-        task, unless `adapters` is ``"mixed"``.
+        The layer or model. DyLoRA adapters and tasks are exported at their deployment rank, MultiLoRA adapters with their
+        current task, unless `adapters` is ``"mixed"``.
     adapters : {"merged", "inputs", "required", "mixed"}
         ``"merged"``: constants are folded, so adapters of linear bases are merged. ``"inputs"``: the arrays of adapters are
         initialisers *and* inputs. Callers that omit them get the adapters of this layer; callers that pass all of them run

@@ -221,9 +221,9 @@ def save_peft(
         adapters, it gets a subfolder for each task.
     adapters : AdapterWeights, or a model with adapters
     rank : int, optional
-        The active rank at which to write DyLoRA adapters, as plain LoRA. By default they are written whole, with their
-        ranks in the metadata of the file, from which `load_peft` and `apply_peft` restore them; PEFT itself uses them at
-        max_rank.
+        The active rank at which to write DyLoRA adapters and tasks with ranks, as plain LoRA. By default they are written
+        whole, with their ranks in the metadata of the file, from which `load_peft` and `apply_peft` restore them; PEFT
+        itself uses them at their full rank.
     config : mapping, optional
         Additional entries for adapter_config.json, such as base_model_name_or_path and task_type.
         fan_in_fan_out, which says that weights are stored as (d_in, d_out), is set for GPT-2.

@@ -7,8 +7,8 @@ from typing import TypeVar, cast
 
 from .._validation import instance
 from ..adapters.base import LoRAAdapterBase
-from ..adapters.dylora import DyLoRAAdapter
 from ..adapters.multilora import MultiLoRAAdapter
+from ..adapters.rank_choice import RankChoice, rank_choices
 from ..base import Layer
 from ..errors import ArgumentError, InvalidOperationError
 
@@ -66,28 +66,29 @@ def select_task(model: Layer, task: str) -> int:
 
 
 def select_rank(model: Layer, rank: int) -> int:
-    """Set the deployment rank of every DyLoRAAdapter in the model.
+    """Set the deployment rank of every DyLoRAAdapter in the model, and of every task with ranks.
 
     Returns
     -------
     int
-        The number of DyLoRA adapters.
+        The number of DyLoRA adapters and tasks.
 
     Raises
     ------
     ArgumentError
-        If the rank is not an active rank of every adapter; nothing is changed.
+        If the rank is not an active rank of every adapter and task with ranks; nothing is changed.
     InvalidOperationError
-        If the model has no DyLoRAAdapter.
+        If the model has neither.
     """
-    adapters = _required(find(model, DyLoRAAdapter), model, "DyLoRAAdapter whose rank could be selected")
+    instance("model", model, Layer, "a layer")
+    adapters = _required(rank_choices(model), model, "DyLoRAAdapter or task whose rank could be selected")
     check_rank(adapters, rank)
     for adapter in adapters.values():
         adapter.current_deployment_rank = rank
     return len(adapters)
 
 
-def check_rank(adapters: Mapping[str, DyLoRAAdapter], rank: int) -> None:
+def check_rank(adapters: Mapping[str, RankChoice], rank: int) -> None:
     """Raise ArgumentError if a rank is not an active rank of each adapter; the message names the adapter by its path."""
     for path, adapter in adapters.items():
         try:

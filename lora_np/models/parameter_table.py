@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 from .._validation import instance
-from ..adapters.dylora import DyLoRAAdapter
+from ..adapters.rank_choice import rank_choices
 from ..base import Layer
 from ..errors import ArgumentError
-from .finding import check_rank, find
+from .finding import check_rank
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,13 @@ def trainable_parameters(model: Layer, *, rank: int | None = None) -> ParameterT
     ----------
     model : Layer
     rank : int, optional
-        The active rank at which to count the factors of each DyLoRAAdapter; by default, its `max_rank`.
+        The active rank at which to count the factors of each DyLoRAAdapter, and of each task with ranks; by default, its
+        full rank.
 
     Raises
     ------
     ArgumentError
-        If the rank is not an active rank of every DyLoRAAdapter, or if the model has none.
+        If the rank is not an active rank of each of them, or if the model has none.
 
     Examples
     --------
@@ -80,16 +81,17 @@ def trainable_parameters(model: Layer, *, rank: int | None = None) -> ParameterT
     148 of 798 parameters train (18.55%)
     """
     instance("model", model, Layer, "a layer")
-    shapes = {name: array.shape for name, array in model.named_parameters(frozen=True).items()}
+    arrays = model.named_parameters(frozen=True)
+    shapes = {name: array.shape for name, array in arrays.items()}
     if rank is not None:
-        adapters = find(model, DyLoRAAdapter)
+        adapters, names = rank_choices(model), {id(array): name for name, array in arrays.items()}
         if not adapters:
             raise ArgumentError(f"rank must be None: no layer in {model.layer_name} has ranks to choose from")
         check_rank(adapters, rank)
-        for path, adapter in adapters.items():
-            prefix = f"{path}.lora" if path else "lora"
-            shapes[f"{prefix}.matrix_a"] = (adapter.input_size, rank)
-            shapes[f"{prefix}.matrix_b"] = (rank, adapter.output_size)
+        for adapter in adapters.values():
+            branch = adapter.lora_layer
+            shapes[names[id(branch.matrix_a)]] = (branch.input_size, rank)
+            shapes[names[id(branch.matrix_b)]] = (rank, branch.output_size)
     trains = model.named_parameters()
     return ParameterTable(
         tuple(ParameterRow(name, shape, math.prod(shape), name in trains) for name, shape in shapes.items())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from ..adapters import AdditiveAdapter, DyLoRAAdapter, MultiLoRAAdapter
+from ..adapters import AdditiveAdapter, MultiLoRAAdapter
+from ..adapters.rank_choice import rank_choices
 from ..errors import ArgumentError
 from ..layers.lora import LoRALayer
 from ._style import FROZEN, IDLE, INK, TRAINED, as_text, axes_or_new
@@ -20,7 +21,7 @@ def data_flow(adapter: AdditiveAdapter, *, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     adapter : StandardLoRAAdapter, DyLoRAAdapter or MultiLoRAAdapter
-        DyLoRA is drawn at its deployment rank, MultiLoRA with its current task.
+        At the deployment rank; MultiLoRA with its current task.
     ax : matplotlib axes, optional
 
     Returns
@@ -35,7 +36,8 @@ def data_flow(adapter: AdditiveAdapter, *, ax: Axes | None = None) -> Axes:
     if not isinstance(adapter, AdditiveAdapter) or not isinstance(adapter.lora_layer, LoRALayer):
         raise ArgumentError(f"adapter must add a LoRALayer to its base layer, got {adapter!r}")
     branch = adapter.lora_layer
-    rank = adapter.current_deployment_rank if isinstance(adapter, DyLoRAAdapter) else branch.rank
+    choice = rank_choices(adapter).get(f"tasks.{adapter.current_task}" if isinstance(adapter, MultiLoRAAdapter) else "")
+    rank = branch.rank if choice is None else choice.current_deployment_rank
     a, b = ("A", "B") if rank == branch.rank else (f"A[:, :{rank}]", f"B[:{rank}, :]")
     tasks = list(adapter.task_adapters) if isinstance(adapter, MultiLoRAAdapter) else []
     task = f" of\n{_name(adapter.current_task)}" if isinstance(adapter, MultiLoRAAdapter) else ""

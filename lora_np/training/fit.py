@@ -155,7 +155,7 @@ def fit(
     rows_per_step = batch_size * positive_int("accumulate", accumulate)
     checkpoint = checked_path(checkpoint, resume)
     steps = epochs * -(-len(samples.inputs) // rows_per_step)
-    factors, ranks = factors_of(schedule, steps), StepRanks(rank_schedule, model, optimizer, steps)
+    factors, ranks = factors_of(schedule, steps), StepRanks(rank_schedule, model, optimizer, steps, samples.tasks)
     descent = Descent(model, loss, optimizer, clip_norm, Groups.of(groups, decay, optimizer, model.named_parameters()))
     validated = validation_of(model, loss, validation, batch_size, by_task=by_task)
     state, sizes, rates = State(random), (batch_size, rows_per_step), rates_of(schedule, optimizer, steps)

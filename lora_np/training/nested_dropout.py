@@ -13,12 +13,18 @@ from ..errors import ArgumentError
 from ..run import Draw, Rank, Ranked, checked_rank
 
 RankSchedule: TypeAlias = Callable[[Sequence[Ranked], Generator, int], Rank | None]
-"""Returns the rank of a step, given the DyLoRA adapters of the model, a random generator, and the number of rows."""
+"""Returns the rank of a step, given the DyLoRA adapters and the tasks with ranks, a random generator, and the number of
+rows."""
 
 
 def ranked(model: Layer) -> list[Ranked]:
     """The layers of a model that have ranks to choose from, in the order of the pass."""
     return [layer for layer in listeners(model).values() if layer.listens_to == "rank"]
+
+
+def current_tasks(model: Layer) -> set[str]:
+    """The current tasks of the layers of a model that have tasks."""
+    return {layer.current_task for layer in listeners(model).values() if layer.listens_to == "tasks"}
 
 
 def shared_rank(adapters: Sequence[Ranked], rng: Generator, rows: int) -> Rank:

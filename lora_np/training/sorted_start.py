@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -10,7 +11,7 @@ from .._validation import function
 from ..base import Layer
 from ..errors import ArgumentError
 from ..run import LAST_QUANTILE, Draw, Rank, Ranked
-from .nested_dropout import RankSchedule, rank_per_row, ranked
+from .nested_dropout import RankSchedule, current_tasks, rank_per_row, ranked
 from .optimizers import Optimizer
 from .sorting import checked_warmup, sort_components, trained_branches, warmup_length
 
@@ -69,6 +70,8 @@ class StepRanks:
     optimizer : Optimizer
     steps : int
         The number of steps of the run.
+    tasks : iterable of str or None, optional
+        The tasks of the rows; by default, the current task of each layer. The components of other tasks are not sorted.
 
     Raises
     ------
@@ -76,14 +79,23 @@ class StepRanks:
         If a sorted start does not fit the model or the number of steps.
     """
 
-    def __init__(self, schedule: RankSchedule | SortedStart, model: Layer, optimizer: Optimizer, steps: int) -> None:
+    def __init__(
+        self,
+        schedule: RankSchedule | SortedStart,
+        model: Layer,
+        optimizer: Optimizer,
+        steps: int,
+        tasks: Iterable[str | None] | None = None,
+    ) -> None:
         self.adapters: list[Ranked] = ranked(model)
         self.start = 0
         """The number of warm-up steps."""
         if isinstance(schedule, SortedStart):
-            if not trained_branches(model):
+            self._tasks = current_tasks(model) if tasks is None else set(tasks)
+            if not trained_branches(model, self._tasks):
                 raise ArgumentError(
-                    f"rank_schedule must not be a SortedStart: {model.layer_name} has no DyLoRA adapters to train"
+                    f"rank_schedule must not be a SortedStart: {model.layer_name} has no DyLoRA adapters and no tasks with "
+                    "ranks to train"
                 )
             self.start, schedule = warmup_length(schedule.warmup, steps), schedule.then
         function("rank_schedule", schedule)
@@ -95,7 +107,7 @@ class StepRanks:
         """Prepare a step, counted from 0: sort the components if it is the first one after the warm-up."""
         self._is_warmup = step < self.start
         if 0 < self.start == step:
-            sort_components(*self._sorted)
+            sort_components(*self._sorted, tasks=self._tasks)
 
     def draw(self, rng: Generator, rows: int) -> Rank | None:
         """The rank of the step, or of a part of its rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from numbers import Integral
 
 import numpy as np
@@ -40,8 +41,10 @@ def warmup_length(warmup: float | int, steps: int) -> int:
     return length
 
 
-def sort_components(model: Layer, optimizer: Optimizer | None = None) -> int:
-    """Sort the components of each DyLoRA adapter by singular value, without changing its function at the highest rank.
+def sort_components(
+    model: Layer, optimizer: Optimizer | None = None, *, tasks: Collection[str | None] | None = None
+) -> int:
+    """Sort the components of each branch with ranks by singular value; its function at the highest rank stays the same.
 
     Parameters
     ----------
@@ -49,6 +52,8 @@ def sort_components(model: Layer, optimizer: Optimizer | None = None) -> int:
         Changed in place. Adapters in which a factor is frozen are left alone; so are components beyond the highest rank.
     optimizer : Optimizer, optional
         Its state of the sorted factors is discarded.
+    tasks : collection of str or None, optional
+        Leave the other tasks alone. By default, the branches of all tasks with ranks are sorted.
 
     Returns
     -------
@@ -71,7 +76,7 @@ def sort_components(model: Layer, optimizer: Optimizer | None = None) -> int:
     instance("model", model, Layer, "a layer")
     if optimizer is not None:
         instance("optimizer", optimizer, Optimizer, "an optimizer")
-    branches = trained_branches(model)
+    branches = trained_branches(model, tasks)
     factors: dict[str, Array] = {}
     for (name_a, name_b), (lora, rank) in branches.items():
         A, B = lora.get_matrix_a(), lora.get_matrix_b()
@@ -84,12 +89,14 @@ def sort_components(model: Layer, optimizer: Optimizer | None = None) -> int:
     return len(branches)
 
 
-def trained_branches(model: Layer) -> dict[tuple[str, str], tuple[LoRALayer, int]]:
+def trained_branches(
+    model: Layer, tasks: Collection[str | None] | None = None
+) -> dict[tuple[str, str], tuple[LoRALayer, int]]:
     """The branches that nested dropout trains, each with its highest rank, by the names of both factors."""
     names = {id(array): name for name, array in model.named_parameters().items()}
     found: dict[tuple[str, str], tuple[LoRALayer, int]] = {}
     for layer in listeners(model).values():
-        for lora, rank in layer.nested_branches() if layer.listens_to == "rank" else ():
+        for lora, rank in layer.nested_branches(tasks) if layer.listens_to == "rank" else ():
             name_a, name_b = names.get(id(lora.matrix_a)), names.get(id(lora.matrix_b))
             if name_a and name_b:
                 found[name_a, name_b] = lora, rank

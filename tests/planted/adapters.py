@@ -21,14 +21,14 @@ MUTANTS = [
     Mutant(
         "trap 2: merging subtracts",
         "adapters/additive.py",
-        "base.with_matrix(base.matrix + chosen",
-        "base.with_matrix(base.matrix - chosen",
+        "base.with_matrix(base.matrix + branch",
+        "base.with_matrix(base.matrix - branch",
         (STANDARD,),
     ),
     Mutant(
         "merging at the full rank whatever the deployment rank",
         "adapters/additive.py",
-        "merge_weights(rank=chosen.rank)",
+        "merge_weights(rank=rank)",
         "merge_weights()",
         (DYLORA,),
     ),
@@ -49,8 +49,8 @@ MUTANTS = [
     Mutant(
         "merging the current task instead of the named one",
         "adapters/multilora.py",
-        "base.with_matrix(base.matrix + branch.merge_weights())",
-        "base.with_matrix(base.matrix + self.lora_layer.merge_weights())",
+        "base.with_matrix(base.matrix + branch.merge_weights(",
+        "base.with_matrix(base.matrix + self.lora_layer.merge_weights(",
         (MULTILORA,),
     ),
     Mutant(
@@ -69,9 +69,9 @@ MUTANTS = [
     ),
     Mutant(
         "adding a task makes it current",
-        "adapters/task_choice.py",
-        "dropout=dropout, rng=self._rng))})",
-        "dropout=dropout, rng=self._rng))})\n        self._current_task = name",
+        "adapters/ranked_tasks.py",
+        "self._keep({task_name: branch})",
+        "self._keep({task_name: branch})\n        self._current_task = task_name",
         (MULTILORA,),
     ),
     Mutant(
@@ -140,8 +140,8 @@ MUTANTS = [
     Mutant(
         "routed gradients under the name of the current task",
         "adapters/multilora.py",
-        'Selection(f"tasks.{first}", self._tasks[first])',
-        'Selection(f"tasks.{self._current_task}", self._tasks[first])',
+        "self._selection(first, self._tasks[first], run)",
+        "self._selection(self._current_task, self._tasks[first], run)",
         (MIXED,),
     ),
     Mutant(
@@ -167,21 +167,21 @@ MUTANTS = [
     ),
     Mutant(
         "an array of a task is found in another task",
-        "adapters/multilora.py",
+        "adapters/task_storage.py",
         "branch = self._tasks.get(task)\n        return None",
         "branch = self._tasks.get(task) and self._current()[1]\n        return None",
         (TASK_MEMORY,),
     ),
     Mutant(
         "an unknown task has the arrays of the current one",
-        "adapters/multilora.py",
+        "adapters/task_storage.py",
         "return None if branch is None else branch._owner",
         "return (branch or self._current()[1])._owner",
         (MULTILORA,),
     ),
     Mutant(
         "a name is split at the first dot of a task",
-        "adapters/multilora.py",
+        "adapters/task_storage.py",
         'path.rpartition(".")',
         'path.partition(".")',
         (MULTILORA,),
@@ -230,14 +230,14 @@ MUTANTS = [
     ),
     Mutant(
         "a copy of an adapter moves the branches that it shares",
-        "adapters/multilora.py",
+        "adapters/task_storage.py",
         "    def __copy__(self)",
         "    def _copy(self)",
         (TASK_MEMORY,),
     ),
     Mutant(
         "repr counts the frozen base of many tasks as trained",
-        "adapters/multilora.py",
+        "adapters/task_storage.py",
         "base = 0 if self.is_base_layer_frozen and not frozen else",
         "base = 0 if False else",
         (MULTILORA,),
@@ -252,8 +252,8 @@ MUTANTS = [
     Mutant(
         "a removed task is current for a moment",
         "adapters/multilora.py",
-        "            name, branch = self._current()\n",
-        "            name = self._current_task\n            branch = self._tasks[name]\n",
+        "self._selection(*self._current(), run)",
+        "self._selection(self._current_task, self._tasks[self._current_task], run)",
         (THREADS,),
     ),
     Mutant(
@@ -435,14 +435,14 @@ MUTANTS = [
     Mutant(
         "frozen mode trains at ranks of rows",
         "adapters/rank_choice.py",
-        'if isinstance(rank, np.ndarray) and self.mode == "frozen" and run.keep:',
+        'if isinstance(rank, np.ndarray) and self.mode == "frozen" and keep:',
         "if False:",
         (RUN,),
     ),
     Mutant(
         "frozen mode has no inference at ranks of rows",
         "adapters/rank_choice.py",
-        'self.mode == "frozen" and run.keep:',
+        'self.mode == "frozen" and keep:',
         'self.mode == "frozen":',
         (RUN,),
     ),
@@ -498,7 +498,7 @@ MUTANTS = [
     ),
     Mutant(
         "MultiLoRA around its tasks freezes its base",
-        "adapters/multilora.py",
+        "adapters/task_storage.py",
         "AdditiveAdapter.__init__(adapter, base_layer, freeze_base_layer)",
         "AdditiveAdapter.__init__(adapter, base_layer)",
         (CONTRACT,),
@@ -526,9 +526,9 @@ MUTANTS = [
     ),
     Mutant(
         "a copy with other branches shares the tasks",
-        "adapters/multilora.py",
-        "self._tasks = self._tasks.copy()",
-        "pass",
+        "adapters/task_storage.py",
+        "        self._tasks = self._tasks.copy()\n",
+        "",
         (BRANCHES,),
     ),
     Mutant(
@@ -547,7 +547,7 @@ MUTANTS = [
     ),
     Mutant(
         "a copy with other branches shares the generator of tasks",
-        "adapters/multilora.py",
+        "adapters/task_storage.py",
         "        self._rng = copy.deepcopy(self._rng)\n",
         "",
         (BRANCHES,),

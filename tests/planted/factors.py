@@ -159,15 +159,15 @@ MUTANTS = [
     Mutant(
         "settings lose the distribution",
         "factors/settings.py",
-        "            rank_distribution=self.rank_distribution,\n        )",
-        "        )",
+        '"active_ranks", "mode", "rank_distribution")',
+        '"active_ranks", "mode")',
         (ADAPTING,),
     ),
     Mutant(
         "settings lose the mode",
         "factors/settings.py",
-        "            mode=self.mode,\n",
-        "",
+        '"active_ranks", "mode", "rank_distribution")',
+        '"active_ranks", "rank_distribution")',
         (ADAPTING,),
     ),
     Mutant(

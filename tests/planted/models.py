@@ -16,8 +16,8 @@ MUTANTS = [
     Mutant(
         "a model that is not a layer is accepted",
         "models/finding.py",
-        '    instance("model", model, Layer, "a layer")\n',
-        "",
+        '    instance("model", model, Layer, "a layer")\n    instance("kind"',
+        '    instance("kind"',
         (CALLS,),
     ),
     Mutant(
@@ -107,8 +107,8 @@ MUTANTS = [
     Mutant(
         "a table at a rank counts every component",
         "models/parameter_table.py",
-        "= (adapter.input_size, rank)",
-        "= (adapter.input_size, adapter.max_rank)",
+        "= (branch.input_size, rank)",
+        "= (branch.input_size, branch.rank)",
         (ADAPTING,),
     ),
     Mutant(
