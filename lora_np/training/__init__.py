@@ -7,6 +7,7 @@ from .nested_dropout import RankSchedule as RankSchedule
 from .nested_dropout import independent_ranks as independent_ranks
 from .nested_dropout import rank_per_row as rank_per_row
 from .nested_dropout import shared_rank as shared_rank
+from .progress_bar import ProgressBar as ProgressBar
 from .schedules import Constant as Constant
 from .schedules import CosineDecay as CosineDecay
 from .schedules import LinearDecay as LinearDecay

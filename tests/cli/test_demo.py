@@ -185,7 +185,6 @@ def test_the_samples_hold_each_digit(trained):
 
 def test_without_matplotlib_there_are_tables_and_a_hint(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "tqdm", None)
     assert main(["demo", "--output", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "MultiLoRA" in out

@@ -12,6 +12,7 @@ APART = "tests/test_tasks_apart.py"
 ACCUMULATION = "tests/test_accumulation.py"
 CHECKPOINT = "tests/test_checkpoint.py"
 WEIGHTS = "tests/test_row_weights.py"
+BAR = "tests/test_progress_bar.py"
 OPTIMIZERS = "tests/test_optimizers.py"
 STEPS = (f"{DYLORA}::test_each_component_is_stepped_only_by_its_own_gradients",)
 
@@ -428,7 +429,7 @@ MUTANTS = [
         "training/optimizers.py",
         "if name not in exact and not any(",
         "if name not in exact and not all(",
-        (APART,),
+        ("tests/test_optimizers.py",),
     ),
     Mutant(
         "a reset takes names for patterns only",
@@ -436,6 +437,28 @@ MUTANTS = [
         "if name not in exact and not any(",
         "if not any(",
         ("tests/test_optimizers.py",),
+    ),
+    # ---------------------------------------------------------------- the progress bar
+    Mutant(
+        "the bar is updated after every step",
+        "training/progress_bar.py",
+        "now - self._updated < INTERVAL",
+        "now - self._updated < 0",
+        (BAR,),
+    ),
+    Mutant(
+        "the time left is that since the start of the first run",
+        "training/progress_bar.py",
+        "if progress.step <= self._step:",
+        "if self._step == math.inf:",
+        (BAR,),
+    ),
+    Mutant(
+        "the bar stays at the end",
+        "training/progress_bar.py",
+        '"" if progress.step == progress.steps else ',
+        "",
+        (BAR,),
     ),
     # ---------------------------------------------------------------- checkpoints of fit
     Mutant(
