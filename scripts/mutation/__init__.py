@@ -1,0 +1,1 @@
+"""Mutation testing: one change of the package at a time, and the tests that reach it."""

@@ -1,0 +1,43 @@
+"""Which tests judge which files of the package."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "lora_np"
+
+AREAS = {
+    "_archive.py": "tests/test_archive.py tests/test_atomic_file.py tests/io/test_hostile_npz.py tests/test_io_npz.py",
+    "_validation.py": "tests/test_validation.py tests/io/test_hostile_npz.py",
+    "run.py": "tests/test_run.py tests/adapters/test_mixed.py tests/models/test_bert.py",
+    "sequences.py": "tests/test_sequences.py tests/models/test_bert.py",
+    "testing.py": "tests/test_testing.py tests/layers/test_contract.py",
+    "adapters": "tests/adapters tests/test_run.py",
+    "base": "tests/layers tests/test_weight_loading.py tests/test_io_npz.py tests/test_run.py "
+    "tests/adapters/test_contract.py",
+    "distributed": "tests/test_distributed.py",
+    "factors": "tests/test_surgery.py tests/test_adapter_weights.py tests/test_combining.py tests/test_truncating.py "
+    "tests/io/test_peft.py",
+    "functions": "tests/test_activations.py tests/test_fused.py tests/test_losses.py tests/test_initializers.py "
+    "tests/test_regularization.py tests/test_numerical.py tests/layers/test_dense.py",
+    "graph": "tests/test_graph.py tests/io/test_onnx.py",
+    "io": "tests/io tests/test_io_npz.py",
+    "kernels": "tests/test_kernels.py tests/test_stored.py tests/layers/test_packing.py tests/layers/test_dense.py "
+    "tests/adapters/test_task_memory.py",
+    "layers": "tests/layers tests/test_sequences.py",
+    "models": "tests/models tests/test_model.py tests/test_adapting.py",
+    "training": "tests/test_training.py tests/test_optimizers.py tests/test_descent.py tests/test_interrupts.py "
+    "tests/test_schedules.py tests/test_accumulation.py tests/test_groups.py tests/test_row_weights.py "
+    "tests/test_sorted_start.py tests/test_checkpoint.py tests/adapters/test_dylora.py",
+}
+"""Tests of each file or folder of the package. Folders that are not named are not mutated."""
+
+
+def area_of(file: str) -> str | None:
+    """The name of the area of a file, given relative to the package; None if it is not mutated."""
+    return next((name for name in (file, file.partition("/")[0]) if name in AREAS), None)
+
+
+def files(beginnings: list[str]) -> list[str]:
+    """The files that are mutated, relative to the package; if `beginnings` are given, only files that begin so."""
+    names = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+    return [name for name in names if area_of(name) and (not beginnings or name.startswith(tuple(beginnings)))]
