@@ -108,6 +108,7 @@ if TYPE_CHECKING:
     from .models.llama import LlamaModel
     from .models.next_token import NextTokenLoss
     from .models.parameter_table import trainable_parameters
+    from .models.tasks import add_task, remove_task
     from .run import Draw, Run
     from .training.fit import fit
     from .training.optimizers import SGD, Adam, AdamW, Momentum, Optimizer
@@ -181,6 +182,7 @@ __all__ = [
     "VeRALayer",
     "WeightLoadResult",
     "WeightLoadValidation",
+    "add_task",
     "apply_lora",
     "at_rank",
     "elu",
@@ -198,6 +200,7 @@ __all__ = [
     "load_pretrained",
     "merge_in_place",
     "relu",
+    "remove_task",
     "save_layer",
     "select_rank",
     "select_task",
@@ -242,6 +245,7 @@ _HOMES = {
         "models.llama": "LlamaModel",
         "models.next_token": "NextTokenLoss",
         "models.parameter_table": "trainable_parameters",
+        "models.tasks": "add_task remove_task",
         "run": "Draw Run",
         "training.fit": "fit",
         "training.optimizers": "Adam AdamW Momentum Optimizer SGD",

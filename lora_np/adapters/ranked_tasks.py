@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from .._typing import Array, Parts
-from .._validation import mapping, one_of, rank_within
+from .._validation import fraction, mapping, one_of, rank_within, resolved_alpha
 from ..base import prefixed
 from ..errors import ArgumentError
 from ..layers.lora import LoRALayer
+from ..layers.low_rank import SCALINGS
 from ..run import Run
 from .rank_distribution import RankDistribution
 from .task_choice import TaskChoice
@@ -62,17 +63,44 @@ class RankedTasks(TaskChoice):
         ArgumentError
             If an argument violates the constraints above; nothing is changed.
         """
-        self._check_new("task_name", task_name)
-        if active_ranks is not None:
-            one_of("mode", mode, ("full", "frozen"))
-            max_rank = rank_within(rank, self.input_size, self.output_size)
-            RankDistribution.of(active_ranks, max_rank, rank_distribution)
-        elif mode != "full" or rank_distribution is not None:
-            raise ArgumentError("active_ranks must not be None if mode or rank_distribution is given")
+        self.check_task(
+            task_name,
+            rank,
+            alpha,
+            active_ranks,
+            mode=mode,
+            scaling=scaling,
+            rank_distribution=rank_distribution,
+            dropout=dropout,
+        )
         branch = self.fitted(self._new_branch(rank, alpha, scaling=scaling, dropout=dropout, rng=self._rng))
         if active_ranks is not None:
             self._task_ranks[task_name] = TaskRanks(task_name, branch, active_ranks, mode, rank_distribution, self._rng)
         self._keep({task_name: branch})
+
+    def check_task(
+        self,
+        task_name: str,
+        rank: int,
+        alpha: float = -1.0,
+        active_ranks: Sequence[int] | None = None,
+        *,
+        mode: str = "full",
+        scaling: str = "max",
+        rank_distribution: Sequence[float] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        """Raise ArgumentError if `add_task` would, with the same arguments."""
+        self._check_new("task_name", task_name)
+        rank = rank_within(rank, self.input_size, self.output_size)
+        resolved_alpha(alpha, rank)
+        one_of("scaling", scaling, SCALINGS)
+        fraction("dropout", dropout)
+        if active_ranks is not None:
+            one_of("mode", mode, ("full", "frozen"))
+            RankDistribution.of(active_ranks, rank, rank_distribution)
+        elif mode != "full" or rank_distribution is not None:
+            raise ArgumentError("active_ranks must not be None if mode or rank_distribution is given")
 
     @property
     def task_ranks(self) -> Mapping[str, TaskRanks]:

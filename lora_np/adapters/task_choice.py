@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -47,6 +47,14 @@ class TaskChoice(Listener):
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the tasks, as they are now: another thread may add or remove tasks meanwhile."""
+        return iter(list(self._tasks))
+
+    def __getitem__(self, task_name: str) -> LoRALayer:
+        """The branch of a task; a KeyError for an unknown one."""
+        return self._tasks[task_name]
 
     def __contains__(self, task_name: object) -> bool:
         return task_name in self._tasks

@@ -3,6 +3,7 @@
 from planted.mutant import Mutant
 
 RANKED = "tests/adapters/test_ranked_tasks.py"
+VERBS = "tests/models/test_tasks.py"
 MODELS = "tests/test_ranked_tasks_in_models.py"
 SLICES, TASKS, RANKS, STORAGE = (
     f"adapters/{name}.py" for name in ("task_slices", "ranked_tasks", "task_ranks", "task_storage")
@@ -62,7 +63,7 @@ MUTANTS = [
     Mutant(
         "invalid ranks are found after the branch is drawn",
         TASKS,
-        "            RankDistribution.of(active_ranks, max_rank, rank_distribution)\n",
+        "            RankDistribution.of(active_ranks, rank, rank_distribution)\n",
         "",
         (RANKED,),
     ),
@@ -149,5 +150,33 @@ MUTANTS = [
         "return frozenset[str | None]().union(*names) if len(names) == len(self.sizes) else None",
         'return frozenset(["a", "b"])',
         (MODELS,),
+    ),
+    Mutant(
+        "a task is added to some adapters before all have been asked",
+        "models/tasks.py",
+        "adapter.check_task(task_name, rank, alpha, active_ranks, **options)",
+        "adapter.add_task(task_name, rank, alpha, active_ranks, **options)",
+        (VERBS,),
+    ),
+    Mutant(
+        "a task is removed from some adapters before all have been asked",
+        "models/tasks.py",
+        "        if len(adapter) == 1:\n",
+        "        if len(adapter) > 1:\n            adapter.remove_task(task_name)\n        else:\n",
+        (VERBS,),
+    ),
+    Mutant(
+        "a task with an invalid dropout is found after the draw",
+        TASKS,
+        '        fraction("dropout", dropout)\n',
+        "",
+        (VERBS,),
+    ),
+    Mutant(
+        "iterating stumbles over new tasks",
+        "adapters/task_choice.py",
+        "return iter(list(self._tasks))",
+        "return iter(self._tasks)",
+        (VERBS,),
     ),
 ]
