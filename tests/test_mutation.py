@@ -81,7 +81,7 @@ def outcomes(tmp_path_factory):
     (tmp_path / "small" / "code.py").write_text(PACKAGE)
     (tmp_path / "test_small.py").write_text(TESTS)
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM.replace("LIMIT", "0.3")],
+        [sys.executable, "-c", PROGRAM.replace("LIMIT", "5.0")],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPTS), str(tmp_path)])},
         capture_output=True,
