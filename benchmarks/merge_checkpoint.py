@@ -6,6 +6,7 @@ into it (for the attention queries and values, or for every layer), verifies eac
 
 import argparse
 import itertools
+import json
 import os
 import statistics
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +23,16 @@ from lora_np.io.merge import merge_checkpoint, verify_checkpoint
 from lora_np.io.safetensors import TensorInfo, stream_safetensors
 from lora_np.layers import LoRALayer
 
-from .processes import finished_time, status
+from .machine import describe
+from .processes import ROOT, finished_time, status
+
+PAGE = ROOT / "docs" / "files.md"
+RESULTS = ROOT / "docs" / "benchmarks" / "merge.json"
+START, END = "<!-- the table of benchmarks/merge_checkpoint.py -->\n\n", "\n<!-- the end of the table -->"
+WORDS = {"read and write": "copy by read and write (`dd`)", "cp": "copy in the kernel (`cp`: `copy_file_range`)"}
 
 LAYERS, WIDTH, HIDDEN, KEYS, VOCABULARY = 8, 2048, 8192, 512, 16_000
-CASES = {"queries and values": ("q_proj", "v_proj"), "every layer": ("proj",)}
+CASES = {"queries and values": ("q_proj", "v_proj"), "every linear layer": ("proj",)}
 COPIES = {"read and write": ("dd", "bs=128K", "if={}", "of={}"), "cp": ("cp", "{}", "{}")}
 """A copy through the memory of a process, as a merge does it, and that of coreutils, which is in the kernel since 9.0."""
 
@@ -92,21 +100,26 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="relative size of the checkpoint (default: 1, about 1 GB)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="where to create the checkpoint (default: the system's temporary folder)")
+    parser.add_argument("--docs", action="store_true", help=f"write {RESULTS.name} and the table of docs/{PAGE.name}")
     parser.add_argument("--once", nargs=4, metavar=("BASE", "OUTPUT", "CASE", "THREADS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:
         merge_once(*arguments.once, arguments.scale)
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        measure(folder, arguments.scale, arguments.rounds)
+        found = measure(folder, arguments.scale, arguments.rounds)
+    print(f"{found['bytes'] / 1e9:.2f} GB of BF16, medians of {found['rounds']} interleaved rounds\n\n{table(found)}")
+    for case, error in found["errors"].items():
+        print(f"{case}: largest error relative to the largest element of its tensor {error:.1e}; BF16 rounds to 3.9e-03")
+    if arguments.docs:
+        write(found)
 
 
-def measure(folder: str, scale: float, rounds: int) -> None:
-    """Measure all cases, and print a table."""
+def measure(folder: str, scale: float, rounds: int) -> dict[str, Any]:
+    """Measure all cases: medians of the times, the largest peak memory, the largest errors."""
     weights = shapes(scale)
     base, output = os.path.join(folder, "base.safetensors"), os.path.join(folder, "merged.safetensors")
     make_checkpoint(base, weights)
-    print(f"{os.path.getsize(base) / 1e9:.2f} GB of BF16 in {len(weights)} tensors, {rounds} interleaved rounds")
     results: dict[str, list[list[float]]] = {}
     errors: dict[str, float] = {}
     for _ in range(rounds):
@@ -119,21 +132,39 @@ def measure(folder: str, scale: float, rounds: int) -> None:
             warm_up(base, output)
             run = [*command, "--once", base, output, case, threads]
             printed = subprocess.run(run, check=True, capture_output=True, text=True).stdout
-            results.setdefault(f"{case}, {threads} thread{'s' * (threads > '1')}", []).append(
+            results.setdefault(f"merge, {case}, {threads} thread{'s' * (threads > '1')}", []).append(
                 [*map(float, printed.split())]
             )
             if case not in errors:
                 verified = verify_checkpoint(base, make_adapter(weights, CASES[case]), output)
                 errors[case] = max(tensor.error or 0.0 for tensor in verified)
             os.remove(output)
-    copy = [statistics.median(values) for values in zip(*results["read and write"], strict=True)]
-    print(f"{'':32}{'wall':>9}{'/ copy':>8}{'processor':>13}{'/ copy':>8}{'peak memory':>14}")
-    for name, rows in results.items():
-        wall, processor, _ = (statistics.median(values) for values in zip(*rows, strict=True))
-        line = f"{name:32}{wall:7.2f} s{wall / copy[0]:8.2f}{processor:11.2f} s{processor / copy[1]:8.2f}"
-        print(line + (f"{max(row[2] for row in rows):11.0f} MB" if name not in COPIES else ""))
-    for case, error in errors.items():
-        print(f"{case}: largest error relative to the largest element of its tensor {error:.1e}; BF16 rounds to 3.9e-03")
+    return {
+        "machine": describe() | {"cores": str(os.cpu_count())},
+        "bytes": os.path.getsize(base),
+        "rounds": rounds,
+        "rows": {name: [*map(statistics.median, (*zip(*rows, strict=True),))] for name, rows in results.items()},
+        "peaks": {name: max(row[2] for row in rows) for name, rows in results.items() if name not in COPIES},
+        "errors": errors,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The results in Markdown, with times relative to the copy by read and write."""
+    copy = found["rows"]["read and write"]
+    lines = ["| | wall time | / copy | processor time | / copy | peak memory |", "|---|---|---|---|---|---|"]
+    for name, (wall, processor, _) in found["rows"].items():
+        peak = f"{found['peaks'][name]:.0f} MB" if name in found["peaks"] else ""
+        times = f"{wall:.2f} s | {wall / copy[0]:.1f} | {processor:.2f} s | {processor / copy[1]:.1f}"
+        lines.append(f"| {WORDS.get(name, name)} | {times} | {peak} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(found: dict[str, Any]) -> None:
+    """Write the results, and their table on the page."""
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    PAGE.write_text(before + START + table(found) + END + rest.partition(END)[2], encoding="utf-8")
 
 
 if __name__ == "__main__":

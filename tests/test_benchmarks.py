@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import compare, ours, peers, processes
+from benchmarks import compare, merge_checkpoint, ours, peers, processes
 from benchmarks.cases import GROUPS, cold_start, multilora, step, training, transformer
 from benchmarks.encoders import Encoder, SentenceProblem, checkpoint
 from benchmarks.groups import Group, Row, Settings, timed
@@ -425,3 +425,9 @@ def test_the_page_is_made_from_the_results_beside_it(tmp_path, monkeypatch):
     written = (tmp_path / "benchmarks.md").read_text()
     assert written == (folder.parent / "benchmarks.md").read_text()
     assert written.count("<details>") == written.count("</details>") > 20
+
+
+def test_the_table_of_merges_is_that_of_the_results():
+    page = merge_checkpoint.PAGE.read_text(encoding="utf-8")
+    shown = page.partition(merge_checkpoint.START)[2].partition(merge_checkpoint.END)[0]
+    assert shown == merge_checkpoint.table(json.loads(merge_checkpoint.RESULTS.read_text(encoding="utf-8")))

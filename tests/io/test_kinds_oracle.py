@@ -20,7 +20,8 @@ pytestmark = pytest.mark.oracle
 CONVERTIBLE = [
     name
     for name in KINDS
-    if isinstance(results(name)["merge"], float)
+    if "PEFT" in (row := results(name))["convert"] + row["tool"]
+    and isinstance(row["merge"], float)
     and not KINDS[name].base_is_residual
     and name != "kohya-sdxl-open-clip"  # for the merge, it has the names of parameters, not of modules
 ]
