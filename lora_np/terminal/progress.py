@@ -19,5 +19,8 @@ def silent(label: str) -> Callbacks:
 
 
 def bar(label: str) -> Callbacks:
-    """Callbacks that show a progress bar on standard error, if it is a terminal."""
-    return (ProgressBar(label),)
+    """Callbacks that show a progress bar on standard error, if it is a terminal and tqdm is installed."""
+    try:
+        return (ProgressBar(label),)
+    except ImportError:
+        return ()

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 import sys
-import time
-from typing import TextIO, final
+from typing import Any, TextIO, final
 
 from .._validation import text
 from .history import Progress
 
-INTERVAL = 0.1
-"""Seconds between two updates of the line."""
-
-CELLS = 20
-"""The length of a full bar."""
-
 
 @final
 class ProgressBar:
-    """A callback of `fit` that shows the epoch, the losses and the time left on one line, and clears it at the end.
+    """A callback of `fit` that shows steps, losses and the time left on one line, which disappears at the end.
 
-    If the file is not a terminal, nothing is written.
+    If the file is not a terminal, nothing is written. Requires tqdm, the extra ``progress``.
 
     Parameters
     ----------
@@ -30,6 +21,11 @@ class ProgressBar:
         Shown in front of the bar.
     file : text file, optional
         Standard error by default.
+
+    Raises
+    ------
+    ImportError
+        If tqdm is not installed.
 
     Examples
     --------
@@ -42,41 +38,25 @@ class ProgressBar:
 
     def __init__(self, label: str = "", file: TextIO | None = None) -> None:
         text("label", label)
+        try:
+            from tqdm import tqdm  # type: ignore[import-untyped]
+        except ImportError:
+            raise ImportError('ProgressBar needs tqdm: pip install "lora_np[progress]"') from None
         self.label = label
         self.file = file
-        self._first = (0, 0.0)
-        """The first step of the run that was seen, and its time."""
-        self._step = self._updated = math.inf
-        """The last step, and the time of the last update."""
+        self._new = tqdm
+        self._bar: Any = None
 
     def __call__(self, progress: Progress) -> None:
-        """Show a step, unless the last update is too recent."""
-        file, now = sys.stderr if self.file is None else self.file, time.monotonic()
+        """Show a step."""
+        file = sys.stderr if self.file is None else self.file
         if not file.isatty():
             return
-        if progress.step <= self._step:  # a new run
-            self._first, self._updated = (progress.step, now), -math.inf
-        self._step = progress.step
-        if progress.step < progress.steps and now - self._updated < INTERVAL:
-            return
-        self._updated = now
-        width = shutil.get_terminal_size().columns - 1
-        line = "" if progress.step == progress.steps else self._line(progress, now)[:width]
-        file.write(f"\r{line:<{width}}\r")  # what is written next replaces it
-        file.flush()
-
-    def _line(self, progress: Progress, now: float) -> str:
-        step, steps = progress.step, progress.steps
-        bar = "#" * (CELLS * step // steps)
-        parts = [
-            f"{bar:.<{CELLS}} epoch {progress.epoch}/{progress.epochs}",
-            f"step {step}/{steps}",
-            f"loss {progress.loss:.4g}",
-        ]
-        if progress.validation_loss is not None:
-            parts.append(f"validation loss {progress.validation_loss:.4g}")
-        first, began = self._first
-        if step > first:
-            minutes, seconds = divmod(round((now - began) / (step - first) * (steps - step)), 60)
-            parts.append(f"{minutes}:{seconds:02} left")
-        return " ".join([*([self.label] if self.label else []), ", ".join(parts)])
+        if self._bar is None or progress.step <= self._bar.n:  # a new run
+            self._bar = self._new(desc=self.label or None, total=progress.steps, leave=False, file=file)
+        losses = {"loss": progress.loss, "validation": progress.validation_loss}
+        shown = {name: f"{loss:.4g}" for name, loss in losses.items() if loss is not None}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(progress.step - self._bar.n)
+        if progress.step == progress.steps:
+            self._bar.close()

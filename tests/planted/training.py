@@ -440,24 +440,17 @@ MUTANTS = [
     ),
     # ---------------------------------------------------------------- the progress bar
     Mutant(
-        "the bar is updated after every step",
+        "the bar of a second run continues that of the first",
         "training/progress_bar.py",
-        "now - self._updated < INTERVAL",
-        "now - self._updated < 0",
-        (BAR,),
-    ),
-    Mutant(
-        "the time left is that since the start of the first run",
-        "training/progress_bar.py",
-        "if progress.step <= self._step:",
-        "if self._step == math.inf:",
+        "self._bar is None or progress.step <= self._bar.n",
+        "self._bar is None",
         (BAR,),
     ),
     Mutant(
         "the bar stays at the end",
         "training/progress_bar.py",
-        '"" if progress.step == progress.steps else ',
-        "",
+        "leave=False",
+        "leave=True",
         (BAR,),
     ),
     # ---------------------------------------------------------------- checkpoints of fit
