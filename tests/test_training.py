@@ -657,3 +657,10 @@ def test_training_can_continue_with_the_same_optimizer_after_a_stop(optimizer, b
     stopped(model, "step 3", loss=Broken(3, **broken), optimizer=optimizer)
     history = train(model, optimizer=optimizer, epochs=10)
     assert history.epoch_losses[-1] < history.epoch_losses[0]
+
+
+def test_the_sum_of_large_losses_is_infinite_without_a_warning():
+    layer = DenseLayer(3, 1, rng=0)
+    history = fit(layer, (np.zeros((9, 3)), np.full((9, 1), 1e154)), MeanSquaredError(), SGD(1e-200), 1, 9)
+    assert np.isfinite(history.step_losses).all()
+    assert history.epoch_losses == [math.inf]

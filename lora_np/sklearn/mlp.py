@@ -112,13 +112,20 @@ def to_sklearn(model: Any, classes: Any = None) -> MLPClassifier | MLPRegressor:
         scikit-learn.
     """
     network, labels = _network_and_labels(model, classes)
+    has_indicators = getattr(model, "multilabel_", False)
     *hidden, last = _dense_layers(network)
     if last.activation != identity:
         raise NotSupportedError(f"the last layer of model must be linear, got the activation {last.activation.name}")
     weights, biases = [*(layer.weight for layer in hidden), last.weight], [*(layer.bias for layer in hidden), last.bias]
-    if labels is not None and len(labels) == 2:
+    if labels is not None and len(labels) == 2 and not has_indicators:
         weights[-1], biases[-1] = np.diff(last.weight), np.diff(last.bias)
-    mlp = _untrained(network, [len(layer.bias) for layer in hidden], _common_activation(hidden), labels)
+    sizes = tuple(len(layer.bias) for layer in hidden)
+    parameters = {"hidden_layer_sizes": sizes, "activation": _common_activation(hidden)}
+    if labels is None:
+        targets = np.zeros((1, network.output_size) if network.output_size > 1 else 1)
+    else:
+        targets = np.eye(len(labels), dtype=int) if has_indicators else labels
+    mlp = _untrained(network, targets, parameters, labels)
     for theirs, ours in zip(mlp.coefs_ + mlp.intercepts_, weights + biases, strict=True):
         theirs[...] = ours
     if hasattr(model, "feature_names_in_"):
@@ -184,15 +191,13 @@ def _common_activation(hidden: list[Dense]) -> str:
     return names[0]
 
 
-def _untrained(network: Layer, sizes: list[int], activation: str, labels: Array | None) -> MLPClassifier | MLPRegressor:
-    """A network of scikit-learn that counts as fitted, with arbitrary weights."""
-    rows = np.zeros((1 if labels is None else len(labels), network.input_size), network.dtype)
+def _untrained(network: Layer, targets: Array, parameters: dict[str, Any], labels: Array | None) -> Any:
+    """A network of scikit-learn that has seen some targets, so that it counts as fitted, with arbitrary weights."""
+    rows = np.zeros((len(targets), network.input_size), network.dtype)
     if labels is None:
-        mlp = MLPRegressor(hidden_layer_sizes=tuple(sizes), activation=activation, random_state=0)
-        mlp.partial_fit(rows, np.zeros((1, network.output_size) if network.output_size > 1 else 1))
+        mlp = MLPRegressor(**parameters, random_state=0).partial_fit(rows, targets)
     else:
-        mlp = MLPClassifier(hidden_layer_sizes=tuple(sizes), activation=activation, random_state=0)
-        mlp.partial_fit(rows, labels, classes=labels)
+        mlp = MLPClassifier(**parameters, random_state=0).partial_fit(rows, targets, classes=labels)
     mlp.random_state = None
     mlp.n_iter_, mlp.t_, mlp.loss_curve_, mlp.best_loss_ = 0, 0, [], np.inf
     vars(mlp).pop("_optimizer", None)  # with the moments of the step above

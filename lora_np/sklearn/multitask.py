@@ -192,7 +192,8 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         """A fitted classifier for one task, with the same predictions and no adapters."""
         model, labels = self._merged_model(task), self.task_classes_[task]
         chosen = choice_of_outputs(len(self.classes_), np.flatnonzero(np.isin(self.classes_, labels)), model.dtype)
-        return files.twin(self, LoRAClassifier, Sequential([model, chosen]), classes_=labels, active_ranks_=())
+        learned = {"classes_": labels, "multilabel_": False, "active_ranks_": ()}
+        return files.twin(self, LoRAClassifier, Sequential([model, chosen]), **learned)
 
 
 @final

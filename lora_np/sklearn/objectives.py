@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import numpy as np
+from scipy.sparse import issparse
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import column_or_1d
 
 from .._typing import Array
 from .._validation import row_weights
 from ..errors import ArgumentError
-from ..functions.losses import Loss, MeanSquaredError, SoftmaxCrossEntropy
+from ..functions.activations import sigmoid, softmax, softplus
+from ..functions.losses import BinaryCrossEntropy, Loss, MeanSquaredError, SoftmaxCrossEntropy
 
 
 class Objective(ABC):
@@ -50,6 +54,62 @@ class Classes(Objective):
             raise ArgumentError(f"y must contain only the classes {self.labels.tolist()}, got {unknown.tolist()[0]!r}")
         return np.searchsorted(self.labels, y)
 
+    def decision(self, logits: Array) -> Array:
+        """The logits; for two classes, the second minus the first."""
+        return logits[:, 1] - logits[:, 0] if len(self.labels) == 2 else logits
+
+    def probabilities(self, logits: Array) -> Array:
+        """The softmax of the logits."""
+        return softmax(logits)
+
+    def log_probabilities(self, logits: Array) -> Array:
+        """Their logarithms."""
+        return log_softmax(logits)
+
+    def decode(self, logits: Array) -> Array:
+        """The most probable label of each row."""
+        return self.labels[logits.argmax(axis=1)]
+
+
+@final
+class Indicators(Objective):
+    """One output per label, of which a sample can have any number: the logit that the sample has it.
+
+    Parameters
+    ----------
+    count : int
+        The number of labels.
+    """
+
+    loss = BinaryCrossEntropy()
+
+    def __init__(self, count: int) -> None:
+        self.labels, self.outputs = np.arange(count), count
+
+    def encode(self, y: Array) -> Array:
+        """The indicators themselves."""
+        if y.shape[1:] != (self.outputs,):
+            raise ArgumentError(f"y must have {self.outputs} columns, as in earlier calls, got shape {y.shape}")
+        if not np.isin(y, (0, 1)).all():
+            raise ArgumentError(f"y must contain only 0 and 1 if it has several columns, got {y.min()} to {y.max()}")
+        return y
+
+    def decision(self, logits: Array) -> Array:
+        """The logits."""
+        return logits
+
+    def probabilities(self, logits: Array) -> Array:
+        """The sigmoid of each logit."""
+        return sigmoid(logits)
+
+    def log_probabilities(self, logits: Array) -> Array:
+        """``log σ(z) = -log(1 + exp(-z))``."""
+        return -softplus(-logits)
+
+    def decode(self, logits: Array) -> Array:
+        """1 for each label that is more probable than not, otherwise 0."""
+        return (logits > 0).astype(int)
+
 
 @final
 class Values(Objective):
@@ -85,8 +145,31 @@ def all_classes(classes: Any, known: Array | None) -> Classes:
             raise ArgumentError("classes must be given in the first call to partial_fit")
         return Classes(np.unique(classes))
     if classes is not None and not np.array_equal(np.unique(classes), known):
-        raise ArgumentError(f"classes must equal those of the first call, {known.tolist()}, got {classes!r}")
+        got = np.unique(classes).tolist()
+        raise ArgumentError(f"classes must equal those of the first call, {known.tolist()}, got {got}")
     return Classes(known)
+
+
+def labels_of(y: Any, classes: Any, known: Classes | Indicators | None) -> tuple[Classes | Indicators, Array]:
+    """The meaning of the y of a classifier, and y as an array.
+
+    Parameters
+    ----------
+    y : array, shape (samples,), or array or sparse matrix of indicators, shape (samples, labels)
+    classes : array-like
+        The labels that can occur; not used for indicators.
+    known : Classes or Indicators, optional
+        The meaning of y in earlier calls.
+    """
+    check_classification_targets(y)
+    has_indicators = type_of_target(y) == "multilabel-indicator"
+    if known is not None and has_indicators != isinstance(known, Indicators):
+        expected = "one column" if has_indicators else f"{known.outputs} columns"
+        raise ArgumentError(f"y must have {expected}, as in earlier calls, got shape {y.shape}")
+    if not has_indicators:
+        return all_classes(classes, None if known is None else known.labels), column_or_1d(y, warn=True)
+    y = y.toarray() if issparse(y) else y
+    return known if isinstance(known, Indicators) else Indicators(y.shape[1]), y
 
 
 def log_softmax(logits: Array) -> Array:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Self, final
 
-import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Array
 from ..errors import ArgumentError
-from ..functions.activations import relu, softmax
+from ..functions.activations import relu
 from ..models.adapting import merge_in_place
 from ..training.optimizers import Adam
 from . import files
 from .estimator import LoRAEstimator
-from .objectives import Samples, Values, all_classes, log_softmax, weights_of
+from .objectives import Classes, Indicators, Samples, Values, labels_of, weights_of
 from .one_adapter import OneAdapterEstimator
 from .trained import store
 
@@ -75,6 +73,9 @@ class OneTaskEstimator(OneAdapterEstimator, LoRAEstimator):
 class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
     """A classifier: a frozen network, whose outputs are the logits of the classes, with trainable adapters.
 
+    If y has several columns of 0 and 1, each sample can have any number of labels: the outputs are one logit for each, and
+    the loss is the binary cross-entropy.
+
     Parameters
     ----------
     base : Layer, optional
@@ -129,7 +130,9 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
     Attributes
     ----------
     classes_ : array
-        The classes, ascending.
+        The classes, ascending; if samples can have several labels, the number of each column of y.
+    multilabel_ : bool
+        Whether samples can have several labels.
     model_ : Layer
         The adapted network, from X to logits.
     active_ranks_ : tuple of int
@@ -194,8 +197,8 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         Parameters
         ----------
         X : array-like, shape (samples, features)
-        y : array-like, shape (samples,)
-            Labels.
+        y : array-like, shape (samples,) or (samples, labels)
+            The label of each sample or, if samples can have several, 1 for each label that a sample has, otherwise 0.
         sample_weight : array-like, shape (samples,), optional
             The weight of each sample, not negative: losses are weighted means. Samples with weight 0 are not trained on.
 
@@ -206,16 +209,23 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         NonFiniteError
             If training diverges.
         """
-        X, y = self._validated(X, y, reset=not self._is_warm)
-        check_classification_targets(y)
-        classes = all_classes(np.unique(y), self.classes_ if self._is_warm else None)
-        samples = Samples(X, y, classes, weights=self._weights(y, sample_weight))
+        X, y = self._validated(X, y, reset=not self._is_warm, multi_output=True)
+        labels, y = labels_of(y, y, self._labels if self._is_warm else None)
+        samples = Samples(X, y, labels, weights=self._weights(y, sample_weight))
         if self._is_warm:
             self._train_further(samples)
         else:
-            self._train(samples, self.epochs)
-            self.classes_ = classes.labels
+            self._train_from_start(samples, labels, self.epochs)
         return self
+
+    def _train_from_start(self, samples: Samples, labels: Classes | Indicators, epochs: int) -> None:
+        self._train(samples, epochs)
+        self.classes_, self.multilabel_ = labels.labels, isinstance(labels, Indicators)
+
+    @property
+    def _labels(self) -> Classes | Indicators:
+        """The meaning of the outputs."""
+        return Indicators(len(self.classes_)) if self.multilabel_ else Classes(self.classes_)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Train the adapters for one more epoch.
@@ -225,22 +235,21 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         Parameters
         ----------
         X : array-like, shape (samples, features)
-        y : array-like, shape (samples,)
-            Labels.
+        y : array-like, shape (samples,) or (samples, labels)
+            As in `fit`.
         classes : array-like, shape (classes,)
-            All labels that can ever occur; required in the first call.
+            All labels that can ever occur; required in the first call if samples have one label.
         sample_weight : array-like, shape (samples,), optional
             As in `fit`.
         """
         is_first = self._check_partial_fit()
         if self.class_weight == "balanced":
             raise ArgumentError("class_weight must not be 'balanced' for partial_fit, which sees a part of the samples")
-        X, y = self._validated(X, y, reset=is_first)
-        objective = all_classes(classes, None if is_first else self.classes_)
-        samples = Samples(X, y, objective, weights=self._weights(y, sample_weight))
+        X, y = self._validated(X, y, reset=is_first, multi_output=True)
+        labels, y = labels_of(y, classes, None if is_first else self._labels)
+        samples = Samples(X, y, labels, weights=self._weights(y, sample_weight))
         if is_first:
-            self._train(samples, epochs=1)
-            self.classes_ = objective.labels
+            self._train_from_start(samples, labels, epochs=1)
         else:
             self._continue(samples)
         return self
@@ -252,6 +261,8 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
             return weights
         if not isinstance(self.class_weight, dict) and self.class_weight != "balanced":
             raise ArgumentError(f"class_weight must be a dict, 'balanced' or None, got {self.class_weight!r}")
+        if y.ndim > 1:
+            raise ArgumentError(f"class_weight must be None if samples have several labels, got {self.class_weight!r}")
         by_class = compute_sample_weight(self.class_weight, y)
         weights_of(by_class, len(y))
         return by_class if weights is None else by_class * weights
@@ -259,20 +270,27 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
     def decision_function(self, X: Any) -> Array:
         """The logits, shape (samples, classes); for two classes, the second minus the first, shape (samples,)."""
         logits = self._outputs(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+        return self._labels.decision(logits)
 
     def predict_proba(self, X: Any) -> Array:
         """The probability of each class, shape (samples, classes)."""
-        return softmax(self._outputs(X))
+        logits = self._outputs(X)
+        return self._labels.probabilities(logits)
 
     def predict_log_proba(self, X: Any) -> Array:
         """The logarithm of the probability of each class, shape (samples, classes); finite where probabilities are zero."""
-        return log_softmax(self._outputs(X))
+        logits = self._outputs(X)
+        return self._labels.log_probabilities(logits)
 
     def predict(self, X: Any) -> Array:
-        """The most probable class of each sample."""
-        best = self._outputs(X).argmax(axis=1)
-        return self.classes_[best]
+        """The most probable class of each sample; with several labels, whether each is more probable than not."""
+        logits = self._outputs(X)
+        return self._labels.decode(logits)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
 
 @final

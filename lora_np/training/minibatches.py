@@ -150,7 +150,7 @@ class Minibatches:
             set_rate(step)
             self.ranks.begin(step)
             value = self._step(batch, epoch + 1)
-            state.epoch_total += float(value * self.samples.terms[batch].sum())
+            state.epoch_total += float(value) * float(self.samples.terms[batch].sum())
             measured = self._end_epoch() if number == self.per_epoch - 1 else None
             yield Progress(self.descent.layer, epoch + 1, epochs, step + 1, steps, value, measured)
 
