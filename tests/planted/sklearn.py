@@ -64,7 +64,7 @@ MUTANTS = [
     ),
     Mutant(
         "the decision function of two classes is upside down",
-        "sklearn/onetask.py",
+        "sklearn/objectives.py",
         "logits[:, 1] - logits[:, 0]",
         "logits[:, 0] - logits[:, 1]",
         (WEIGHTS,),
@@ -107,8 +107,8 @@ MUTANTS = [
     Mutant(
         "a warm start keeps its network but not its classes",
         "sklearn/onetask.py",
-        "all_classes(np.unique(y), self.classes_ if self._is_warm else None)",
-        "all_classes(np.unique(y), None)",
+        "labels_of(y, y, self._labels if self._is_warm else None)",
+        "labels_of(y, y, None)",
         (STOPPING,),
     ),
 ]

@@ -420,8 +420,8 @@ MUTANTS = [
     Mutant(
         "weights: the loss of an epoch counts rows",
         "training/minibatches.py",
-        "float(value * self.samples.terms[batch].sum())",
-        "float(value * self.samples.terms.mean() * len(batch))",
+        "float(self.samples.terms[batch].sum())",
+        "float(self.samples.terms.mean() * len(batch))",
         (WEIGHTS,),
     ),
     Mutant(
