@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from typing import Any, final
 import numpy as np
 
 from .._typing import RNG
-from .._validation import generator, integer, positive_int, sequence
+from .._validation import generator, positive_int
 from ..base import Layer, training_mode
-from ..errors import ArgumentError, ArgumentOutOfRangeError, InvalidOperationError, NonFiniteError
+from ..errors import ArgumentError, NonFiniteError
 from ..functions.losses import Loss
 from ..training.accumulation import summed
 from ..training.averaging import Average, averages_by_task
@@ -25,16 +25,17 @@ from ..training.groups import Groups
 from ..training.history import History, Progress
 from ..training.interrupts import Interrupts
 from ..training.minibatches import stopped
-from ..training.moment import Moment, fingerprint
+from ..training.monitor import Monitor, monitor_of
 from ..training.nested_dropout import RankSchedule, shared_rank
 from ..training.optimizers import Optimizer
 from ..training.schedules import Schedule, factors_of, scheduled
 from ..training.sorted_start import SortedStart, StepRanks
 from ..training.step import Descent
+from ..training.validation import ValidationData
 from .batches import Batches, Piece
-from .calls import Call, InProcessExecutor, results
-from .replicas import Given, Source
-from .worker import Job, Loader, Ranks, Shard, ShardGradient, Size, differentiate, forget, measure
+from .replicas import Source
+from .worker import Job, Loader, Ranks, ShardGradient
+from .workers import Workers
 
 
 def fit_shards(
@@ -54,6 +55,9 @@ def fit_shards(
     groups: Mapping[str, float] | None = None,
     decay: Mapping[str, float] | None = None,
     clip_norm: float | None = None,
+    validation: ValidationData | None = None,
+    patience: int | None = None,
+    tolerance: float = 0.0,
     rank_schedule: RankSchedule | SortedStart = shared_rank,
     callbacks: Iterable[Callable[[Progress], None]] = (),
     retries: int = 2,
@@ -100,6 +104,8 @@ def fit_shards(
     schedule, groups, decay, clip_norm : optional
         As in `lora_np.fit`; norms are those of the gradients of all shards together. A run with a schedule resumes only
         with the same learning rate and number of steps.
+    validation, patience, tolerance : optional
+        As in `lora_np.fit`; the driver measures the validation loss.
     rank_schedule : callable, default `lora_np.training.shared_rank`
         Chooses the rank of each step, the same for all shards. With `lora_np.training.rank_per_row`, each sample has a
         separate rank, and a `lora_np.training.SortedStart` trains at the highest rank first.
@@ -160,15 +166,14 @@ def fit_shards(
     callbacks, by_task = check_parts(model, loss, optimizer, callbacks), averages_by_task(average, has_tasks=True)
     epochs, every = positive_int("epochs", epochs), positive_int("checkpoint_every", checkpoint_every)
     batch_size = None if batch_size is None else positive_int("batch_size", batch_size)
-    checkpoint = checked_path(checkpoint, resume)
+    state, checkpoint = State(generator(rng)), checked_path(checkpoint, resume)
     descent = Descent(model, loss, optimizer, clip_norm, Groups.of(groups, decay, optimizer, model.named_parameters()))
-    state, source = State(generator(rng)), Given(model) if replica is None else replica
-    job = Job(uuid.uuid4().hex, source, fingerprint(model), loss, bool(keep_shards), checkpoint is not None, by_task)
-    workers = _Workers(InProcessExecutor() if executor is None else executor, job, shards, retries)
-    with closing(workers), training_mode(model, True):
+    job = Job.of(model, replica, loss, keep_shards=bool(keep_shards), with_digests=checkpoint is not None, by_task=by_task)
+    monitor = monitor_of(descent, state, validation, batch_size or sys.maxsize, patience, tolerance, by_task=by_task)
+    with closing(Workers(executor, job, shards, retries)) as workers, training_mode(model, True):
         batches = Batches(workers.measure(model), batch_size)
         ranks = StepRanks(rank_schedule, model, optimizer, epochs * batches.steps, batches.tasks)
-        training = _Training(descent, workers, batches, state, bool(shuffle), ranks, schedule)
+        training = _Training(descent, workers, batches, state, bool(shuffle), ranks, monitor, schedule)
         return training.train(epochs, callbacks, checkpoint, every, resume=resume)
 
 
@@ -178,11 +183,12 @@ class _Training:
     """A training run: its steps and its checkpoints."""
 
     descent: Descent
-    workers: _Workers
+    workers: Workers
     batches: Batches
     state: State
     shuffles: bool
     ranks: StepRanks
+    monitor: Monitor
     schedule: Schedule | None
     set_rate: Callable[[int], None] = field(init=False)
     rates: Mapping[str, Any] | None = field(init=False)
@@ -216,12 +222,16 @@ class _Training:
         """Take all remaining steps, with a checkpoint after each `every` steps and after the last one."""
         plan = self._plan()
         for step in range(self.state.steps, epochs * self.batches.steps):
+            if self.monitor.is_over:
+                break
             progress = self._step(step, epochs)
             for callback in callbacks:
                 callback(progress)
-            if checkpoint is not None and (progress.step == progress.steps or progress.step % every == 0):
+            is_last = progress.step == progress.steps or self.monitor.is_over
+            if checkpoint is not None and (is_last or progress.step % every == 0):
                 write(checkpoint, plan, self.state, self.descent)
             interrupts.check()
+        self.monitor.put_back_best()
         return self.state.history
 
     def resume(self, checkpoint: str | os.PathLike[str]) -> None:
@@ -229,6 +239,7 @@ class _Training:
         read(checkpoint, self._plan(), self.state, self.descent)
         with self.state.at_start_of_epoch():
             self._draw_orders()
+        self.monitor.resume()
 
     def _plan(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to fit."""
@@ -239,6 +250,7 @@ class _Training:
             "batch_size": self.batches.batch_size,
             "shuffle": self.shuffles,
             "average": "task" if self.workers.job.by_task else "batch",
+            **self.monitor.plan(),
             **plan_of(self.descent, self.ranks, self.rates, self.state.random),
         }
 
@@ -260,9 +272,8 @@ class _Training:
         state.history.step_losses.append(value)
         state.history.ranks.append(tuple(rank for rank in ranks[0] if not isinstance(rank, np.ndarray)))
         state.epoch_total += value * terms
-        if number == batches.steps - 1:
-            state.history.epoch_losses.append(state.epoch_total / batches.terms)
-        return Progress(model, epoch + 1, epochs, step + 1, epochs * batches.steps, value)
+        measured = self.monitor.end_epoch(state.epoch_total / batches.terms) if number == batches.steps - 1 else None
+        return Progress(model, epoch + 1, epochs, step + 1, epochs * batches.steps, value, measured)
 
     def _draw_orders(self) -> None:
         if self.shuffles:
@@ -285,50 +296,6 @@ class _Training:
         return ranks
 
 
-@final
-class _Workers:
-    """The executor, and what all of its tasks have in common."""
-
-    def __init__(self, executor: Executor, job: Job, shards: Iterable[Loader], retries: int) -> None:
-        if not isinstance(executor, Executor):
-            raise ArgumentError(f"executor must be a concurrent.futures.Executor, got {executor!r}")
-        if integer("retries", retries) < 0:
-            raise ArgumentOutOfRangeError(f"retries must be at least 0, got {retries}")
-        self.job = job
-        self._executor = executor
-        self._shards = [Shard(*pair) for pair in enumerate(_checked_loaders(shards))]
-        self._retries = retries
-
-    def close(self) -> None:
-        """Drop what this process keeps for the tasks that ran in it."""
-        forget(self.job)
-
-    def measure(self, model: Layer) -> list[Size]:
-        """The sizes of the shards, which are read, and checked against the model and the loss."""
-        moment = Moment.of(model)
-        calls = [Call(str(shard), measure, (self.job, shard, moment)) for shard in self._shards]
-        return list(results(self._executor, calls, self._retries))
-
-    def differentiate(
-        self, model: Layer, pieces: Sequence[Piece], ranks: Sequence[Ranks], step: int
-    ) -> Iterator[tuple[float, ShardGradient]]:
-        """The weight and the gradient of each piece of a step, in order."""
-        moments = Moment.of(model).each(model, len(pieces))
-        calls = [
-            Call(
-                str(self._shards[piece.shard]),
-                differentiate,
-                (self.job, self._shards[piece.shard], moment, piece.samples, piece.task_weights, own),
-            )
-            for moment, piece, own in zip(moments, pieces, ranks, strict=True)
-        ]
-        try:
-            for piece, gradient in zip(pieces, results(self._executor, calls, self._retries), strict=True):
-                yield piece.weight, gradient
-        except InvalidOperationError as error:
-            raise InvalidOperationError(f"step {step}: {error}; the parameters are those before this step") from error
-
-
 def _descend(descent: Descent, shares: Iterable[tuple[float, ShardGradient]]) -> float:
     """One step on the weighted sum of the losses, added from the first shard to the last; returns the objective."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -336,13 +303,3 @@ def _descend(descent: Descent, shares: Iterable[tuple[float, ShardGradient]]) ->
         objective = value + float(descent.layer.compute_auxiliary_loss())
     descent.descend(objective, gradients, parts)
     return objective
-
-
-def _checked_loaders(shards: Iterable[Loader]) -> tuple[Loader, ...]:
-    loaders: tuple[Loader, ...] = sequence("shards", shards, "functions that read data")
-    for loader in loaders:
-        if not callable(loader):
-            raise ArgumentError(f"shards must be functions that read data, not the data themselves, got {loader!r}")
-    if not loaders:
-        raise ArgumentError("shards must contain at least one function, got none")
-    return loaders

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
 from .._typing import Array, Gradients, Parts
-from ..base import pending
+from ..base import Layer, pending
 from ..errors import ArgumentError
 from ..functions.losses import Loss
 from ..training.averaging import Portion, Weights, averages_by_task
-from ..training.moment import Moment
+from ..training.moment import Moment, fingerprint
 from ..training.nested_dropout import ranked
 from ..training.samples import Samples, checked_samples
 from . import replicas
 from ._cache import Recent
-from .replicas import Source
+from .replicas import Given, Source
 
 Loader: TypeAlias = Callable[[], Any]
 """Reads a shard: a picklable function without arguments that returns (inputs, targets), (inputs, targets, tasks) or
@@ -42,6 +43,12 @@ class Job:
     """Whether the sizes of shards come with digests of their data, for a checkpoint."""
     by_task: bool = False
     """Whether the loss is averaged by task, in which case every shard must have tasks."""
+
+    @classmethod
+    def of(cls, model: Layer, replica: Source | None, loss: Loss, **choices: bool) -> Self:
+        """The job of training a model, which is sent with every task if there is no replica."""
+        source = Given(model) if replica is None else replica
+        return cls(uuid.uuid4().hex, source, fingerprint(model), loss, **choices)
 
 
 class Shard(NamedTuple):

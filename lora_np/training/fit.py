@@ -16,14 +16,14 @@ from .checkpoint import State, checked_path, rates_of
 from .groups import Groups
 from .history import History, Progress
 from .minibatches import Minibatches
+from .monitor import monitor_of
 from .nested_dropout import RankSchedule, shared_rank
 from .optimizers import Optimizer
-from .patience import Patience
 from .samples import checked_samples
 from .schedules import Schedule, factors_of
 from .sorted_start import SortedStart, StepRanks
 from .step import Descent
-from .validation import ValidationData, validation_of
+from .validation import ValidationData
 
 
 def fit(
@@ -157,10 +157,9 @@ def fit(
     steps = epochs * -(-len(samples.inputs) // rows_per_step)
     factors, ranks = factors_of(schedule, steps), StepRanks(rank_schedule, model, optimizer, steps, samples.tasks)
     descent = Descent(model, loss, optimizer, clip_norm, Groups.of(groups, decay, optimizer, model.named_parameters()))
-    validated = validation_of(model, loss, validation, batch_size, by_task=by_task)
     state, sizes, rates = State(random), (batch_size, rows_per_step), rates_of(schedule, optimizer, steps)
-    ends = validated, Patience(patience, tolerance)
-    training = Minibatches(samples, descent, ranks, state, *sizes, bool(shuffle), by_task, *ends, rates, checkpoint)
+    monitor = monitor_of(descent, state, validation, batch_size, patience, tolerance, by_task=by_task)
+    training = Minibatches(samples, descent, ranks, state, *sizes, bool(shuffle), by_task, monitor, rates, checkpoint)
     return training.train(epochs, factors, callbacks, resume=resume)
 
 

@@ -18,13 +18,12 @@ from .checkpoint import State, plan_of, read, write
 from .history import History, Progress
 from .interrupts import Interrupts
 from .moment import fingerprint
+from .monitor import Monitor
 from .nested_dropout import ranks_of_pieces
-from .patience import Patience
 from .samples import Samples
 from .schedules import scheduled
 from .sorted_start import StepRanks
 from .step import Descent
-from .validation import Validation
 
 
 @final
@@ -42,8 +41,7 @@ class Minibatches:
         The largest number of rows of a pass, and of a step.
     shuffles, by_task : bool
         Whether the rows are reshuffled before each epoch, and whether the loss is averaged by task.
-    validation : Validation, optional
-    patience : Patience
+    monitor : Monitor
     rates : mapping, optional
         See `rates_of`.
     checkpoint : path, optional
@@ -57,8 +55,7 @@ class Minibatches:
     rows_per_step: int
     shuffles: bool
     by_task: bool
-    validation: Validation | None
-    patience: Patience
+    monitor: Monitor
     rates: dict[str, Any] | None
     checkpoint: str | None
     order: Array = field(init=False)
@@ -83,8 +80,7 @@ class Minibatches:
             if resume:
                 self._resume()
             self._run(epochs, set_rate, callbacks, interrupts)
-        for name, array in self.state.best.items():
-            self.descent.layer.set_parameter(name, array)
+        self.monitor.put_back_best()
         return self.state.history
 
     def _run(
@@ -113,9 +109,7 @@ class Minibatches:
         read(self.checkpoint, self.plan, self.state, self.descent)
         with self.state.at_start_of_epoch():
             self._draw_order()
-        history = self.state.history
-        for loss in history.epoch_losses if self.validation is None else history.validation_losses:
-            self.patience.is_best(loss)
+        self.monitor.resume()
 
     def _save(self) -> None:
         if self.checkpoint is not None:
@@ -126,13 +120,11 @@ class Minibatches:
         return {
             "model": fingerprint(self.descent.layer),
             "data": self.samples.digest(),
-            "validation": None if self.validation is None else self.validation.samples.digest(),
-            "patience": self.patience.epochs,
-            "tolerance": self.patience.tolerance,
             "batch_size": self.batch_size,
             "rows_per_step": self.rows_per_step,
             "shuffle": self.shuffles,
             "average": "task" if self.by_task else "batch",
+            **self.monitor.plan(),
             **plan_of(self.descent, self.ranks, self.rates, self.state.random),
         }
 
@@ -142,7 +134,7 @@ class Minibatches:
         for step in range(state.steps, steps):
             epoch, number = divmod(step, self.per_epoch)
             if number == 0:
-                if self.patience.is_over:
+                if self.monitor.is_over:
                     return
                 state.begin_epoch()
                 self._draw_order()
@@ -151,7 +143,8 @@ class Minibatches:
             self.ranks.begin(step)
             value = self._step(batch, epoch + 1)
             state.epoch_total += float(value) * float(self.samples.terms[batch].sum())
-            measured = self._end_epoch() if number == self.per_epoch - 1 else None
+            ends = number == self.per_epoch - 1
+            measured = self.monitor.end_epoch(float(state.epoch_total / self.samples.terms.sum())) if ends else None
             yield Progress(self.descent.layer, epoch + 1, epochs, step + 1, steps, value, measured)
 
     def _draw_order(self) -> None:
@@ -186,19 +179,6 @@ class Minibatches:
         forward = self.samples.forward(self.descent.layer, rows, rank)
         targets, row_weights = self.samples.target(rows)
         return Portion(forward, targets, None if self.tasks is None else self.tasks[rows], row_weights)
-
-    def _end_epoch(self) -> float | None:
-        """Record an epoch; returns the validation loss after it."""
-        history, value = self.state.history, float(self.state.epoch_total / self.samples.terms.sum())
-        history.epoch_losses.append(value)
-        if self.validation is None:
-            self.patience.is_best(value)
-            return None
-        value = self.validation.measure()
-        history.validation_losses.append(value)
-        if self.patience.is_best(value) and self.patience.epochs is not None:
-            self.state.best = {name: p.copy() for name, p in self.descent.layer.named_parameters().items()}
-        return value
 
 
 def stopped(error: NonFiniteError, step: int, epoch: int) -> NonFiniteError:

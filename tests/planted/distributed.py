@@ -4,6 +4,7 @@ from planted.mutant import Mutant
 
 APART = "tests/test_tasks_apart.py"
 ROWS = "tests/test_distributed_rows.py"
+VALIDATION = "tests/test_distributed_validation.py"
 CHECKPOINTS = "tests/test_distributed.py"
 
 MUTANTS = [
@@ -45,10 +46,39 @@ MUTANTS = [
     ),
     Mutant(
         "each shard averages its tasks by itself",
-        "distributed/training.py",
+        "distributed/workers.py",
         "piece.samples, piece.task_weights, own)",
         "piece.samples, piece.task_weights and dict.fromkeys(piece.task_weights, 1.0), own)",
         (APART,),
+    ),
+    # ---------------------------------------------------------------- validation
+    Mutant(
+        "shards: the patience counts again in a resumed run",
+        "distributed/training.py",
+        "        self.monitor.resume()\n",
+        "",
+        (VALIDATION,),
+    ),
+    Mutant(
+        "shards: the best parameters are not put back",
+        "distributed/training.py",
+        "        self.monitor.put_back_best()\n",
+        "",
+        (VALIDATION,),
+    ),
+    Mutant(
+        "shards: a finished run is resumed",
+        "distributed/training.py",
+        "            if self.monitor.is_over:\n                break\n            progress",
+        "            progress",
+        (VALIDATION,),
+    ),
+    Mutant(
+        "shards: the end of a patient run is not saved",
+        "distributed/training.py",
+        "progress.step == progress.steps or self.monitor.is_over",
+        "progress.step == progress.steps",
+        (VALIDATION,),
     ),
     # ---------------------------------------------------------------- weights of the rows of shards
     Mutant(

@@ -219,14 +219,14 @@ MUTANTS = [
     ),
     Mutant(
         "the last parameters remain",
-        "training/minibatches.py",
-        "            self.descent.layer.set_parameter(name, array)\n",
+        "training/monitor.py",
+        "            self._model.set_parameter(name, array)\n",
         "            pass\n",
         (VALIDATION,),
     ),
     Mutant(
         "the best parameters are not copied",
-        "training/minibatches.py",
+        "training/monitor.py",
         "{name: p.copy() for name, p in",
         "{name: p for name, p in",
         (VALIDATION,),
@@ -470,9 +470,9 @@ MUTANTS = [
     ),
     Mutant(
         "a resumed run forgets its patience",
-        "training/minibatches.py",
-        "            self.patience.is_best(loss)\n",
-        "            pass\n",
+        "training/monitor.py",
+        "losses:\n            self._patience.is_best(loss)\n",
+        "losses:\n            pass\n",
         (CHECKPOINT,),
     ),
     Mutant(
@@ -506,7 +506,7 @@ MUTANTS = [
     Mutant(
         "a run whose patience is exhausted goes on",
         "training/minibatches.py",
-        "if self.patience.is_over:\n                    return",
+        "if self.monitor.is_over:\n                    return",
         "if False:\n                    return",
         (CHECKPOINT,),
     ),
