@@ -153,7 +153,7 @@ class LoRAEstimator(TrainedEstimator, ABC):
         self._optimizer, self._rng = self._new_optimizer(), self._generator()
 
     def _check_parameters(self) -> None:
-        for name in ("rank", "epochs", "base_epochs", "batch_size", "n_iter_no_change"):
+        for name in ("epochs", "base_epochs", "batch_size", "n_iter_no_change"):
             positive_int(name, getattr(self, name))
         non_negative_float("tol", self.tol)
         held_out_fraction(self.validation_fraction)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Array, Generator
+from .._validation import positive_int
 from ..adapters import LoRAAdapterBase, MultiLoRAAdapter
 from ..errors import ArgumentError
 from ..functions.activations import relu
@@ -38,7 +39,7 @@ class ManyTasksEstimator(LoRAEstimator):
         *,
         hidden_layer_sizes: Any = (64,),
         activation: Any = relu,
-        rank: int = 4,
+        rank: int | Mapping[str, int] = 4,
         alpha: float | None = -1.0,
         targets: Any = None,
         optimizer: Any = Adam,
@@ -60,24 +61,41 @@ class ManyTasksEstimator(LoRAEstimator):
         return partial(self._multi, tasks=samples.task_names, rng=rng)
 
     def _multi(self, layer: AffineLayer, tasks: tuple[str, ...], rng: Generator) -> LoRAAdapterBase:
-        rank, alpha = rank_and_alpha(layer, self.rank, alpha_of(self.alpha))
-        adapter = MultiLoRAAdapter(layer, tasks[0], rank, alpha, rng=rng)
+        adapter = MultiLoRAAdapter(layer, tasks[0], *self._rank_and_alpha(layer, tasks[0]), rng=rng)
         for task in tasks[1:]:
-            adapter.add_task(task, rank, alpha)
+            adapter.add_task(task, *self._rank_and_alpha(layer, task))
         return adapter
 
+    def _check_ranks(self, samples: Samples) -> None:
+        for task in samples.task_names:
+            self._rank_of(task)
+
+    def _rank_and_alpha(self, layer: Layer, task: str) -> tuple[int, float]:
+        return rank_and_alpha(layer, self._rank_of(task), alpha_of(self.alpha))
+
+    def _rank_of(self, task: str) -> int:
+        """The rank of the branches of a task."""
+        rank = self.rank
+        if not isinstance(rank, Mapping):
+            return positive_int("rank", rank)
+        if task not in rank:
+            raise ArgumentError(f"rank must contain each task, or be a number, got none for {task!r}")
+        return positive_int(f"rank[{task!r}]", rank[task])
+
     def _train(self, samples: Samples, epochs: int) -> None:
+        self._check_ranks(samples)
         super()._train(samples, epochs)
         self.tasks_ = samples.task_names
 
     def _descend_further(self, samples: Samples, epochs: int, stopping: Stopping) -> History:
         """Train the branches of the tasks present; new tasks get new branches."""
+        self._check_ranks(samples)
         new = tuple(name for name in samples.task_names if name not in self.tasks_)
         for adapter in self.model_.walk().values():
             if isinstance(adapter, MultiLoRAAdapter):
                 for task in new:
                     if task not in adapter:  # present if an earlier call added it, then diverged
-                        adapter.add_task(task, *rank_and_alpha(adapter, self.rank, alpha_of(self.alpha)))
+                        adapter.add_task(task, *self._rank_and_alpha(adapter, task))
         history = super()._descend_further(samples, epochs, stopping)
         self.tasks_ += new
         return history

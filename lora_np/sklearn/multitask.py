@@ -36,8 +36,9 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
     base : Layer, optional
         The network that the tasks share, as in `LoRAClassifier`; its outputs are the classes of all tasks. The parts that
         are trained first are trained on the samples of all tasks.
-    rank : int, default 4
-        The rank of each branch; a smaller layer uses its full rank, with the same scaling.
+    rank : int or mapping of str to int, default 4
+        The rank of each branch, or one for each task, ``{"sentiment": 4, "ner": 8}``, which may contain tasks that
+        `partial_fit` adds later. A smaller layer uses its full rank, with the same scaling.
     hidden_layer_sizes, activation, alpha, targets, optimizer, learning_rate
         As in `LoRAClassifier`.
     epochs, base_epochs, batch_size, early_stopping, validation_fraction, n_iter_no_change, tol, random_state, verbose
@@ -193,7 +194,7 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         model, labels = self._merged_model(task), self.task_classes_[task]
         chosen = choice_of_outputs(len(self.classes_), np.flatnonzero(np.isin(self.classes_, labels)), model.dtype)
         learned = {"classes_": labels, "multilabel_": False, "active_ranks_": ()}
-        return files.twin(self, LoRAClassifier, Sequential([model, chosen]), **learned)
+        return files.twin(self, LoRAClassifier, Sequential([model, chosen]), **learned).set_params(rank=self._rank_of(task))
 
 
 @final
@@ -289,7 +290,9 @@ class MultiLoRARegressor(RegressorMixin, ManyTasksEstimator):
 
     def merge(self, task: str) -> LoRARegressor:
         """A fitted regressor for one task, with the same predictions and no adapters."""
-        return files.twin(self, LoRARegressor, self._merged_model(task), active_ranks_=())
+        return files.twin(self, LoRARegressor, self._merged_model(task), active_ranks_=()).set_params(
+            rank=self._rank_of(task)
+        )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
