@@ -1,5 +1,6 @@
 """The README shows the committed results, and its links lead to files of the repository."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -38,6 +39,15 @@ def test_results_are_those_of_the_demo_as_it_is():
     results = json.loads((ROOT / "docs" / "demo.json").read_text(encoding="utf-8"))
     assert results["ok"]
     assert results["settings"] == json.loads(json.dumps(vars(Settings())))
+
+
+def test_an_example_of_a_plot_has_the_results(make_readme):
+    page = (ROOT / "docs" / "pictures.md").read_text(encoding="utf-8")
+    quoted = ast.literal_eval(re.search(r"^measured = ({.*?^})", page, re.MULTILINE | re.DOTALL)[1])
+    assert len(quoted) == 2
+    for method, row in quoted.items():
+        measured = make_readme.curves()[method]
+        assert row == {rank: round(100 * measured[rank], 1) for rank in row}
 
 
 def seconds(results):
