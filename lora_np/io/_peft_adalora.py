@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import FormatError
 from ..factors.weights import AdapterWeights
 from ._factors import AdapterFile, factors_by_path, layer_of, matrix
-from ._peft_config import dropout_of
+from ._peft_names import dropout_of
 
 KEY = re.compile(r"base_model\.model\.(.+)\.(lora_A|lora_B|lora_E)")
 

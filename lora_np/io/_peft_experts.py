@@ -11,7 +11,7 @@ from ..factors.weights import AdapterWeights
 from ..layers.lora import LoRALayer
 from ._experts import expert_paths, joined, split, wrapped
 from ._factors import PREFIX, layer_of, pair
-from ._peft_config import alpha_of, rank_of, target_parameters
+from ._peft_names import alpha_of, rank_of, target_parameters
 
 A, B, WRAPPED = "lora_A.weight", "lora_B.weight", ".base_layer"
 

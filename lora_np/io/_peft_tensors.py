@@ -16,8 +16,8 @@ from ..layers.lora import LoRALayer
 from ._convolutions import Kernel, as_stored, stored_magnitude
 from ._factors import PREFIX, AdapterFile, layer_of, magnitude, pair
 from ._json import parsed_json
-from ._peft_config import alpha_of, dropout_of, is_saved_whole, is_target, rank_of, token_indices
 from ._peft_experts import check_experts, expert_tensors, experts_of
+from ._peft_names import alpha_of, dropout_of, is_saved_whole, is_target, rank_of, token_indices
 
 A, B, BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
 EMBEDDING_A, EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"

@@ -27,7 +27,8 @@ from ..models.adapting import Factory, apply_adapters
 from ..models.finding import find
 from ._checkpoint import checkpoint_files
 from ._factors import PREFIX, AdapterFile, factors_by_path, matrix
-from ._peft_config import common_dropout, dropout_of
+from ._peft_names import dropout_of
+from ._peft_new_config import common_dropout
 from .safetensors import SafetensorsFile
 
 KEY = re.compile(r"base_model\.model\.(.+)\.(vera_lambda_b|vera_lambda_d)")

@@ -16,7 +16,9 @@ from ._convolutions import as_stored, stored_magnitude
 from ._factors import AdapterFile, layer_of, magnitude, pair
 from ._holding import check_holds
 from ._json import parsed_json
-from ._peft_config import alpha_of, check_entries, config_of
+from ._peft_config import check_entries
+from ._peft_names import alpha_of
+from ._peft_new_config import config_of
 from .base_names import (
     COMPONENTS,
     check_component,

@@ -24,7 +24,8 @@ from ._applying import applied, applied_tasks, as_in_torch, check_is_task, conv1
 from ._factors import AdapterFile
 from ._json import read_json
 from ._peft_adalora import read_adalora
-from ._peft_config import check_base, config_of, digest, read_config
+from ._peft_config import check_base, digest, read_config
+from ._peft_new_config import config_of
 from ._peft_tensors import check_writable, tensors_of, weights_of
 from ._peft_vera import apply_vera, read_vera, vera_config, vera_of, vera_tensors, vera_weights
 from .safetensors import save_safetensors

@@ -6,7 +6,7 @@ import pytest
 from lora_np import ArgumentError, FormatError, LoRALayer, NotSupportedError
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io._unet_names import BLOCKS, diffusers_name, single_file_names
-from lora_np.io.base_names import components, with_base_names, with_tensor_names
+from lora_np.io.base_names import WEIGHT_FILES, components, with_base_names, with_tensor_names
 from lora_np.io.safetensors import save_safetensors
 
 ATTENTION = "attentions.0.transformer_blocks.0.attn1.to_q"
@@ -152,7 +152,7 @@ def test_the_component_of_a_base_can_be_given(base):
         with_base_names(adapter("a.b"), file, component="vae")
 
 
-@pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "model.safetensors"])
+@pytest.mark.parametrize("name", [name for name in WEIGHT_FILES if name.endswith(".safetensors")])
 def test_a_pipeline_has_a_folder_for_each_component(base, tmp_path, name):
     base("a.b", file=f"unet/{name}")
     base("a.b", file="text_encoder/model.safetensors")

@@ -177,6 +177,14 @@ def test_write_then_read_is_the_identity(tmp_path, names, scaling):
     assert config["target_parameters"] == list(names)
 
 
+def test_the_order_of_parameters_belongs_to_the_weights(tmp_path):
+    save_peft(tmp_path / "peft", adapter(UP, DOWN))
+    config = json.loads((tmp_path / "peft" / CONFIG).read_text())
+    (tmp_path / "peft" / CONFIG).write_text(json.dumps(config | {"target_parameters": [DOWN, UP]}))
+    with pytest.raises(FormatError, match=r"is not the one that adapter_model\.safetensors was written with"):
+        load_peft(tmp_path / "peft")
+
+
 def test_wrappers_are_nested_the_first_parameter_innermost():
     assert wrapped(adapter(UP, "other.x", DOWN)) == {
         DOWN: "body.mlp",

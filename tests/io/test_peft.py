@@ -351,8 +351,7 @@ TARGETS = [
 
 @pytest.mark.parametrize(("entries", "path", "named"), TARGETS)
 def test_all_entries_that_name_layers_are_read(tmp_path, entries, path, named):
-    folder = saved(tmp_path, AdapterWeights({path: LoRALayer(4, 3, 1, 1.0)}))
-    edit_config(folder, **({"target_modules": None} | entries))
+    folder = saved(tmp_path, AdapterWeights({path: LoRALayer(4, 3, 1, 1.0)}), config={"target_modules": None} | entries)
     if named:
         assert list(load_peft(folder).layers) == [path]
     else:
