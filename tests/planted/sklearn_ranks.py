@@ -20,10 +20,10 @@ MUTANTS = [
         (RANKS,),
     ),
     Mutant(
-        "a task without a rank is noticed when other layers have been changed",
+        "a task without a rank is noticed only after others have been added",
         "sklearn/many_tasks.py",
-        '        """Train the branches of the tasks present; new tasks get new branches."""\n        self._check_ranks(samples)\n',
-        '        """Train the branches of the tasks present; new tasks get new branches."""\n        self.tasks_ += ("d",)\n',
+        "        self._check_ranks(samples)\n        new = tuple(",
+        "        new = tuple(",
         (RANKS,),
     ),
 ]
