@@ -31,7 +31,7 @@ class Batches:
     Parameters
     ----------
     sizes : sequence of Size
-    batch_size : int, optional
+    batch_size : int or None
         Samples per shard; all of them by default.
     """
 

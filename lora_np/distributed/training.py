@@ -109,7 +109,7 @@ def fit_shards(
     rank_schedule : callable, default `lora_np.training.shared_rank`
         Chooses the rank of each step, the same for all shards. With `lora_np.training.rank_per_row`, each sample has a
         separate rank, and a `lora_np.training.SortedStart` trains at the highest rank first.
-    callbacks : callables
+    callbacks : callables, optional
         Each is called with a `lora_np.training.Progress` after each step; an exception ends the training.
     retries : int, default 2
         How often to retry a failed task, at least 0.

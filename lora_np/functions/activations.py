@@ -53,7 +53,7 @@ class Activation:
     function: Callable[[Array], Array]
     vjp: Callable[[Array, Array], Array]
     operations: int = 1
-    fused: Piece | None = field(default=None, repr=False, compare=False)
+    fused: Piece | None = field(default=None, compare=False)
 
     def __call__(self, z: Array) -> Array:
         """Apply the function to an array or array-like."""

@@ -46,17 +46,17 @@ class ComputationNode:
     shape : tuple
         The sizes of the axes. Shapes that depend on the input begin with ``...``: any number of leading axes, or none.
     dtype : numpy.dtype
-    parents : tuple of ComputationNode
+    parents : tuple of ComputationNode, optional
         The operands, in order.
-    name : str
+    name : str, optional
         The name of an input or parameter. Parameters are named as in ``named_parameters(frozen=True)``.
     value : array or number, optional
         The value of a parameter or constant. An array is read-only.
     function : callable, optional
         Computes the value: ``function(*operands, **options)``.
-    options : mapping
+    options : mapping, optional
         Keyword arguments of the function, such as an axis.
-    layer : str
+    layer : str, optional
         The path of the layer that computes the value, as in `walk`; empty for the outermost layer, and for leaves.
 
     Examples

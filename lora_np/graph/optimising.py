@@ -22,7 +22,7 @@ def optimise(graph: ComputationNode, *, keep: Collection[str] = ()) -> Computati
     Parameters
     ----------
     graph : ComputationNode
-    keep : collection of str
+    keep : collection of str, optional
         Names of parameters that must not be folded, so that `ComputationNode.evaluate` can still replace their values.
 
     Returns

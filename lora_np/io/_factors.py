@@ -29,7 +29,7 @@ class AdapterFile:
     Parameters
     ----------
     file : path
-    drop : iterable of str
+    drop : iterable of str, optional
         Shell patterns (``*``, ``?``, ``[...]``) of the names of tensors to leave out, for the whole name or the part after
         ``base_model.model.``.
 

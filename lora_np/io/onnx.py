@@ -79,7 +79,7 @@ def to_onnx(layer: Layer, *, adapters: str = "merged", leading: Sequence[str] = 
         other adapters of the same layers, of any rank. ``"required"``: the arrays are inputs only, for runtimes that ignore
         inputs that have an initialiser, such as onnxruntime-node. ``"mixed"``: mixed batches, with the task and the rank of
         each row as inputs; other adapters are merged.
-    leading : sequence of str
+    leading : sequence of str, default ("batch",)
         The names of the leading axes: ``("batch",)`` for rows, ``("batch", "time")`` for sequences of rows, ``()`` for a
         single vector. Their sizes are free.
     opset : int, default 21

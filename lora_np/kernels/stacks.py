@@ -19,7 +19,7 @@ def multiply_twice(x: Array, bounds: Sequence[int], factors: Iterable[tuple[Arra
         Where the slices start, and where the last one ends.
     factors : iterable of pairs of arrays
         For each slice, A and B: matrices, or stacks of one matrix for each of equally many successive rows.
-    y : array, shape (rows, out), optional
+    y : array, shape (rows, out), or None
         The array to write to, of the dtype of the products; if None, the second products are skipped.
     """
     hs = []

@@ -42,7 +42,7 @@ class Attention:
         The number of query heads, H.
     key_value_heads : int, optional
         The number of key-value heads, J, by default H. Query head h reads key-value head h // G, where G = H / J.
-    causal : bool
+    causal : bool, default False
         Whether a query sees only the keys up to its own position. Otherwise it sees every key of its sequence.
     rotary : Rotary, optional
         The rotation of queries and keys, for heads of the same size.

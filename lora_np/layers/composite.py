@@ -40,7 +40,7 @@ class Composite(Layer):
         Names may contain dots, so that paths can be those of a checkpoint.
     input_size, output_size : int
     dtype : {float64, float32}
-    frozen : names
+    frozen : names, optional
         Children that do not train; gradients flow through them.
 
     Notes

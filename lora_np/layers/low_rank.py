@@ -24,7 +24,7 @@ class LowRankLayer(InputDropout):
     input_size, output_size : int
     rank : int
         The number of components: columns of the first factor, rows of the second.
-    alpha : float, default -1
+    alpha : float
         The LoRA alpha. A negative value means `rank`; with 0, the layer returns zeros.
     scaling : {"max", "paper", "rslora"}
         The rule of `scaling_at`.

@@ -20,7 +20,7 @@ class Rotary:
     ----------
     head_size : int
         d, an even number. Component j < d/2 turns together with component j + d/2, as in Llama.
-    base : float
+    base : float, default 10000
         The angle of this pair at position p is ``θ = p base^(-2j/d)``.
 
     Raises

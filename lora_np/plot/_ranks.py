@@ -35,7 +35,7 @@ def rank_quality(
     ----------
     curves : mapping of str to (mapping of int to float)
         The quality at each rank, by name of the method.
-    quality : str
+    quality : str, default "accuracy in %"
         The label of the vertical axis. If it contains "%", the axis ends at 100.
     ax : matplotlib axes, optional
 

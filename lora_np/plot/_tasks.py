@@ -26,7 +26,7 @@ def task_matrix(
     values : array, shape (len(rows), len(columns))
         Fractions between 0 and 1.
     rows, columns : sequence of str
-    quality : str
+    quality : str, default "accuracy"
         The title.
     ax : matplotlib axes, optional
 

@@ -117,7 +117,7 @@ class MultiLoRAClassifier(ClassifierMixin, ManyTasksEstimator):
         X : array-like, shape (samples, features)
         y : array-like, shape (samples,)
             Labels.
-        classes : array-like, shape (classes,)
+        classes : array-like, shape (classes,), optional
             All labels that can ever occur, in any task; required in the first call.
         task : array-like of str, shape (samples,), optional
             The name of each sample's task.

@@ -158,7 +158,7 @@ def labels_of(y: Any, classes: Any, known: Classes | Indicators | None) -> tuple
     y : array, shape (samples,), or array or sparse matrix of indicators, shape (samples, labels)
     classes : array-like
         The labels that can occur; not used for indicators.
-    known : Classes or Indicators, optional
+    known : Classes, Indicators or None
         The meaning of y in earlier calls.
     """
     check_classification_targets(y)

@@ -122,7 +122,7 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
     tol : float, default 1e-4
     warm_start : bool, default False
         Whether `fit` trains the adapters of an earlier fit further, with a new optimizer, instead of new ones.
-    random_state : int, numpy.random.RandomState or None
+    random_state : int, numpy.random.RandomState or None, default None
         With None, each fit is different. NumPy's global generator is never used.
     verbose : bool, default False
         Whether to show progress if standard error is a terminal.
@@ -237,7 +237,7 @@ class LoRAClassifier(ClassifierMixin, OneTaskEstimator):
         X : array-like, shape (samples, features)
         y : array-like, shape (samples,) or (samples, labels)
             As in `fit`.
-        classes : array-like, shape (classes,)
+        classes : array-like, shape (classes,), optional
             All labels that can ever occur; required in the first call if samples have one label.
         sample_weight : array-like, shape (samples,), optional
             As in `fit`.

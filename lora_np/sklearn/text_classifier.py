@@ -77,7 +77,7 @@ class LoRATextClassifier(ClassifierMixin, OneAdapterEstimator):
     head_epochs : int, default 30
         Epochs of the head alone, which are cheap: the features are computed once.
     batch_size : int, default 24
-    random_state : int, numpy.random.RandomState or None
+    random_state : int, numpy.random.RandomState or None, default None
         With None, each fit is different. NumPy's global generator is never used.
     verbose : bool, default False
         Whether to show progress if standard error is a terminal.

@@ -108,7 +108,7 @@ def fit(
     rank_schedule : callable, default `shared_rank`
         Returns the rank of each step; with `rank_per_row`, each row has a separate rank. A `SortedStart` trains at the
         highest rank first, and sorts the components.
-    callbacks : iterable of callables
+    callbacks : iterable of callables, optional
         Each is called with a `Progress` after each step; an exception ends the training.
     checkpoint : path, optional
         The file in which to save the state of the run, after each epoch and after Ctrl-C. An existing file is replaced.

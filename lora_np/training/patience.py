@@ -15,7 +15,7 @@ class Patience:
 
     Parameters
     ----------
-    epochs : int, optional
+    epochs : int or None
         The number of epochs in a row without an improvement after which the run is over; by default, it never is.
     tolerance : float, default 0
         An improvement lowers the best loss by more than this.

@@ -27,7 +27,7 @@ class Validation:
     loss : Loss
     samples : Samples
     batch_size : int
-    by_task : bool
+    by_task : bool, default False
         Whether the loss is the sum of those of the tasks.
     """
 
