@@ -35,6 +35,7 @@ from lora_np import (
 )
 from lora_np.distributed import fit_shards
 from lora_np.io import GGUFFile, load_diffusers, load_kohya, load_mlx
+from lora_np.io.base_names import with_tensor_names
 from lora_np.io.merge import merge_checkpoint
 from lora_np.io.peft import apply_peft, load_peft, save_peft
 from lora_np.io.safetensors import load_safetensors, save_safetensors
@@ -47,6 +48,7 @@ SECONDS = 5
 """The longest that a reader may take for one of these small files, on a busy machine."""
 
 DATA = pathlib.Path(__file__).parents[1]
+KINDS = DATA / "io" / "kinds"
 
 
 # ---------------------------------------------------------------- valid files
@@ -92,6 +94,8 @@ def written(folder):
     save_peft(folder / "nested", randomised(apply_lora(model(), DyLoRAAdapter, max_rank=2, active_ranks=[1, 2], rng=0)))
     shutil.copytree(DATA / "io" / "data" / "patterns", folder / "patterns")
     shutil.copytree(DATA / "io" / "data" / "dora", folder / "dora")
+    shutil.copytree(KINDS / "peft-experts", folder / "experts")
+    shutil.copy(KINDS / "lycoris-dora-by-input" / "lora.safetensors", folder / "lycoris.safetensors")
     factors = {"u.lora_down.weight": np.ones((2, 3)), "u.lora_up.weight": np.ones((4, 2)), "u.alpha": np.array(1.0)}
     save_safetensors(folder / "kohya.safetensors", factors)
     save_safetensors(
@@ -109,6 +113,13 @@ def written(folder):
     def merge(path):
         merge_checkpoint(path, load_peft(folder / "peft"), folder / "merged.safetensors")
 
+    def merge_experts(path):
+        merge_checkpoint(KINDS / "peft-experts" / "base.safetensors", load_peft(path), folder / "merged.safetensors")
+
+    def merge_lycoris(path):
+        unet = KINDS / "bases" / "unet.safetensors"
+        merge_checkpoint(unet, with_tensor_names(load_kohya(path), unet), folder / "merged.safetensors")
+
     return {
         "layer.npz": load_layer,
         "checkpoint.npz": resume,
@@ -117,6 +128,8 @@ def written(folder):
         "nested": lambda path: apply_peft(model(), path),
         "patterns": load_peft,
         "dora": load_peft,
+        "experts": merge_experts,
+        "lycoris.safetensors": merge_lycoris,
         "kohya.safetensors": load_kohya,
         "diffusers.safetensors": load_diffusers,
         "mlx": load_mlx,

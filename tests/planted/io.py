@@ -21,6 +21,7 @@ MERGING = "tests/io/test_merge.py"
 ROUNDING = "tests/io/test_rounding.py"
 PIPELINES = "tests/io/test_pipelines.py"
 EXPERTS = "tests/io/test_experts.py"
+BY_INPUT = "tests/io/test_dora_by_input.py"
 FOLDERS = "tests/cli/test_toolbox_merge.py"
 EXTRACT = "tests/io/test_extract.py"
 OPEN_CLIP = "tests/io/test_open_clip_names.py"
@@ -685,5 +686,19 @@ MUTANTS = [
         'if info.dtype == "BF16" and len(info.shape) == 2:',
         "if False:",
         ("tests/io/test_stored_whole.py",),
+    ),
+    Mutant(
+        "the magnitudes of inputs scale outputs",
+        "io/_merging.py",
+        "self._is_transposed(path) != (path in self.adapter.by_input)",
+        "self._is_transposed(path)",
+        (BY_INPUT,),
+    ),
+    Mutant(
+        "each place of a kernel has a norm of its own",
+        "io/_changes.py",
+        "np.sqrt(squares.reshape(len(magnitude), -1).sum(axis=1))",
+        "np.sqrt(squares[:: columns // len(magnitude)])",
+        (BY_INPUT,),
     ),
 ]
