@@ -1,8 +1,8 @@
 """The mutants of a module: single changes of an operator, a constant, a condition, a result or a call.
 
 Left out, because no test should depend on them: type hints, overloads, the wording of messages (whatever is inside `raise`,
-an f-string or a warning), sizes of caches (`maxsize`), guards that cannot fail in correct code (`strict` of `zip`), and
-`stacklevel`.
+an f-string or a warning), sizes of caches (`maxsize`), guards that cannot fail in correct code (`strict` of `zip`),
+`stacklevel`, and `copy=False`, which only saves memory.
 """
 
 import ast
@@ -79,7 +79,9 @@ def is_untested(node: ast.AST) -> bool:
         return any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
     if isinstance(node, ast.Call):
         return ast.unparse(node.func) == "warnings.warn"
-    return isinstance(node, ast.keyword) and node.arg in UNTESTED_KEYWORDS
+    if isinstance(node, ast.keyword):
+        return node.arg in UNTESTED_KEYWORDS or (node.arg == "copy" and ast.unparse(node.value) == "False")
+    return False
 
 
 class Place(NamedTuple):
