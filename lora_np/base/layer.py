@@ -77,8 +77,8 @@ class Layer(
             For each `MultiLoRAAdapter`, the task of each entry along the first axis; None means the base alone. By default,
             the current task. The `backward` that follows computes gradients for every task present.
         rank : int, sequence of int, or callable, optional
-            For each `DyLoRAAdapter`, a rank, a rank for each entry along the first axis, or a function from the adapter to
-            either. By default, one draw for the whole model in training mode, and the deployment rank in evaluation mode.
+            For each `DyLoRAAdapter` or task with ranks: a rank, one for each entry along the first axis, or a function from
+            it to either. By default, one draw for the whole model in training mode, the deployment rank in evaluation mode.
 
         Raises
         ------

@@ -111,7 +111,8 @@ def to_onnx(layer: Layer, *, adapters: str = "merged", leading: Sequence[str] = 
     In mixed batches, the input ``task`` holds the index of the task for each entry of the first axis: the position in the
     list ``tasks`` of the metadata, or -1 for the base alone. The factors of all tasks are stacked, and gathered by index.
     The input ``rank`` holds the rank in all DyLoRA adapters: any rank up to the largest, also inactive ones, or 0 for the
-    base alone. Both are int64. Each is an input only if the model has adapters of that kind.
+    base alone. Both are int64. Each is an input only if the model has adapters of that kind. Tasks with ranks are used at
+    their deployment ranks.
     """
     one_of("adapters", adapters, ADAPTERS)
     axes = _axis_names(leading)
