@@ -252,7 +252,7 @@ def is_masked(value: object) -> bool:
     return isinstance(value, np.ndarray) and hasattr(value, "mask")
 
 
-def last_axis(name: str, array: Array, size: int) -> None:
+def last_axis(name: str, array: Any, size: int) -> None:
     """Reject an array whose last axis does not have the given size."""
     if array.ndim == 0 or array.shape[-1] != size:
         raise ArgumentError(f"{name} must have shape (..., {size}), got {array.shape}")

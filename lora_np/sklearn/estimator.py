@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO, Self
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._typing import Array, Generator
@@ -23,6 +24,8 @@ from ..training.sorted_start import SortedStart
 from . import files, networks
 from .names import activation_of, alpha_of
 from .objectives import Samples
+from .scaling import warn_unless_scaled
+from .sparse import SparseRows, predict
 from .stopping import Stopping, held_out_fraction, split
 from .trained import TO_THE_END, TrainedEstimator
 
@@ -56,6 +59,7 @@ class LoRAEstimator(TrainedEstimator, ABC):
     def _train(self, samples: Samples, epochs: int) -> None:
         """Build the network, train its missing parts, adapt it, train the adapters; attributes are set only at the end."""
         self._check_parameters()
+        warn_unless_scaled(samples.X)
         optimizer = self._new_optimizer()
         rng, order = self._generator().spawn(2)  # initial parameters do not depend on the number of samples
         samples, stopping = self._stopping(samples, order)
@@ -166,12 +170,20 @@ class LoRAEstimator(TrainedEstimator, ABC):
         """X, or X and y, checked by scikit-learn, in the dtype of the network; a new network takes that of a float X."""
         network = self.base if reset else self.model_
         dtype = network.dtype if isinstance(network, Layer) else (np.float64, np.float32)
-        return validate_data(self, X, *y, reset=reset, dtype=dtype, **checks)
+        data = validate_data(self, X, *y, reset=reset, dtype=dtype, accept_sparse="csr", **checks)
+        X, *rest = data if y else (data,)
+        X = SparseRows(X) if issparse(X) else X
+        return (X, *rest) if y else X
 
     def _outputs(self, X: Any) -> Array:
         """The outputs of the network for X."""
         check_is_fitted(self, "model_")
-        return self.model_.predict(self._validated(X, reset=False))
+        return predict(self.model_, self._validated(X, reset=False))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     # ---------------------------------------------------------------- files
 

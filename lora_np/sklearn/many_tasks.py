@@ -23,6 +23,7 @@ from .estimator import LoRAEstimator
 from .names import alpha_of
 from .networks import rank_and_alpha
 from .objectives import Samples
+from .sparse import predict
 from .stopping import Stopping
 from .trained import store
 
@@ -117,7 +118,7 @@ class ManyTasksEstimator(LoRAEstimator):
         check_is_fitted(self, "model_")
         X = self._validated(X, reset=False)
         tasks = self._known_tasks(task, len(X))
-        return self.model_.predict(X, tasks=tasks), tasks
+        return predict(self.model_, X, tasks), tasks
 
     def _merged_model(self, task: Any) -> Layer:
         """The network with the branches of one task merged into its weights."""

@@ -17,6 +17,7 @@ from .._validation import row_weights
 from ..errors import ArgumentError
 from ..functions.activations import sigmoid, softmax, softplus
 from ..functions.losses import BinaryCrossEntropy, Loss, MeanSquaredError, SoftmaxCrossEntropy
+from .sparse import SparseRows
 
 
 class Objective(ABC):
@@ -199,7 +200,7 @@ class Samples:
         If y does not fit the objective.
     """
 
-    X: Array
+    X: Array | SparseRows
     """(samples, features)."""
     y: Array
     objective: Objective

@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._typing import Array
-from .._validation import real_array, row_weights, sequence
+from .._validation import last_axis, real_array, row_weights, sequence
 from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.losses import Loss
 from ..run import Rank
+from .rows import RowsOnDemand
 
 
 class Samples(NamedTuple):
     """Checked training data, with one row per sample."""
 
-    inputs: Array
+    inputs: Array | RowsOnDemand
     targets: Array
     tasks: Array | None
     weights: Array | None
@@ -41,7 +42,8 @@ class Samples(NamedTuple):
     def digest(self) -> str:
         """A digest of the data, equal only for equal data."""
         digest = hashlib.blake2b(digest_size=16)
-        for array in (self.inputs, self.targets, self.weights):
+        inputs = np.asarray(self.inputs)
+        for array in (inputs, self.targets, self.weights):
             if array is not None:
                 digest.update(f"{array.dtype.str} {array.shape}\n".encode())
                 digest.update(np.ascontiguousarray(array).data)
@@ -68,7 +70,10 @@ def checked_samples(
         inputs, targets = data
     except (TypeError, ValueError):
         raise ArgumentError("data must be a pair (inputs, targets)") from None
-    inputs = model.check_input(inputs, name="inputs")
+    if isinstance(inputs, RowsOnDemand):
+        last_axis("inputs", inputs, model.input_size)
+    else:
+        inputs = model.check_input(inputs, name="inputs")
     targets = real_array("targets", targets)
     if inputs.ndim < 2 or targets.ndim < 1 or len(inputs) != len(targets) or not len(inputs):
         raise ArgumentError(

@@ -499,8 +499,8 @@ MUTANTS = [
     Mutant(
         "the digest of data leaves out the weights",
         "training/samples.py",
-        "for array in (self.inputs, self.targets, self.weights):",
-        "for array in (self.inputs, self.targets):",
+        "for array in (inputs, self.targets, self.weights):",
+        "for array in (inputs, self.targets):",
         (CHECKPOINT,),
     ),
     Mutant(
