@@ -14,6 +14,7 @@ PACKAGE = """
 from functools import cache
 
 LIMIT = 3
+NAME = 1
 
 @cache
 def doubled(x: int = 1 + 1) -> int:
@@ -41,7 +42,10 @@ def count(n):
 """
 
 TESTS = """
-from small.code import clipped, count, doubled, shifted
+from small.code import NAME, clipped, count, doubled, shifted
+
+def test_name():
+    assert NAME == 1
 
 def test_doubled():
     assert doubled(5) == 10
@@ -107,6 +111,7 @@ def test_holes_are_found_and_nothing_else(outcomes):
 
 def test_code_that_runs_at_import_is_tried(outcomes):
     assert outcomes["LIMIT = 3", "LIMIT = 4"] == (True, False)
+    assert outcomes["NAME = 1", "NAME = 2"] == (True, False)  # its test reaches no line of a function
     assert outcomes["@cache def doubled(x: int=1 + 1) -> int:", "@cache def doubled(x: int=1 - 1) -> int:"][0]
 
 

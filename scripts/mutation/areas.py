@@ -24,8 +24,8 @@ AREAS = {
     "tests/models/test_next_token.py tests/test_truncating.py tests/test_surgery.py tests/layers/test_dense.py",
     "graph": "tests/test_graph.py tests/io/test_onnx.py",
     "io": "tests/io tests/test_io_npz.py",
-    "kernels": "tests/test_kernels.py tests/test_stored.py tests/layers/test_packing.py tests/layers/test_dense.py "
-    "tests/adapters/test_task_memory.py",
+    "kernels": "tests/test_kernels.py tests/test_bfloat16.py tests/test_stored.py tests/layers/test_packing.py "
+    "tests/layers/test_dense.py tests/adapters/test_task_memory.py",
     "layers": "tests/layers tests/test_sequences.py",
     "models": "tests/models tests/test_model.py tests/test_adapting.py",
     "training": "tests/test_training.py tests/test_optimizers.py tests/test_descent.py tests/test_interrupts.py "

@@ -85,10 +85,11 @@ class Area(Runner):
         return {name: data.contexts_by_lineno(file) for file, name in names.items()}
 
     def tests(self, mutant: Mutant, reached: dict[int, list[str]]) -> list[str]:
-        """The tests that reach a mutant, the fastest first; of one that acts at import, all that reach its file."""
+        """The tests that reach a mutant, the fastest first; all tests for one that acts at import."""
         lines = reached if mutant.at_import else mutant.lines
         names = {name for line in lines for name in reached.get(line, []) if name in self.seconds}
-        return sorted(names, key=self.seconds.__getitem__)
+        judges = self.seconds if mutant.at_import else names
+        return sorted(judges, key=lambda name: (name not in names, self.seconds[name]))
 
     def trial(self, mutant: Mutant, items: list[pytest.Item], limit: float) -> int | None:
         if mutant.at_import:
