@@ -123,8 +123,10 @@ class TaskGroups(NamedTuple):
             range(len(names)) if self.by_group is None else self.by_group.tolist(), pairs, strict=True
         ):
             name, branch = names[task], self.branches[task]
-            if name is not None and branch is not None:
+            if name is not None and isinstance(branch, Slice):
                 add_gradients(gradients, name, branch, dA, dB)
+            elif name is not None:
+                gradients[f"{name}.matrix_a"], gradients[f"{name}.matrix_b"] = dA, dB
         return gradients
 
 

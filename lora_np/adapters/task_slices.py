@@ -77,31 +77,24 @@ def by_rank(
             found[task] = _slice(branch, rank, own.trained_from(rank))
             continue
         here = (tasks.codes == task).nonzero()[0]
-        first, *others = np.unique(rank[here]).tolist()
-        found[task] = _slice(branch, first, 0)
+        first, *others = np.unique(rank[here]).tolist() or [branch.rank]  # a task of empty sequences has no rows
+        found[task] = Slice(branch, first, 0) if others else _slice(branch, first, 0)
         for each in others:
             codes[here[rank[here] == each]] = len(names)
             names.append(names[task])
-            found.append(_slice(branch, each, 0))
+            found.append(Slice(branch, each, 0))
     return (tasks if len(names) == len(tasks.names) else Tasks.coded(tuple(names), codes)), found
 
 
 def _slice(branch: LoRALayer, rank: int, trained_from: int) -> LoRALayer | Slice:
+    """A slice, or the branch itself, which may be gathered, if the pass uses and trains all of it."""
     return branch if rank == branch.rank and not trained_from else Slice(branch, rank, trained_from)
 
 
-def add_gradients(gradients: Gradients, name: str, branch: LoRALayer | Slice, dA: Array, dB: Array) -> None:
-    """Add the gradients of a branch, or of a slice of it, to those of its task: zero where the pass trains nothing."""
-    new = {f"{name}.matrix_a": dA, f"{name}.matrix_b": dB}
-    if isinstance(branch, Slice):
-        first, last = branch.trained_from, branch.rank
-        parts = LoRALayer.parts(first, last)
-        wholes = np.zeros_like(branch.layer.matrix_a, dA.dtype), np.zeros_like(branch.layer.matrix_b, dB.dtype)
-        for whole, part, own in zip(wholes, parts, (dA, dB), strict=True):
-            whole[part] = own[part]
-        new = dict(zip(new, wholes, strict=True))
-    for key, gradient in new.items():
-        if key in gradients:
-            gradients[key] += gradient
-        else:
-            gradients[key] = gradient
+def add_gradients(gradients: Gradients, name: str, slice_: Slice, dA: Array, dB: Array) -> None:
+    """Add the gradients of a slice of a branch to those of its task, which are zero where no slice trains."""
+    layer, parts = slice_.layer, LoRALayer.parts(slice_.trained_from, slice_.rank)
+    factors = {"matrix_a": (layer.matrix_a, parts[0], dA), "matrix_b": (layer.matrix_b, parts[1], dB)}
+    for key, (factor, part, gradient) in factors.items():
+        whole = gradients.setdefault(f"{name}.{key}", np.zeros_like(factor, gradient.dtype))
+        whole[part] += gradient[part]

@@ -26,7 +26,7 @@ from lora_np import (
     load_layer,
     save_layer,
 )
-from lora_np.run import Draw, Run
+from lora_np.run import Draw, Run, Tasks
 from lora_np.testing import check_gradients
 from lora_np.training import SortedStart, rank_per_row, sort_components
 from tests.kinds import batch, bits, randomised, snapshot
@@ -151,6 +151,17 @@ def test_a_pass_of_a_task_without_ranks_ignores_the_rank():
     assert_array_equal(
         adapter.predict(x, tasks=["thin", None, "plain"], rank=2), adapter.predict(x, tasks=["thin", None, "plain"])
     )
+
+
+def test_a_task_may_have_no_rows():
+    """As a task of empty sequences does."""
+    adapter, x, dy = tasks(), batch(2, IN), batch(2, OUT)
+    run = Run(tasks=Tasks.coded(("a", "b"), np.zeros(2, int)), rank=np.array([1, 2]))
+    y, cache = adapter.apply(x, run)
+    assert_allclose(y, adapter.predict(x, tasks=["a", "a"], rank=[1, 2]), rtol=1e-12)
+    _, gradients = adapter.vjp(dy, cache)
+    assert not gradients["tasks.b.matrix_a"].any()
+    assert gradients["tasks.a.matrix_a"].any()
 
 
 def test_a_rank_may_be_a_function_of_the_task():

@@ -21,8 +21,15 @@ MUTANTS = [
     Mutant(
         "the last rank of a task replaces the gradients of the others",
         SLICES,
-        "gradients[key] += gradient",
-        "gradients[key] = gradient",
+        "whole[part] += gradient[part]",
+        "whole[part] = gradient[part]",
+        (RANKED,),
+    ),
+    Mutant(
+        "a task whose rows are all empty has no rank",
+        SLICES,
+        ".tolist() or [branch.rank]",
+        ".tolist()",
         (RANKED,),
     ),
     Mutant(
