@@ -12,7 +12,8 @@ from ..io.safetensors import SafetensorsFile
 from ..layers.lora import LoRALayer
 from ..terminal.table import table
 from ._adapters import Adapters, dropped
-from ._layers import HEADER, frobenius, kernel_text, singular_values, summary, summary_cells
+from ._layer_notes import layer_notes
+from ._layers import HEADER, frobenius, singular_values, summary, summary_cells
 from ._others import other_reports, others_text
 from ._text import counted, natural, number, printable, share
 
@@ -53,6 +54,8 @@ def layer_report(path: str, layer: LoRALayer, weights: AdapterWeights) -> Report
         report["dylora"] = weights.nested[path].to_json()
     if path in weights.kernels:
         report["kernel"] = list(weights.kernels[path])
+    if (parameter := path.rpartition(".")[0]) in weights.experts:
+        report["experts"] = weights.experts[parameter]
     return report
 
 
@@ -172,22 +175,7 @@ def adapter_text(report: Report, *, by_module: bool = False) -> str:
     totals = f"{counted(len(rows), 'layer')}, {counted(report['parameters'], 'parameter')}"
     size = f"{counted(report['bytes'], 'byte')} ({', '.join(report['dtypes'])})"
     shown = modules_table(report["modules"]) if by_module else table([*HEADER, *MEASURES], rows)
-    lines = [*description_lines(report), shown, "", f"{totals}, {size}"]
-    groups: dict[str, list[str]] = {}
-    for layer in report["layers"]:
-        if "dylora" in layer:
-            groups.setdefault(_dylora_text(layer["dylora"]), []).append(layer["path"])
-    lines += [f"DyLoRA ({_which(paths)}): {settings}" for settings, paths in groups.items()]
-    for axis, side in (("rows", "outputs"), ("columns", "inputs")):
-        magnitudes = [layer["path"] for layer in report["layers"] if layer.get("magnitude_of") == side]
-        if magnitudes:
-            lines.append(f"DoRA ({_which(magnitudes)}): the {axis} of weight + dW are rescaled to trained norms")
-    kernels: dict[str, list[str]] = {}
-    for layer in report["layers"]:
-        if "kernel" in layer:
-            kernels.setdefault(kernel_text(layer["kernel"]), []).append(layer["path"])
-    for kernel, paths in kernels.items():
-        lines.append(f"{kernel} ({_which(paths)}): in counts the elements of a patch")
+    lines = [*description_lines(report), shown, "", f"{totals}, {size}", *layer_notes(report["layers"])]
     if report["others"]:
         lines += ["", others_text(report["others"])]
     lines += metadata_lines(report)
@@ -243,16 +231,3 @@ def tensors_text(tensors: list[Report]) -> str:
     parameters, size = (sum(tensor[name] for tensor in tensors) for name in ("parameters", "bytes"))
     totals = f"{counted(len(tensors), 'tensor')}, {counted(parameters, 'element')}, {counted(size, 'byte')}"
     return f"{table(header, rows, left=len(header) - 2)}\n\n{totals}"
-
-
-def _dylora_text(settings: Mapping[str, Any]) -> str:
-    ranks = ", ".join(map(str, settings["active_ranks"]))
-    odds = ", ".join(number(odd) for odd in settings["rank_distribution"])
-    return (
-        f"active ranks {ranks} with probabilities {odds}; deployment rank {settings['current_deployment_rank']}; "
-        f"mode {settings['mode']}; scaling {settings['scaling']}"
-    )
-
-
-def _which(paths: list[str]) -> str:
-    return printable(paths[0]) if len(paths) == 1 else f"{len(paths)} layers"

@@ -25,6 +25,7 @@ from tests.cli.toolbox import (
     write_peft,
     write_shards,
 )
+from tests.io.kinds import FOLDER
 
 PNG, SVG = b"\x89PNG\r\n", b"<?xml"
 
@@ -399,3 +400,11 @@ def test_a_folder_and_its_subfolders(tmp_path, run, run_json):
 def test_a_folder_without_anything(tmp_path, fail, misuse):
     assert fail("inspect", "-r", tmp_path).startswith(f"{tmp_path}: no adapter or checkpoint found; expected ")
     assert "--plot requires a single PATH" in misuse("inspect", "a", "b", "--plot", "p.svg")
+
+
+def test_experts_are_layers_whose_parameters_only_a_base_tells_apart(run, run_json):
+    out = run("inspect", FOLDER / "peft-experts")
+    assert "experts (9 layers): only the shapes of a base tell which parameter of a module is which" in out
+    layers = {layer["path"]: layer for layer in run_json("inspect", FOLDER / "peft-experts")["adapters"][0]["layers"]}
+    assert layers["layers.0.down_proj.1"]["experts"] == 2
+    assert "experts" not in layers["up"]
