@@ -251,7 +251,7 @@ def make_peft() -> None:
 
 
 def make_pruned_adalora() -> None:
-    """An AdaLoRA adapter after its allocator has given each layer a rank of its own."""
+    """An AdaLoRA adapter after its allocator has chosen a rank for each layer."""
     torch.manual_seed(300)
     model = get_peft_model(base(), peft.AdaLoraConfig(**OTHERS["peft-adalora"][1]))
     randomise(model)
@@ -337,7 +337,7 @@ SIZES = {
     "transformer": TRANSFORMER,
     "llama": LLAMA,
 }
-SEPARATE = {  # Flux in diffusers, where queries, keys and values are modules of their own
+SEPARATE = {  # Flux in diffusers, where queries, keys and values are separate modules
     **{f"transformer_blocks.0.attn.to_{name}": (4, 4) for name in "qkv"},
     **{f"single_transformer_blocks.0.attn.to_{name}": (4, 4) for name in "qkv"},
     "single_transformer_blocks.0.proj_mlp": (6, 4),

@@ -46,7 +46,7 @@ RANKS = (1, 2, 4)
 
 
 class Gated(Layer):
-    """``y = gate · x + f(x) + g(x)``: a container that the package does not know, with an array of its own."""
+    """``y = gate · x + f(x) + g(x)``: a container that the package does not know, with a separate array."""
 
     parameter_names = ("gate",)
 

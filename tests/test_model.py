@@ -62,7 +62,7 @@ def adapters(model):
 
 
 def randomised(model, seed=1):
-    """The model with every trainable array drawn anew: no branch adds nothing."""
+    """The model with new random values in every trainable array: no branch adds nothing."""
     model.set_parameters(np.random.default_rng(seed).standard_normal(model.parameter_count))
     return model
 

@@ -1,4 +1,4 @@
-"""The rows of a mixed batch by task and rank: the leading components of the tasks' branches as branches of their own."""
+"""The rows of a mixed batch by task and rank: the leading components of the tasks' branches as separate branches."""
 
 from __future__ import annotations
 

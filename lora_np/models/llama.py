@@ -78,7 +78,7 @@ class LlamaBlock(Block):
         return a + call(DOWN, g * u), (attended, g, slope, u)
 
     def flow_vjp(self, dy: Array, cache: Cache, back: Back) -> Array:
-        """``dh = Wᵀ dy``, ``dm = Uᵀ (dh ∘ g) + Zᵀ (dh ∘ u ∘ f')``, ``da = dy + RMS₂ᵀ dm``; then attention likewise."""
+        """``dh = Wᵀ dy``, ``dm = Uᵀ (dh ∘ g) + Zᵀ (dh ∘ u ∘ f')``, ``da = dy + RMS₂ᵀ dm``; attention similarly."""
         attended, g, slope, u = cache
         dh = back(DOWN, dy)  # (N, inner)
         dm = back(UP, dh * g) + back(GATE, dh * u * slope)  # (N, D)

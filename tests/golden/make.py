@@ -1,6 +1,6 @@
 """Golden vectors of LoRA, DyLoRA, MultiLoRA, DoRA and VeRA, from nothing but their definitions.
 
-Run ``python tests/golden/make.py`` to write ``golden.json`` anew. Forward passes are sums over indices, element by element,
+``python tests/golden/make.py`` writes ``golden.json`` again. Forward passes are sums over indices, element by element,
 in decimal numbers of 60 digits. No gradient is derived: each is a central difference in these numbers, exact to 30 digits.
 """
 

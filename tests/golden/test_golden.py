@@ -1,4 +1,4 @@
-"""The layers against golden vectors that were computed without them; `make.py` computes them anew."""
+"""The layers against golden vectors that were computed without them; `make.py` computes them again."""
 
 import json
 
@@ -38,7 +38,7 @@ def base(base_class):
 
 
 def filled(adapter, names):
-    """The adapter with the golden arrays of these names in the places of its own."""
+    """The adapter with its arrays replaced by the golden arrays of these names."""
     for own, name in names.items():
         assert adapter.set_parameter(own, ARRAYS[name])
     return adapter

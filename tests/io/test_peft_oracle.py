@@ -66,7 +66,7 @@ def ours():
 
 
 def randomise(model, seed):
-    """Values for the adapters of PEFT, which are zero at first."""
+    """Values for the adapters of PEFT, which are initially zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -695,7 +695,7 @@ MUTANTS = [
         (BY_INPUT,),
     ),
     Mutant(
-        "each place of a kernel has a norm of its own",
+        "each place of a kernel has a separate norm",
         "io/_changes.py",
         "np.sqrt(squares.reshape(len(magnitude), -1).sum(axis=1))",
         "np.sqrt(squares[:: columns // len(magnitude)])",

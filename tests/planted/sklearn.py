@@ -98,7 +98,7 @@ MUTANTS = [
         (STOPPING,),
     ),
     Mutant(
-        "a warm start begins its curve anew",
+        "a warm start begins a new curve",
         "sklearn/estimator.py",
         "np.append(self.loss_curve_, history.epoch_losses)",
         "np.array(history.epoch_losses)",

@@ -462,7 +462,7 @@ MUTANTS = [
         (CHECKPOINT,),
     ),
     Mutant(
-        "a resumed run begins its epoch anew",
+        "a resumed run begins its epoch again",
         "training/minibatches.py",
         "range(state.steps, steps)",
         "range(state.steps - state.steps % self.per_epoch, steps)",
