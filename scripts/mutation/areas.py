@@ -15,7 +15,8 @@ AREAS = {
     "base": "tests/layers tests/test_weight_loading.py tests/test_io_npz.py tests/test_run.py "
     "tests/adapters/test_contract.py",
     "distributed": "tests/test_distributed.py",
-    "factors": "tests/test_immutable.py tests/test_surgery.py tests/test_adapter_weights.py tests/test_combining.py tests/test_truncating.py "
+    "factors": "tests/test_immutable.py tests/test_surgery.py tests/test_adapter_weights.py tests/test_combining.py "
+    "tests/test_truncating.py "
     "tests/test_tasks_apart.py tests/test_ranked_tasks_in_models.py tests/adapters/test_ranked_tasks.py "
     "tests/test_adapting.py tests/io/test_peft.py tests/io/test_peft_whole.py tests/io/test_extract.py "
     "tests/io/test_experts.py tests/io/test_dora_by_input.py tests/io/test_round_trips.py",
