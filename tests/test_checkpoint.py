@@ -138,6 +138,20 @@ def test_ctrl_c_saves_the_step_and_a_crash_loses_at_most_an_epoch(tmp_path):
         assert [(each.step, each.epoch) for each in seen] == [(step, 1 + (step - 1) // 7) for step in range(first, 29)]
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_resumed_run_goes_back_to_the_parameters_of_the_last_finite_loss(tmp_path, step):
+    def diverge(callbacks=(), **options):
+        model = lora()
+        with pytest.raises((NonFiniteError, KeyboardInterrupt)) as stopped:
+            fit(model, (X, T), MeanSquaredError(), SGD(1e90), 9, 20, rng=4, callbacks=callbacks, **options)
+        return model.get_parameters().tobytes(), str(stopped.value)
+
+    expected = diverge()
+    assert expected[1].startswith("step 3, ")
+    diverge([stop_at(step, ctrl_c)], checkpoint=tmp_path / "c.npz")
+    assert diverge(checkpoint=tmp_path / "c.npz", resume=True) == expected
+
+
 def test_without_resume_a_run_starts_anew(tmp_path):
     path = tmp_path / "checkpoint.npz"
     run("LoRA", path, epochs=1)

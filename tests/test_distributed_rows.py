@@ -90,6 +90,20 @@ def test_labels_count_in_sentences_of_different_lengths():
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
 
 
+def test_labels_of_one_shard_and_probabilities_of_another_count_alike():
+    def probabilities(rows):
+        x, t, _, _ = shard("labels", 0, rows, weighted=False)
+        return x, np.eye(3)[abs(t) % 3], None, None
+
+    def labels(rows):
+        x, t, _, _ = probabilities(rows)
+        return x, t.argmax(axis=-1), None, None
+
+    found, _ = trained(fit_shards, [partial(probabilities, 5), partial(labels, 3)], LOSSES["labels"], shuffle=False)
+    expected, _ = trained(fit_shards, [partial(labels, 5), partial(labels, 3)], LOSSES["labels"], shuffle=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_a_shard_without_weights_has_weights_of_1():
     loaders = [partial(shard, "values", 0, 5, weighted=False), partial(shard, "values", 1, 4, scale=4.0)]
     found, _ = trained(fit_shards, loaders, LOSSES["values"], shuffle=False)

@@ -89,6 +89,13 @@ MUTANTS = [
         (ROWS,),
     ),
     Mutant(
+        "probabilities count for each class",
+        "functions/losses.py",
+        'super().terms(targets) if targets.dtype.kind == "f" else labels_of_rows(targets)',
+        "labels_of_rows(targets)",
+        (ROWS,),
+    ),
+    Mutant(
         "shards count by their rows",
         "distributed/batches.py",
         "float(counted.sum())",

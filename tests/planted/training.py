@@ -455,6 +455,13 @@ MUTANTS = [
     ),
     # ---------------------------------------------------------------- checkpoints of fit
     Mutant(
+        "a resumed run cannot go back",
+        "training/checkpoint.py",
+        '_under("before/", descent.before)',
+        '_under("before/", {})',
+        (CHECKPOINT,),
+    ),
+    Mutant(
         "a resumed run draws a new order in the middle of an epoch",
         "training/minibatches.py",
         "        with self.state.at_start_of_epoch():\n            self._draw_order()\n",
