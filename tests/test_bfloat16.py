@@ -44,3 +44,11 @@ def test_rounding_is_to_the_nearest_and_of_ties_to_even(sign, direction):
 def test_a_number_beyond_the_largest_is_infinite():
     largest = np.array([np.finfo(np.float32).max, np.inf, np.nan], np.float32)
     np.testing.assert_array_equal(widened(narrowed(largest)), [np.inf, np.inf, np.nan])
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FFFFFFF, 0xFF800001, 0xFFFFFFFF], ids=hex)
+def test_not_a_number_stays_so_whatever_its_bits(bits):
+    """The payload would be lost, or carry into the sign."""
+    values = np.array([0, bits, 0], np.uint32)
+    values[[0, 2]] = np.ones(2, np.float32).view(np.uint32)
+    np.testing.assert_array_equal(widened(narrowed(values.view(np.float32))), [1, np.nan, 1])
