@@ -232,14 +232,15 @@ def test_mixed_dtypes_match_numpy(lowered):
     assert kernels.product(x, packed(W, backward=False)).dtype == np.float64
 
 
-def test_a_sum_reuses_the_second_operand_or_the_first_if_a_vector_is_added():
-    a, b, bias = whole_numbers(0, 3, 2), whole_numbers(1, 3, 2), whole_numbers(2, 2)
+@pytest.mark.parametrize("shape", [(3, 2), (5, 3, 2)], ids=str)
+def test_a_sum_reuses_the_second_operand_or_the_first_if_a_vector_is_added(shape):
+    a, b, bias = whole_numbers(0, *shape), whole_numbers(1, *shape), whole_numbers(2, 2)
     expected, plus_bias = a + b, a + b + bias
     assert kernels.add(a, b) is b
     np.testing.assert_array_equal(b, expected)
     assert kernels.add(b, bias) is b
     np.testing.assert_array_equal(b, plus_bias)
-    np.testing.assert_array_equal(a, whole_numbers(0, 3, 2))
+    np.testing.assert_array_equal(a, whole_numbers(0, *shape))
     np.testing.assert_array_equal(bias, whole_numbers(2, 2))
 
 

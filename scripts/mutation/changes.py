@@ -2,7 +2,7 @@
 
 Left out, because no test should depend on them: type hints, overloads, the wording of messages (whatever is inside `raise`,
 an f-string or a warning), sizes of caches (`maxsize`), guards that cannot fail in correct code (`strict` of `zip`),
-`stacklevel`, and `copy=False`, which only saves memory.
+`stacklevel`, `copy=False`, which only saves memory, and the -1 of `reshape`, for which NumPy takes any negative number.
 """
 
 import ast
@@ -84,6 +84,10 @@ def is_untested(node: ast.AST) -> bool:
     return False
 
 
+def is_reshape(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reshape"
+
+
 class Place(NamedTuple):
     """A node that may change, its statement, and whether that runs when the module is imported."""
 
@@ -99,7 +103,7 @@ def places(node: ast.AST, statement: ast.stmt | None = None, at_import: bool = T
             continue
         inside = at_import and not (field == "body" and isinstance(node, ast.FunctionDef | ast.Lambda))
         for child in value if isinstance(value, list) else [value]:
-            if not isinstance(child, ast.AST) or is_untested(child):
+            if not isinstance(child, ast.AST) or is_untested(child) or (is_reshape(node) and ast.unparse(child) == "-1"):
                 continue
             owner = child if isinstance(child, ast.stmt) else statement
             if owner is not None:
