@@ -8,16 +8,23 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted
 
-from .._typing import Array
+from .._typing import Array, Generator
+from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.activations import relu
 from ..models.adapting import merge_in_place
-from ..training.optimizers import Adam
+from ..training.history import History
+from ..training.nested_dropout import RankSchedule, shared_rank
+from ..training.optimizers import Adam, Optimizer
+from ..training.schedules import Schedule
+from ..training.sorted_start import SortedStart
 from . import files
+from .draws import drawn_from
 from .estimator import LoRAEstimator
 from .objectives import Classes, Indicators, Samples, Values, labels_of, weights_of
 from .one_adapter import OneAdapterEstimator
-from .trained import store
+from .stopping import Stopping
+from .trained import TO_THE_END, store
 
 
 class OneTaskEstimator(OneAdapterEstimator, LoRAEstimator):
@@ -49,6 +56,22 @@ class OneTaskEstimator(OneAdapterEstimator, LoRAEstimator):
         verbose: bool = False,
     ) -> None:
         store(self, locals())
+
+    def _descend(
+        self,
+        label: str,
+        model: Layer,
+        samples: Samples,
+        optimizer: Optimizer,
+        epochs: int,
+        rng: Generator,
+        schedule: Schedule | None = None,
+        rank_schedule: RankSchedule | SortedStart = shared_rank,
+        stopping: Stopping = TO_THE_END,
+    ) -> History:
+        if self.adapter == "dylora":
+            rank_schedule = drawn_from(rng.spawn(1)[0], rank_schedule)
+        return super()._descend(label, model, samples, optimizer, epochs, rng, schedule, rank_schedule, stopping)
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

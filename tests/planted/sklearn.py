@@ -111,4 +111,11 @@ MUTANTS = [
         "labels_of(y, y, None)",
         (STOPPING,),
     ),
+    Mutant(
+        "ranks depend on the number of samples",
+        "sklearn/onetask.py",
+        "drawn_from(rng.spawn(1)[0], rank_schedule)",
+        "rank_schedule",
+        ("tests/sklearn/test_weights.py",),
+    ),
 ]

@@ -37,13 +37,8 @@ def outputs(estimator, X):
     return estimator.transform(X) if hasattr(estimator, "transform") else estimator.predict(X)
 
 
-def draws_ranks(estimator, check):
-    """Whether weights and repeated samples differ because DyLoRA draws its ranks after an order of all samples."""
-    return getattr(estimator, "adapter", "") == "dylora" and "sample_weight_equivalence" in check.func.__name__
-
-
 def checks(*estimators):
-    pairs = [pair for estimator in estimators for pair in estimator_checks_generator(estimator) if not draws_ranks(*pair)]
+    pairs = [pair for estimator in estimators for pair in estimator_checks_generator(estimator)]
     ids = [f"{type(estimator).__name__}-{check.func.__name__}" for estimator, check in pairs]
     return pytest.mark.parametrize(("estimator", "check"), pairs, ids=ids)
 

@@ -41,6 +41,14 @@ def test_a_weight_is_the_number_of_times_that_a_sample_occurs(kind, seed):
     np.testing.assert_allclose(outputs(weighted), outputs(repeated), rtol=1e-6, atol=1e-9)
 
 
+def test_ranks_do_not_depend_on_the_number_of_samples():
+    counts = np.arange(len(Y)) % 4
+    weighted, repeated = (LoRAClassifier(adapter="dylora", **FULL | {"epochs": 10}) for _ in range(2))
+    weighted.fit(X, Y, sample_weight=counts)
+    repeated.fit(X.repeat(counts, axis=0), Y.repeat(counts))
+    np.testing.assert_allclose(outputs(weighted), outputs(repeated), rtol=1e-6, atol=1e-9)
+
+
 @every_kind
 def test_equal_weights_are_no_weights(kind):
     plain = kind(**FULL).fit(X, Y, **tasks_of(kind))
