@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -56,3 +57,30 @@ def test_a_flag_is_a_truth_value(value):
 
 def test_a_sequence_is_returned_as_a_tuple():
     assert checks.sequence("thing", iter([1, 2]), "numbers") == (1, 2)
+
+
+SMALLEST = np.nextafter(0, 1)
+
+EDGES = [
+    (checks.fraction, [0, 0.5, np.nextafter(1, 0)], [-SMALLEST, 1, 1.5]),
+    (lambda name, rank: checks.rank_within(rank, 3, 4, name), [1, 3], [0, 4]),
+    (lambda name, rank: checks.rank_within(rank, 4, 3, name), [1, 3], [0, 4]),
+    (functools.partial(checks.ascending_ranks, max_rank=4), [[1], [4], [1, 4]], [[], [0], [5], [3, 5], [2, 2], [3, 2]]),
+    (functools.partial(checks.one_of, choices=("a", "b")), ["a", "b"], ["c", "ab", 1, None, ["a"]]),
+    (lambda name, size: checks.array_shape(name, size), [0, sys.maxsize // 16], [sys.maxsize // 16 + 1]),
+]
+"""Checks with the last values that they accept, and the first that they refuse."""
+
+
+@pytest.mark.parametrize(("check", "accepted", "refused"), EDGES)
+def test_the_edges_of_a_range(check, accepted, refused):
+    for value in accepted:
+        check("thing", value)
+    for value in refused:
+        with pytest.raises(ArgumentError, match="thing"):
+            check("thing", value)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(-SMALLEST, 7), (-1, 7), (0, 0), (SMALLEST, SMALLEST), (2, 2)])
+def test_a_negative_alpha_means_the_rank(alpha, expected):
+    assert checks.resolved_alpha(alpha, 7) == expected
