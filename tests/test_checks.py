@@ -1,6 +1,7 @@
 """The checks of arguments: each refuses every value of another kind, and its message names argument and value."""
 
 import functools
+import pathlib
 import re
 import sys
 
@@ -62,6 +63,9 @@ def test_a_sequence_is_returned_as_a_tuple():
 SMALLEST = np.nextafter(0, 1)
 
 EDGES = [
+    (checks.file_path, ["a", b"a"], ["", b"", "a\0b"]),
+    (checks.positive_float, [SMALLEST, 1], [0, -1, np.inf, np.nan]),
+    (checks.non_negative_float, [0, SMALLEST], [-SMALLEST, np.inf, np.nan]),
     (checks.fraction, [0, 0.5, np.nextafter(1, 0)], [-SMALLEST, 1, 1.5]),
     (lambda name, rank: checks.rank_within(rank, 3, 4, name), [1, 3], [0, 4]),
     (lambda name, rank: checks.rank_within(rank, 4, 3, name), [1, 3], [0, 4]),
@@ -84,3 +88,8 @@ def test_the_edges_of_a_range(check, accepted, refused):
 @pytest.mark.parametrize(("alpha", "expected"), [(-SMALLEST, 7), (-1, 7), (0, 0), (SMALLEST, SMALLEST), (2, 2)])
 def test_a_negative_alpha_means_the_rank(alpha, expected):
     assert checks.resolved_alpha(alpha, 7) == expected
+
+
+@pytest.mark.parametrize("path", ["a", b"a", pathlib.Path("a")])
+def test_a_path_is_returned_as_a_string(path):
+    assert checks.file_path("thing", path) == "a"

@@ -7,7 +7,8 @@ PACKAGE = ROOT / "lora_np"
 
 AREAS = {
     "_archive.py": "tests/test_archive.py tests/test_atomic_file.py tests/io/test_hostile_npz.py tests/test_io_npz.py",
-    "_validation.py": "tests/test_checks.py tests/io/test_hostile_npz.py tests/test_refused_calls.py",
+    "_validation.py": "tests/test_checks.py tests/io/test_hostile_npz.py tests/test_refused_calls.py "
+    "tests/test_row_weights.py tests/test_losses.py tests/layers/test_dense.py tests/layers/test_lora.py",
     "run.py": "tests/test_run.py tests/adapters/test_mixed.py tests/models/test_bert.py",
     "sequences.py": "tests/test_sequences.py tests/models/test_bert.py",
     "testing.py": "tests/test_testing.py tests/layers/test_contract.py",
