@@ -46,7 +46,7 @@ class Job:
 
     @classmethod
     def of(cls, model: Layer, replica: Source | None, loss: Loss, **choices: bool) -> Self:
-        """The job of training a model, which is sent with every task if there is no replica."""
+        """The job of a training run; without a replica, the model is sent with every task."""
         source = Given(model) if replica is None else replica
         return cls(uuid.uuid4().hex, source, fingerprint(model), loss, **choices)
 

@@ -13,6 +13,7 @@ from ..base import Layer
 from ..errors import ArgumentError, InvalidOperationError
 
 Kind = TypeVar("Kind")
+Adapter = TypeVar("Adapter", MultiLoRAAdapter, RankChoice)
 
 
 def find(model: Layer, kind: Callable[..., Kind]) -> dict[str, Kind]:
@@ -54,12 +55,8 @@ def select_task(model: Layer, task: str) -> int:
     InvalidOperationError
         If the model has no MultiLoRAAdapter.
     """
-    adapters = _required(find(model, MultiLoRAAdapter), model, "MultiLoRAAdapter whose task could be selected")
-    for path, adapter in adapters.items():
-        try:
-            adapter.get_task_adapter(task)
-        except ArgumentError as error:
-            raise ArgumentError(f"{path or adapter.layer_name}: {error}") from error
+    adapters = required(find(model, MultiLoRAAdapter), model, "MultiLoRAAdapter whose task could be selected")
+    check_each(adapters, lambda adapter: adapter.get_task_adapter(task))
     for adapter in adapters.values():
         adapter.current_task = task
     return len(adapters)
@@ -81,7 +78,7 @@ def select_rank(model: Layer, rank: int) -> int:
         If the model has neither.
     """
     instance("model", model, Layer, "a layer")
-    adapters = _required(rank_choices(model), model, "DyLoRAAdapter or task whose rank could be selected")
+    adapters = required(rank_choices(model), model, "DyLoRAAdapter or task whose rank could be selected")
     check_rank(adapters, rank)
     for adapter in adapters.values():
         adapter.current_deployment_rank = rank
@@ -89,15 +86,21 @@ def select_rank(model: Layer, rank: int) -> int:
 
 
 def check_rank(adapters: Mapping[str, RankChoice], rank: int) -> None:
-    """Raise ArgumentError if a rank is not an active rank of each adapter; the message names the adapter by its path."""
+    """Raise ArgumentError if a rank is not an active rank of each adapter."""
+    check_each(adapters, lambda adapter: adapter.check_rank(rank))
+
+
+def check_each(adapters: Mapping[str, Adapter], check: Callable[[Adapter], object]) -> None:
+    """Check every adapter, before any is changed; the message of an ArgumentError begins with the path of the adapter."""
     for path, adapter in adapters.items():
         try:
-            adapter.check_rank(rank)
+            check(adapter)
         except ArgumentError as error:
             raise ArgumentError(f"{path or adapter.layer_name}: {error}") from error
 
 
-def _required(adapters: dict[str, Kind], model: Layer, what: str) -> dict[str, Kind]:
+def required(adapters: dict[str, Kind], model: Layer, what: str) -> dict[str, Kind]:
+    """The adapters that were found; an InvalidOperationError if there are none."""
     if not adapters:
         raise InvalidOperationError(f"{model.layer_name} has no {what}")
     return adapters

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..adapters.multilora import MultiLoRAAdapter
 from ..base import Layer
-from ..errors import ArgumentError, InvalidOperationError
-from .finding import find
+from ..errors import InvalidOperationError
+from .finding import check_each, find, required
 
 
 def add_task(
@@ -52,11 +52,7 @@ def add_task(
     2
     """
     adapters = _adapters(model)
-    for path, adapter in adapters.items():
-        try:
-            adapter.check_task(task_name, rank, alpha, active_ranks, **options)
-        except ArgumentError as error:
-            raise ArgumentError(f"{path or adapter.layer_name}: {error}") from error
+    check_each(adapters, lambda adapter: adapter.check_task(task_name, rank, alpha, active_ranks, **options))
     for adapter in adapters.values():
         adapter.add_task(task_name, rank, alpha, active_ranks, **options)
     return len(adapters)
@@ -85,7 +81,4 @@ def remove_task(model: Layer, task_name: str) -> int:
 
 
 def _adapters(model: Layer) -> dict[str, MultiLoRAAdapter]:
-    adapters = find(model, MultiLoRAAdapter)
-    if not adapters:
-        raise InvalidOperationError(f"{model.layer_name} has no MultiLoRAAdapter whose tasks could change")
-    return adapters
+    return required(find(model, MultiLoRAAdapter), model, "MultiLoRAAdapter whose tasks could change")

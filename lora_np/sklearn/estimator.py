@@ -81,14 +81,14 @@ class LoRAEstimator(TrainedEstimator, ABC):
 
     def _continue(self, samples: Samples) -> None:
         """Train the adapters for one more epoch, with the optimizer of the last call."""
-        self._check_adapters()
+        self._check_adapters("partial_fit")
         self._optimizer.learning_rate = self.learning_rate
         self._note(self._descend_further(samples, 1, TO_THE_END))
 
     def _train_further(self, samples: Samples) -> None:
         """Train the adapters of an earlier fit as a new one would, with a new optimizer."""
         self._check_parameters()
-        self._check_adapters()
+        self._check_adapters("fit with warm_start")
         self._optimizer = self._new_optimizer()
         samples, stopping = self._stopping(samples, self._rng)
         self._note(self._descend_further(samples, self.epochs, stopping))
@@ -98,9 +98,11 @@ class LoRAEstimator(TrainedEstimator, ABC):
         ranks = ranks.then if isinstance(ranks, SortedStart) else ranks
         return self._descend("adapters", self.model_, samples, self._optimizer, epochs, self._rng, None, ranks, stopping)
 
-    def _check_adapters(self) -> None:
+    def _check_adapters(self, method: str) -> None:
         if not has_adapters(self.model_):
-            raise InvalidOperationError("partial_fit needs adapters, but they have been merged; fit trains new ones")
+            raise InvalidOperationError(
+                f"{method} needs adapters, but they have been merged; fit without warm_start trains new ones"
+            )
 
     @property
     def _is_warm(self) -> bool:
@@ -112,7 +114,7 @@ class LoRAEstimator(TrainedEstimator, ABC):
         patience, tolerance = self.n_iter_no_change, self.tol
         if not self.early_stopping:
             return samples, Stopping(patience, tolerance)
-        samples, held_out = split(samples, held_out_fraction(self.validation_fraction), rng)
+        samples, held_out = split(samples, self.validation_fraction, rng)
         return samples, Stopping(patience, tolerance, held_out)
 
     def _note(self, history: History) -> None:

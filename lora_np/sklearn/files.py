@@ -17,15 +17,14 @@ from ..errors import FormatError, NotSupportedError
 from ..functions.activations import Activation
 from ..io.npz import load_layer
 from ..models.adapting import without_adapters
-from ..training.optimizers import SGD, Adam, AdamW, Momentum
-from . import networks
+from . import names, networks
 
 Estimator = TypeVar("Estimator", bound=BaseEstimator)
 
 ESTIMATOR = "estimator"
 """The header entry that describes the estimator."""
 
-OPTIMIZERS = {kind.__name__: kind for kind in (SGD, Momentum, Adam, AdamW)}
+OPTIMIZERS = {kind.__name__: kind for kind in names.OPTIMIZERS.values()}
 
 
 def save(estimator: BaseEstimator, file: str | os.PathLike[str] | BinaryIO) -> None:

@@ -9,22 +9,18 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Array, Generator
-from ..base import Layer
 from ..errors import ArgumentError
 from ..functions.activations import relu
 from ..models.adapting import merge_in_place
-from ..training.history import History
-from ..training.nested_dropout import RankSchedule, shared_rank
-from ..training.optimizers import Adam, Optimizer
-from ..training.schedules import Schedule
+from ..training.nested_dropout import RankSchedule
+from ..training.optimizers import Adam
 from ..training.sorted_start import SortedStart
 from . import files
 from .draws import drawn_from
 from .estimator import LoRAEstimator
 from .objectives import Classes, Indicators, Samples, Values, labels_of, weights_of
 from .one_adapter import OneAdapterEstimator
-from .stopping import Stopping
-from .trained import TO_THE_END, store
+from .trained import store
 
 
 class OneTaskEstimator(OneAdapterEstimator, LoRAEstimator):
@@ -57,21 +53,9 @@ class OneTaskEstimator(OneAdapterEstimator, LoRAEstimator):
     ) -> None:
         store(self, locals())
 
-    def _descend(
-        self,
-        label: str,
-        model: Layer,
-        samples: Samples,
-        optimizer: Optimizer,
-        epochs: int,
-        rng: Generator,
-        schedule: Schedule | None = None,
-        rank_schedule: RankSchedule | SortedStart = shared_rank,
-        stopping: Stopping = TO_THE_END,
-    ) -> History:
-        if self.adapter == "dylora":
-            rank_schedule = drawn_from(rng.spawn(1)[0], rank_schedule)
-        return super()._descend(label, model, samples, optimizer, epochs, rng, schedule, rank_schedule, stopping)
+    def _drawn(self, ranks: RankSchedule | SortedStart, rng: Generator) -> RankSchedule | SortedStart:
+        """For DyLoRA, with a separate generator for the ranks."""
+        return drawn_from(rng.spawn(1)[0], ranks) if self.adapter == "dylora" else ranks
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self, final
 
-import numpy as np
-
 from .._typing import Array
 from ..layers import Layer
 from ..training.rows import RowsOnDemand
+from ..training.samples import predict_in_batches
 
 ROWS = 1024
 """The number of rows of a sparse matrix that are predicted together."""
@@ -34,5 +33,4 @@ def predict(model: Layer, X: Array | SparseRows, tasks: Sequence[str] | None = N
     """The outputs of a model for all rows: in one pass, or in batches if they are sparse."""
     if not isinstance(X, SparseRows):
         return model.predict(X, tasks=tasks)
-    pieces = [slice(start, start + ROWS) for start in range(0, len(X), ROWS)]
-    return np.concatenate([model.predict(X[piece], tasks=None if tasks is None else tasks[piece]) for piece in pieces])
+    return predict_in_batches(model, X, tasks, ROWS)

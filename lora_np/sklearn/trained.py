@@ -75,10 +75,14 @@ class TrainedEstimator(BaseEstimator):
             weights=samples.weights,
             rng=rng,
             schedule=schedule,
-            rank_schedule=rank_schedule,
+            rank_schedule=self._drawn(rank_schedule, rng),
             callbacks=callbacks,
             **stopping.of_fit(),
         )
+
+    def _drawn(self, ranks: RankSchedule | SortedStart, rng: Generator) -> RankSchedule | SortedStart:
+        """The rank schedule as `fit` takes it, given the generator of the sample order."""
+        return ranks
 
     def _ranks(self) -> RankSchedule | SortedStart:
         """The rank schedule of a new training run."""

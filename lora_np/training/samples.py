@@ -52,11 +52,13 @@ class Samples(NamedTuple):
 
     def predict(self, model: Layer, batch_size: int) -> Array:
         """The predictions for all rows, computed in batches."""
-        starts = range(0, len(self.inputs), batch_size)
-        pieces = [slice(start, start + batch_size) for start in starts]
-        tasks = [None if self.tasks is None else self.tasks[piece] for piece in pieces]
-        outputs = [model.predict(self.inputs[piece], tasks=names) for piece, names in zip(pieces, tasks, strict=True)]
-        return np.concatenate(outputs)
+        return predict_in_batches(model, self.inputs, self.tasks, batch_size)
+
+
+def predict_in_batches(model: Layer, inputs: Array | RowsOnDemand, tasks: Any, batch_size: int) -> Array:
+    """The predictions of a model for all rows, each with its task unless `tasks` is None."""
+    pieces = [slice(start, start + batch_size) for start in range(0, len(inputs), batch_size)]
+    return np.concatenate([model.predict(inputs[piece], tasks=None if tasks is None else tasks[piece]) for piece in pieces])
 
 
 def checked_samples(

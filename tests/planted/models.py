@@ -100,8 +100,8 @@ MUTANTS = [
     Mutant(
         "a task is selected in part of a model",
         "models/finding.py",
-        "            adapter.get_task_adapter(task)\n",
-        "            adapter.current_task = task\n",
+        "lambda adapter: adapter.get_task_adapter(task)",
+        'lambda adapter: setattr(adapter, "current_task", task)',
         (MODEL,),
     ),
     Mutant(

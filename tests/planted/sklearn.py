@@ -114,8 +114,8 @@ MUTANTS = [
     Mutant(
         "ranks depend on the number of samples",
         "sklearn/onetask.py",
-        "drawn_from(rng.spawn(1)[0], rank_schedule)",
-        "rank_schedule",
+        "drawn_from(rng.spawn(1)[0], ranks)",
+        "ranks",
         ("tests/sklearn/test_weights.py",),
     ),
 ]

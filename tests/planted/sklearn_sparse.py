@@ -15,15 +15,15 @@ MUTANTS = [
     Mutant(
         "sparse input is predicted in one pass",
         "sklearn/sparse.py",
-        "range(0, len(X), ROWS)",
-        "range(0, len(X), len(X))",
+        "predict_in_batches(model, X, tasks, ROWS)",
+        "predict_in_batches(model, X, tasks, len(X))",
         (SPARSE,),
     ),
     Mutant(
         "the tasks of sparse rows are those of the first rows",
-        "sklearn/sparse.py",
-        "tasks[piece])",
-        "tasks[: len(X[piece])])",
+        "training/samples.py",
+        "else tasks[piece])",
+        "else tasks[: len(inputs[piece])])",
         (SPARSE,),
     ),
     Mutant(

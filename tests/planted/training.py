@@ -241,8 +241,8 @@ MUTANTS = [
     Mutant(
         "validation rows have the current task",
         "training/samples.py",
-        "model.predict(self.inputs[piece], tasks=names)",
-        "model.predict(self.inputs[piece])",
+        "predict_in_batches(model, self.inputs, self.tasks, batch_size)",
+        "predict_in_batches(model, self.inputs, None, batch_size)",
         (VALIDATION,),
     ),
     Mutant(
