@@ -43,6 +43,8 @@ WRITTEN = [
     (r"^model\.layers\.(1|2)\..*$", "model.layers.2.q", True),
     (r"^model\.layers\.(1|2)\..*$", "model.layers.12.q", False),
     (r".*layers\.[0-9]{1,2}\..*", "model.layers.99.q", True),
+    (r".*layers\.+q\-?", "model.layers..q", True),
+    (r".*layers\.+q\-?", "model.layersxq", False),
     (
         r"(?:.*?(?:vision|image).*?(?:layers|blocks).*?(?:self_attn|attn).*?(?:q_proj|k_proj).*?)"
         r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|mlp)\.(?:(?:q_proj|k_proj|v_proj|o_proj)))",
