@@ -41,9 +41,9 @@ def load_kohya(file: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     file : path
         A file with ``<module>.lora_down.weight`` (r, d_in), ``<module>.lora_up.weight`` (d_out, r) and, optionally,
         ``<module>.alpha``, a scalar that defaults to the rank, and ``<module>.dora_scale``, (d_out, 1), or (1, d_in) for
-        DoRA of the inputs. The factors of
-        convolutions are ``(r, d_in, *kernel)`` and ``(d_out, r, 1, ...)``, or, with ``lora_mid.weight``
-        ``(r, r, *kernel)`` between them, (r, d_in, 1, ...) and (d_out, r, 1, ...): the first two are then composed.
+        DoRA of the inputs. The factors of convolutions are ``(r, d_in, *kernel)`` and ``(d_out, r, 1, ...)``, or, with
+        ``lora_mid.weight`` ``(r, r, *kernel)`` between them, (r, d_in, 1, ...) and (d_out, r, 1, ...): the first two are
+        then composed.
     drop : iterable of str, optional
         Shell patterns of names of tensors to leave out, which `AdapterWeights.dropped` then lists. Any other tensor that is
         not understood is an error.
@@ -56,6 +56,18 @@ def load_kohya(file: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
     See Also
     --------
     lora_np.io.base_names.with_base_names : replaces the names of the file by those of a base.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.factors.weights import AdapterWeights
+    >>> from lora_np.io import load_kohya, save_kohya
+    >>> file = Path(tempfile.mkdtemp()) / "adapter.safetensors"
+    >>> save_kohya(file, AdapterWeights({"lora_unet_proj_in": LoRALayer(4, 3, rank=2, rng=0)}))
+    >>> list(load_kohya(file).layers)
+    ['lora_unet_proj_in']
     """
     stored = AdapterFile(file, drop)
     layers, magnitudes, kernels, by_input = {}, {}, {}, set()

@@ -46,6 +46,17 @@ def load_mlx(folder: Path, *, drop: Iterable[str] = ()) -> AdapterWeights:
         the key.
     NotSupportedError
         If factors belong to a mixture of experts, or if fine_tune_type is neither lora nor dora.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.factors.weights import AdapterWeights
+    >>> from lora_np.io import load_mlx, save_mlx
+    >>> folder = tempfile.mkdtemp()
+    >>> save_mlx(folder, AdapterWeights({"model.q_proj": LoRALayer(4, 3, rank=2, rng=0)}))
+    >>> load_mlx(folder).layers["model.q_proj"].rank
+    2
     """
     root = file_path("folder", folder)
     scale, dropout = _scale_and_dropout(os.path.join(root, CONFIG))

@@ -101,6 +101,18 @@ def load_peft(folder: Path, *, drop: Iterable[str] = (), base_is_residual: bool 
         If the folder is not a valid LoRA adapter of PEFT; the message names the file and the key.
     NotSupportedError
         If the weights are a pickle (adapter_model.bin), or if a factor is not a matrix.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lora_np import LoRALayer
+    >>> from lora_np.factors.weights import AdapterWeights
+    >>> from lora_np.io import load_peft, save_peft
+    >>> folder = tempfile.mkdtemp()
+    >>> save_peft(folder, AdapterWeights({"model.q_proj": LoRALayer(4, 3, rank=2, alpha=8, rng=0)}))
+    >>> layer = load_peft(folder).layers["model.q_proj"]
+    >>> layer.matrix_a.shape, layer.matrix_b.shape, layer.scaling
+    ((4, 2), (2, 3), 4.0)
     """
     stored, config = _opened(folder, drop, base_is_residual)
     if config["peft_type"] == "ADALORA":
@@ -160,6 +172,20 @@ def apply_peft(model: Layer, folder: Path | Mapping[str, Path], *, drop: Iterabl
         As in `load_peft`, and if a path or a shape does not fit the model.
     NotSupportedError
         As in `load_peft`, and if a task is DoRA.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lora_np import DenseLayer, Sequential, StandardLoRAAdapter, apply_lora
+    >>> from lora_np.io import apply_peft, save_peft
+    >>> base = Sequential({"q_proj": DenseLayer(4, 3, rng=0)})
+    >>> adapted = apply_lora(base, StandardLoRAAdapter, rank=2, rng=1)
+    >>> adapted.named_parameters()["q_proj.lora.matrix_b"][...] = 1  # instead of training
+    >>> folder = tempfile.mkdtemp()
+    >>> save_peft(folder, adapted)
+    >>> bool(np.array_equal(apply_peft(base, folder).predict(np.eye(4)), adapted.predict(np.eye(4))))
+    True
     """
     instance("model", model, Layer, "a layer")
     places = _task_folders(folder) if isinstance(folder, Mapping) else peft_adapters(folder)
@@ -235,6 +261,17 @@ def save_peft(
         If a task's name cannot be the name of a folder, or if there is nothing to write; nothing is written.
     NotSupportedError
         If an adapter is of a kind that PEFT's LoRA does not have.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lora_np import DenseLayer, Sequential, StandardLoRAAdapter, apply_lora
+    >>> from lora_np.io import load_peft, save_peft
+    >>> model = apply_lora(Sequential({"q_proj": DenseLayer(4, 3, rng=0)}), StandardLoRAAdapter, rank=2, rng=1)
+    >>> folder = tempfile.mkdtemp()
+    >>> save_peft(folder, model)
+    >>> load_peft(folder).layers["q_proj"].rank
+    2
     """
     folder = file_path("folder", folder)
     instance("adapters", adapters, AdapterWeights | Layer, "AdapterWeights or a model with adapters")
