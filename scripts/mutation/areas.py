@@ -27,6 +27,15 @@ AREAS = {
     "tests/models/test_next_token.py tests/test_truncating.py tests/test_surgery.py tests/layers/test_dense.py",
     "graph": "tests/test_graph.py tests/io/test_onnx.py",
     "io": "tests/io tests/test_io_npz.py",
+    "io/_gguf io/gguf.py": "tests/io/test_gguf.py tests/io/test_gguf_llama.py tests/test_text_gguf.py",
+    "io/_patterns.py": "tests/io/test_patterns.py tests/io/test_peft.py",
+    "io/_safetensors io/safetensors.py io/_tensor_file.py io/_mapping.py io/_json.py": "tests/io/test_safetensors.py "
+    "tests/io/test_stored_whole.py tests/io/test_gguf.py tests/io/test_merge.py",
+    "io/_changes.py io/_checkpoint.py io/_experts.py io/_merging.py io/_pieces.py io/_prefixes.py io/_tied_heads.py "
+    "io/_verification.py io/_weight_names.py io/merge.py": "tests/io/test_merge.py tests/io/test_merge_whole.py "
+    "tests/io/test_experts.py tests/io/test_dora_by_input.py tests/io/test_stored_whole.py tests/io/test_base_names.py "
+    "tests/io/test_open_clip_names.py tests/io/test_kinds.py",
+    "io/_model_config.py": "tests/io/test_pretrained.py tests/io/test_pretrained_decoders.py tests/io/test_gguf_llama.py",
     "kernels": "tests/test_kernels.py tests/test_bfloat16.py tests/test_stored.py tests/layers/test_packing.py "
     "tests/layers/test_dense.py tests/adapters/test_task_memory.py",
     "layers": "tests/layers tests/test_sequences.py",
@@ -35,12 +44,13 @@ AREAS = {
     "tests/test_schedules.py tests/test_accumulation.py tests/test_groups.py tests/test_row_weights.py "
     "tests/test_sorted_start.py tests/test_checkpoint.py tests/adapters/test_dylora.py",
 }
-"""Tests of each file or folder of the package. Folders that are not named are not mutated."""
+"""Tests of files and folders of the package; the longest beginning of a name counts. Others are not mutated."""
 
 
 def area_of(file: str) -> str | None:
     """The name of the area of a file, given relative to the package; None if it is not mutated."""
-    return next((name for name in (file, file.partition("/")[0]) if name in AREAS), None)
+    beginnings = [(word, area) for area in AREAS for word in area.split() if file.startswith(word)]
+    return max(beginnings, key=lambda pair: len(pair[0]), default=(None, None))[1]
 
 
 def files(beginnings: list[str]) -> list[str]:
