@@ -16,6 +16,7 @@ from functools import cache
 
 LIMIT = 3
 NAME = 1
+UNUSED = 1
 
 @cache
 def doubled(x: int = 1 + 1) -> int:
@@ -43,7 +44,18 @@ def count(n):
 """
 
 TESTS = """
+import pytest
 from small.code import NAME, clipped, count, doubled, shifted
+
+runs = []
+
+def test_that_fails_when_it_is_repeated():
+    runs.append(clipped(1))
+    assert len(runs) == 1
+
+@pytest.mark.parametrize("value", [object()], ids=repr)
+def test_whose_name_changes(value):
+    assert clipped(8) == 3
 
 def test_name():
     assert NAME == 1
@@ -99,6 +111,7 @@ def outcomes(tmp_path_factory):
 def test_holes_are_found_and_nothing_else(outcomes):
     survived = {pair for pair, (caught, _) in outcomes.items() if not caught}
     assert survived == {
+        ("UNUSED = 1", "UNUSED = 2"),
         ("if x > LIMIT:", "if True:"),  # nothing below the limit is tested
         ("if x > LIMIT:", "if x >= LIMIT:"),  # equivalent
         ("return x", "return None"),  # of `clipped` below the limit, and of `untested`

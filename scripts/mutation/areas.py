@@ -53,7 +53,7 @@ def area_of(file: str) -> str | None:
     return max(beginnings, key=lambda pair: len(pair[0]), default=(None, None))[1]
 
 
-def files(beginnings: list[str]) -> list[str]:
-    """The files that are mutated, relative to the package; if `beginnings` are given, only files that begin so."""
+def files() -> list[str]:
+    """The files that are mutated, relative to the package."""
     names = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-    return [name for name in names if area_of(name) and (not beginnings or name.startswith(tuple(beginnings)))]
+    return [name for name in names if area_of(name)]

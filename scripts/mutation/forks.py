@@ -1,36 +1,42 @@
 """Calls in a copy of this process."""
 
 import os
+import resource
 import signal
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
 CRASHED = 70
 """The exit code of a copy whose call raised an exception."""
 
+MEMORY = 8 << 30
+"""Bytes that a copy may take."""
 
-def forked(action: Callable[[], int], seconds: float) -> int | None:
-    """The result of a call in a copy of this process; None if it takes too long: then it is killed with its children."""
+TOO_LONG = -signal.SIGALRM
+"""The exit code of a copy that an alarm has ended."""
+
+
+def set_alarm(seconds: float) -> None:
+    """End this process in so many seconds, unless the alarm is set again, even if it never comes back to Python."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def forked(action: Callable[[], int]) -> int:
+    """The result of a call in a copy of this process; the processes that the copy has started end with it."""
     child = os.fork()
     if child == 0:
         code = CRASHED
         with suppress(BaseException):
             os.setpgid(0, 0)
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             code = action()
         os._exit(code)
     with suppress(OSError):  # the copy may have done it already
         os.setpgid(child, child)
-    deadline = time.monotonic() + seconds
     try:
-        while time.monotonic() < deadline:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                child = 0
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.002)
-        return None
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
     finally:
-        if child:
+        with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +11,16 @@ from typing import NamedTuple
 import pytest
 
 from mutation.changes import Mutant, compiled
-from mutation.forks import forked
+from mutation.forks import TOO_LONG, forked, set_alarm
 from mutation.planting import Planter
 from mutation.session import CAUGHT, SURVIVED, UNCLEAR, Area, Chosen
 
-MEMORY = 8 << 30
-"""Bytes that a mutant may take."""
-
-IMPORTING = 30.0
+IMPORTING = 60.0
 """Seconds that the import of a package and its tests may take."""
 
 
 class Trial(NamedTuple):
-    """What became of a mutant: whether the tests caught it, whether they took too long, and the number of tests."""
+    """What became of a mutant: whether the tests caught it, whether one took too long, and the number of tests."""
 
     mutant: Mutant
     caught: bool
@@ -43,7 +39,7 @@ def run_pytest(tests: list[str], plugin: object) -> int:
     return int(pytest.main(["-q", "-p", "no:cacheprovider", "--tb=no", *tests], plugins=[plugin]))
 
 
-def first_trials(package: Path, tests: list[str], mutants: list[Mutant], seconds: float, limit: float) -> Iterator[tuple]:
+def first_reports(package: Path, tests: list[str], mutants: list[Mutant], time: float, limit: float) -> Iterator[list]:
     """The reports of an area's session, which runs in a copy of this process: this one has not imported the package."""
     reading, writing = os.pipe()
 
@@ -51,42 +47,51 @@ def first_trials(package: Path, tests: list[str], mutants: list[Mutant], seconds
         os.close(reading)
         quiet()
 
-        def report(mutant: Mutant, *rest: object) -> None:
-            os.write(writing, (json.dumps([mutants.index(mutant), *rest]) + "\n").encode())
+        def report(*values: object) -> None:
+            os.write(writing, (json.dumps(values) + "\n").encode())
 
-        return run_pytest(tests, Area(package, mutants, seconds, limit, report))
+        return run_pytest(tests, Area(package, mutants, time, limit, report))
 
     process = os.fork()
     if process == 0:
         os._exit(session())
     os.close(writing)
     with open(reading, encoding="utf-8") as lines:
-        for line in lines:
-            number, *rest = json.loads(line)
-            yield mutants[number], *rest
+        yield from map(json.loads, lines)
     _, status = os.waitpid(process, 0)
     if os.waitstatus_to_exitcode(status):
         sys.exit(f"the tests fail without a change: {' '.join(tests)}")
 
 
-def from_import(package: Path, mutant: Mutant, names: list[str], limit: float) -> int | None:
+def from_import(package: Path, mutant: Mutant | None, seconds: dict[str, float], limit: float) -> int:
     """The outcome of tests of a package that is imported with a mutant."""
 
     def session() -> int:
         quiet()
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        Planter(compiled(package, mutant), package).install()
-        run_pytest(sorted({name.partition("::")[0] for name in names}), Chosen(names))
+        set_alarm(IMPORTING)
+        if mutant:
+            Planter(compiled(package, mutant), package).install()
+        run_pytest(sorted({name.partition("::")[0] for name in seconds}), Chosen(seconds, limit, list(seconds)))
         return CAUGHT  # the tests could not be collected
 
-    return forked(session, limit)
+    return forked(session)
 
 
 def trials(
-    package: Path, tests: list[str], mutants: list[Mutant], seconds: float = math.inf, limit: float = 10.0
+    package: Path, tests: list[str], mutants: list[Mutant], time: float = math.inf, limit: float = 10.0
 ) -> Iterator[Trial]:
-    """Try the mutants of an area for `seconds`. A mutant may take five times as long as its tests, and `limit` more."""
-    for mutant, code, names, longest in first_trials(package, tests, mutants, seconds, limit):
-        if code in (SURVIVED, UNCLEAR) and names:
-            code = from_import(package, mutant, names, longest + IMPORTING)
-        yield Trial(mutant, code != SURVIVED and bool(names), code is None, len(names))
+    """Try the mutants of an area for `time` seconds; `limit` is what a test may take beyond `SLOWER` times its time."""
+    reports = first_reports(package, tests, mutants, time, limit)
+    [unsteady] = next(reports)
+    if unsteady:
+        print(f"{len(unsteady)} tests fail when they are repeated, and judge nothing:", *unsteady, file=sys.stderr)
+    controls: dict[frozenset[str], int] = {}
+    for (outcome, seconds), mutant in zip(reports, mutants, strict=False):
+        if outcome in (SURVIVED, UNCLEAR) and seconds:
+            outcome = from_import(package, mutant, seconds, limit)
+            names = frozenset(seconds)
+            if outcome == CAUGHT and names not in controls:
+                controls[names] = from_import(package, None, seconds, limit)
+            if outcome == CAUGHT and controls[names] != SURVIVED:
+                sys.exit(f"of {len(names)} tests, some fail in a clean import without a change: {next(iter(seconds))}, ...")
+        yield Trial(mutant, bool(seconds) and outcome != SURVIVED, outcome == TOO_LONG, len(seconds))
