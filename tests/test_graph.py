@@ -121,6 +121,15 @@ def test_exporting_does_not_change_the_layer(name):
     layer.backward(np.ones((3, layer.output_size)))  # the cached pass is kept
 
 
+def test_nodes_are_immutable():
+    with pytest.raises(AttributeError):
+        INPUT.name = "other"
+
+
+def test_the_size_of_a_node_is_that_of_its_last_axis():
+    assert ComputationNode("input", (..., 2, 3), np.dtype(float)).size == 3
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_graph_survives_pickle_and_deepcopy(name):
     graph = export(build(name))
@@ -526,6 +535,12 @@ REWRITTEN = {
         ["matmul", "add", "multiply", "tanh", "matmul", "add"],
     ),
     "one column to many": (lambda z, kept: (z @ SQUARE[:, :1] + np.ones(4)) @ SQUARE, ["matmul", "add", "matmul"]),
+    "matrix first": (
+        lambda z, kept: (SQUARE @ (SQUARE @ (z[..., None] * np.ones(4)))).sum(axis=-1),
+        ["getitem", "multiply", "matmul", "matmul", "sum"],
+    ),
+    "as many multiplications": (lambda z, kept: z @ SQUARE[:, :2] @ SQUARE[:2], ["matmul"]),  # 4 * 4 = 4 * 2 + 2 * 4
+    "one more": (lambda z, kept: z @ SQUARE[:, :3] @ batch(3, 13), ["matmul", "matmul"]),  # 4 * 13 > 4 * 3 + 3 * 13
     "vectors": (
         lambda z, kept: ((z @ SQUARE[0]) + (z @ SQUARE[1]))[..., None] * z,
         ["matmul", "matmul", "add", "getitem", "multiply"],
@@ -535,11 +550,14 @@ REWRITTEN = {
 SQUARE = batch(4, 4, seed=3)
 
 
+def kept():
+    return ComputationNode("parameter", (4, 4), np.dtype(float), name="kept", value=batch(4, 4, seed=4))
+
+
 @pytest.mark.parametrize("name", REWRITTEN)
 def test_rewriting(name):
     function, expected = REWRITTEN[name]
-    kept = ComputationNode("parameter", (4, 4), np.dtype(float), name="kept", value=batch(4, 4, seed=4))
-    graph = record_function(function, [INPUT, kept])
+    graph = record_function(function, [INPUT, kept()])
     smaller = optimise(graph, keep=parameters(graph))
     x = batch(3, 4)
     with np.errstate(invalid="ignore"):
@@ -642,17 +660,55 @@ def test_edges_run_down_from_node_to_node(name):
     assert leaving == sum(len(node.parents) for node in graph.nodes())
 
 
-def test_rows_are_ordered_so_that_no_edges_cross():
-    # In recording order there would be six crossings.
-    svg = to_svg(export(build("sequential-of-adapters")))
+def crossings(svg):
+    """The number of pairs of edges between the same two rows that cross."""
     paths = [path.get("d") for path in ElementTree.fromstring(svg).findall(f"{SVG}path")]
     ends = [tuple(map(float, re.findall(r"-?[\d.]+", path))) for path in paths]
-    crossing = [
-        (one, other)
+    return sum(
+        one[1] == other[1] and (one[0] - other[0]) * (one[6] - other[6]) < 0
         for one, other in itertools.combinations(ends, 2)
-        if one[1] == other[1] and (one[0] - other[0]) * (one[6] - other[6]) < 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    # In recording order there would be six, three, two and twelve.
+    [("sequential-of-adapters", 0), ("standard-on-dense", 0), ("standard-on-fully-connected", 1), ("dora-on-dense", 11)],
+)
+def test_rows_are_ordered_so_that_few_edges_cross(name, count):
+    assert crossings(to_svg(export(build(name)))) == count
+
+
+def test_the_positions_in_a_small_drawing():
+    # Rows are 62 apart and centred; boxes are 34 high, 22 apart, and 7.3 wide for each character and two more.
+    svg = to_svg(record_function(lambda z, W: z @ W + z + 0.5, [INPUT, kept()]))
+    root = ElementTree.fromstring(svg)
+    assert (root.get("width"), root.get("height")) == ("197", "248")
+    drawn = [
+        (text.text, rectangle.get("x"), rectangle.get("y"), rectangle.get("width"), rectangle.get("rx"))
+        for text, rectangle in zip(root.findall(f"{SVG}text")[::2], root.findall(f"{SVG}rect")[1:], strict=True)
     ]
-    assert crossing == []
+    assert drawn == [
+        ("input", "22.0", "14.0", "73.0", "3"),
+        ("kept", "117.0", "14.0", "58.4", "3"),
+        ("@", "73.7", "76.0", "73.0", "17"),
+        ("+", "33.0", "138.0", "73.0", "17"),
+        ("0.5", "127.9", "138.0", "36.5", "3"),
+        ("+", "62.2", "200.0", "73.0", "17"),
+    ]
+    assert [path.get("d") for path in root.findall(f"{SVG}path")] == [
+        "M58.5,31.0 C58.5,62.0 110.2,62.0 110.2,76.0",
+        "M146.2,31.0 C146.2,62.0 110.2,62.0 110.2,76.0",
+        "M110.2,93.0 C110.2,124.0 69.5,124.0 69.5,138.0",
+        "M58.5,31.0 C58.5,62.0 51.2,62.0 51.2,93.0",  # around the product, to the bend beside it
+        "M51.2,93.0 C51.2,124.0 69.5,124.0 69.5,138.0",
+        "M69.5,155.0 C69.5,186.0 98.7,186.0 98.7,200.0",
+        "M146.2,155.0 C146.2,186.0 98.7,186.0 98.7,200.0",
+    ]
+    assert {(text.get("x"), text.get("y")) for text in root.findall(f"{SVG}text")[:2]} == {
+        ("58.5", "28.0"),
+        ("58.5", "42.0"),
+    }
 
 
 def test_names_are_escaped():

@@ -81,7 +81,7 @@ def _piece(node: ComputationNode, inner: dict[ComputationNode, _Piece], keep: Co
         return None
     operands = [inner[variable] for variable in variables]
     if node.operation == "matmul":
-        product = len(operands) == 1 and len(constants[0].shape) == 2
+        product = len(operands) == 1 and node.parents[0] is variables[0] and len(constants[0].shape) == 2
         return operands[0].followed_by(constants[0]) if product else None
     rows_alone = all(v.shape == node.shape for v in variables) and all(len(c.shape) <= 1 for c in constants)
     if rows_alone and node.operation in ("add", "subtract"):

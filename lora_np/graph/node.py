@@ -32,7 +32,7 @@ INFIX = {
 
 
 @final
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class ComputationNode:
     """One value of a computation: an input, a parameter, a constant, or the result of a function of other nodes.
 
