@@ -524,6 +524,10 @@ REWRITTEN = {
     "common, not equal": (lambda z, kept: z.sum(axis=-1, keepdims=True) * z.sum(axis=-1), ["sum", "sum", "multiply"]),
     "folded": (lambda z, kept: z + np.sqrt(np.full(4, 4.0)), ["add"]),
     "twice transposed": (lambda z, kept: z @ kept.T.T, ["matmul"]),
+    "transposed with axes": (
+        lambda z, kept: z @ np.transpose(kept.T, axes=(0, 1)),
+        ["transpose", "transpose", "matmul"],
+    ),
     "three times transposed": (lambda z, kept: z @ kept.T.T.T, ["transpose", "matmul"]),
     "one product of many": (lambda z, kept: 2 * (z @ SQUARE + 1) - (z @ SQUARE.T) / 4 - np.ones(4), ["matmul", "add"]),
     "with the input itself": (lambda z, kept: z + (z @ SQUARE) @ SQUARE, ["matmul"]),

@@ -254,7 +254,7 @@ def base_modules(base: Path) -> list[Module]:
     """The modules of a base that have a weight."""
     root = os.fspath(base)
     parts = [name for name in COMPONENTS if model_file(os.path.join(root, name))]
-    places = {name: model_file(os.path.join(root, name)) for name in parts} or {"": model_file(root) or root}
+    places = {name: model_file(os.path.join(root, name)) for name in parts} or {"": model_file(root)}
     modules = []
     for component, place in places.items():
         for file in checkpoint_files(place or root).values():

@@ -54,7 +54,7 @@ def edits(node: ast.AST) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, ast.If):
         yield "test", ast.Constant(True)
         yield "test", ast.Constant(False)
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != "None":
         yield "value", ast.Constant(None)
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):  # the call is left out
         yield "value", ast.Constant(...)

@@ -6,7 +6,7 @@ import pytest
 from lora_np import ArgumentError, FormatError, LoRALayer, NotSupportedError
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io._unet_names import BLOCKS, diffusers_name, single_file_names
-from lora_np.io.base_names import WEIGHT_FILES, components, with_base_names, with_tensor_names
+from lora_np.io.base_names import WEIGHT_FILES, base_modules, components, with_base_names, with_tensor_names
 from lora_np.io.safetensors import save_safetensors
 
 ATTENTION = "attentions.0.transformer_blocks.0.attn1.to_q"
@@ -87,6 +87,7 @@ def test_everything_that_belongs_to_a_layer_moves_with_it(base):
         (["lora_te_a", "lora_te1_a"], ["a"], "both 'lora_te_a' and 'lora_te1_a' are 'a'"),
         (["lora_te2_a"], ["text_encoder.a"], "no module has the name of 'lora_te2_a'"),
         (["lora_te_a"], ["unet.a"], "no module has the name of 'lora_te_a'"),
+        (["lora_te_input_blocks_0_0"], ["text_encoder.conv_in"], "no module has the name of 'lora_te_input_blocks_0_0'"),
     ],
 )
 def test_what_does_not_match_is_named(base, paths, modules, message):
@@ -159,6 +160,32 @@ def test_a_pipeline_has_a_folder_for_each_component(base, tmp_path, name):
     weights = adapter("lora_unet_a_b", "lora_te_a_b")
     assert list(with_base_names(weights, tmp_path).layers) == ["unet.a.b", "text_encoder.a.b"]
     assert list(with_tensor_names(adapter("lora_te_a_b"), tmp_path / "text_encoder").layers) == ["a.b"]
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHT_FILES if name.endswith(".safetensors")])
+def test_a_folder_of_one_model(base, tmp_path, name):
+    base("a.b", file=name)
+    assert list(with_tensor_names(adapter("lora_unet_a_b"), tmp_path).layers) == ["a.b"]
+
+
+def test_the_modules_of_a_base(tmp_path):
+    block, path = "cond_stage_model.model.transformer.resblocks.0", "text_model.encoder.layers.0"
+    fused = f"{block}.attn.in_proj_weight"
+    shapes = {"a.weight": (), "unet.b.weight": (2, 3), "a.bias": (5,), f"{block}.mlp.c_fc.weight": (4, 3), fused: (6, 2)}
+    save_safetensors(tmp_path / "a.safetensors", {key: np.zeros(shape) for key, shape in shapes.items()})
+    assert base_modules(tmp_path / "a.safetensors") == [
+        (None, "a", "a", 1, None),
+        ("text_encoder", f"{path}.self_attn.q_proj", fused, 2, (fused, 0, 2, 6)),
+        ("text_encoder", f"{path}.self_attn.k_proj", fused, 2, (fused, 2, 4, 6)),
+        ("text_encoder", f"{path}.self_attn.v_proj", fused, 2, (fused, 4, 6, 6)),
+        ("text_encoder", f"{path}.mlp.fc1", f"{block}.mlp.c_fc", 4, None),
+        ("unet", "b", "unet.b", 2, None),
+    ]
+
+
+def test_an_adapter_must_be_adapter_weights(base):
+    with pytest.raises(ArgumentError, match="^weights must be"):
+        with_base_names({}, base("a"))
 
 
 def test_the_parts_of_an_adapter_by_component():

@@ -75,6 +75,12 @@ def test_a_stored_alpha_is_not_replaced(write):
     assert load_diffusers(write({"unet.q.alpha": np.array(3.0)}), alpha=7).layers["unet.q"].alpha == 3
 
 
+@pytest.mark.parametrize("alpha", ["3", np.nan])
+def test_alpha_must_be_a_number(write, alpha):
+    with pytest.raises(ArgumentError, match="^alpha must be"):
+        load_diffusers(write(), alpha=alpha)
+
+
 def test_dora(write):
     weights = load_diffusers(write({"unet.q.lora_magnitude_vector": np.arange(4.0)}))
     assert np.array_equal(weights.magnitudes["unet.q"], np.arange(4))
@@ -140,6 +146,7 @@ def test_the_metadata_has_a_configuration_for_each_component(tmp_path):
     save_diffusers(tmp_path / "a.safetensors", adapter("unet.a.b", "text_encoder.c"))
     with SafetensorsFile(tmp_path / "a.safetensors") as file:
         config = json.loads(file.metadata[METADATA])
+        assert file.metadata == {"format": "pt", METADATA: json.dumps(config, indent=2, sort_keys=True)}
     assert config["unet.target_modules"] == ["a.b"]
     assert config["text_encoder.lora_alpha"] == 3
     assert not lacks_alpha(tmp_path / "a.safetensors")
