@@ -184,7 +184,7 @@ def test_the_modules_of_a_base(tmp_path):
 
 
 def test_an_adapter_must_be_adapter_weights(base):
-    with pytest.raises(ArgumentError, match="^weights must be"):
+    with pytest.raises(ArgumentError, match=r"^weights must be"):
         with_base_names({}, base("a"))
 
 

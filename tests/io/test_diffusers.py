@@ -77,7 +77,7 @@ def test_a_stored_alpha_is_not_replaced(write):
 
 @pytest.mark.parametrize("alpha", ["3", np.nan])
 def test_alpha_must_be_a_number(write, alpha):
-    with pytest.raises(ArgumentError, match="^alpha must be"):
+    with pytest.raises(ArgumentError, match=r"^alpha must be"):
         load_diffusers(write(), alpha=alpha)
 
 
