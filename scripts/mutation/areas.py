@@ -27,6 +27,18 @@ AREAS = {
     "tests/models/test_next_token.py tests/test_truncating.py tests/test_surgery.py tests/layers/test_dense.py",
     "graph": "tests/test_graph.py tests/io/test_onnx.py",
     "io": "tests/io tests/test_io_npz.py",
+    "io/_onnx io/onnx.py": "tests/io/test_onnx.py tests/io/test_onnx_mixed.py",
+    "io/_peft io/peft.py": "tests/io/test_peft.py tests/io/test_peft_whole.py tests/io/test_peft_vera.py "
+    "tests/io/test_experts.py tests/io/test_dora_by_input.py tests/io/test_kinds.py",
+    "io/base_names.py io/pipelines.py io/diffusers.py io/kohya.py": "tests/io/test_base_names.py "
+    "tests/io/test_open_clip_names.py tests/io/test_pipelines.py tests/io/test_diffusers.py tests/io/test_kohya.py "
+    "tests/io/test_dora_by_input.py tests/io/test_kinds.py",
+    "io/extract.py": "tests/io/test_extract.py",
+    "io/folders.py": "tests/io/test_pipelines.py tests/cli/test_toolbox_merge.py",
+    "io/mlx.py": "tests/io/test_mlx.py",
+    "io/npz.py": "tests/test_io_npz.py tests/io/test_hostile_npz.py",
+    "io/pretrained.py": "tests/io/test_pretrained.py tests/io/test_pretrained_decoders.py tests/io/test_gguf_llama.py",
+    "io/rounding.py": "tests/io/test_rounding.py",
     "io/_gguf io/gguf.py": "tests/io/test_gguf.py tests/io/test_gguf_llama.py tests/test_text_gguf.py",
     "io/_patterns.py": "tests/io/test_patterns.py tests/io/test_peft.py",
     "io/_safetensors io/safetensors.py io/_tensor_file.py io/_mapping.py io/_json.py": "tests/io/test_safetensors.py "
