@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,6 +197,46 @@ def test_views_are_panels_for_few_rows(tiled, few, rows, k, n, used):
     kernels.product(np.asfortranarray(x), W)
     kernels.product(x, np.repeat(np.repeat(W, 2, axis=0), 2, axis=1)[::2, ::2])
     assert tiled["panels"] == 2 * used  # only arrays as BLAS takes them
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "n", "tile"),
+    [(8, 5, 6, 4), (8, 5, 8, 3), (8, 5, 12, 2), (8, 5, 13, 0), (2, 5, 12, 0), (3, 5, 12, 2)]
+    + [(8, 6, 5, 4), (8, 6, 6, 0), (8, 2, 9, 4), (8, 2, 2, 0), (9, 1, 40, 0), (40, 9, 1, 0)],
+)
+def test_the_rows_of_a_tile_are_as_many_as_the_kernel_takes(lowered, monkeypatch, rows, k, n, tile):
+    monkeypatch.setattr(tiles, "THIN", 5)
+    x, W = whole_numbers(0, rows, k), whole_numbers(1, k, n)
+    assert tiles._tile_of_rows(x, W) == tiles._tile_of_rows(x, np.asfortranarray(W)) == tile
+    assert tiles._tile_of_rows(x, W.astype(np.float32)) == 0
+    assert tiles._tile_of_rows(np.repeat(x, 2, axis=1)[:, ::2], W) == 0
+    assert tiles._tile_of_rows(x, np.repeat(np.repeat(W, 2, axis=0), 2, axis=1)[::2, ::2]) == 0
+    monkeypatch.setattr(tiles, "LIMIT", 0)
+    assert tiles._tile_of_rows(x, W) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "n", "tile"),
+    [(5, 3, 8, None), (5, 3, 9, 4), (6, 5, 9, 4), (7, 5, 9, 2), (12, 5, 9, 2), (13, 5, 9, 0)]
+    + [(2, 3, 30, 4), (1, 3, 41, 0), (9, 1, 20, 0), (9, 2, 9, 4), (4, 6, 9, 0)],
+)
+def test_the_columns_of_a_tile_are_as_many_as_the_kernel_takes(lowered, monkeypatch, rows, k, n, tile):
+    found = []
+
+    def recorded(x, dy, choose=tiles._tile_of_columns):
+        found.append(choose(x, dy))
+        return found[-1]
+
+    monkeypatch.setattr(tiles, "THIN", 5)
+    monkeypatch.setattr(tiles, "_tile_of_columns", recorded)
+    x, dy = whole_numbers(0, rows, k), whole_numbers(1, rows, n)
+    dW = kernels.sum_outer(x, dy)
+    np.testing.assert_array_equal(dW, x.T @ dy)
+    assert found == [tile] * (tile is not None)  # None: so small that no tile is looked for
+    for other in (dy.astype(np.float32), np.asfortranarray(dy)):
+        found.clear()
+        kernels.sum_outer(x, other)
+        assert found in ([], [0]) or 1 in (rows, n)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int64, np.longdouble, complex, object])
@@ -413,6 +454,16 @@ def test_an_unknown_blas_uses_numpys_own_products(monkeypatch):
     assert blas.core_name() == ""
     assert blas.small_kernel_limit() == 0
     assert blas.threads() == 1
+
+
+@pytest.mark.parametrize("symbol", ["scipy_openblas_{}64_", "scipy_openblas_{}", "openblas_{}"])
+def test_openblas_is_asked_under_any_of_its_names(monkeypatch, symbol):
+    library = SimpleNamespace()
+    setattr(library, symbol.format("get_corename"), lambda: b"SkylakeX")
+    setattr(library, symbol.format("get_num_threads"), lambda: 3)
+    monkeypatch.setattr(blas, "_function", blas._function.__wrapped__)
+    monkeypatch.setattr(blas.ctypes, "CDLL", lambda path: library)
+    assert (blas.core_name(), blas.small_kernel_limit(), blas.threads()) == ("SkylakeX", 1_000_000, 3)
 
 
 def test_a_forked_process_makes_its_own_pool():

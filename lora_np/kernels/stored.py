@@ -87,7 +87,7 @@ class StoredMatrix:
     def __rmatmul__(self, x: Array) -> Array:
         rows = x.reshape(-1, x.shape[-1])
         y = _times_transpose(rows, self.bits) if self.transposed else _times(rows, self.bits)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return y.reshape(*x.shape[:-1], self.shape[1])
 
     def __add__(self, other: Array) -> Array:
         return np.asarray(self) + other

@@ -36,7 +36,7 @@ def product(x: Array, W: Array) -> Array:
 
 
 def sum_outer(x: Array, dy: Array) -> Array:
-    """``x.T @ dy`` of plain matrices, by column tiles of dy if that is faster; shape (in, out)."""
+    """``x.T @ dy`` of plain matrices too large for the small kernel, by column tiles of dy if that is faster."""
     tile = _tile_of_columns(x, dy)
     if not tile:
         return x.T.dot(dy)
@@ -77,7 +77,7 @@ def _multiply(x: Array, W: Array, y: Array, tile: int) -> None:
 def _tile_of_rows(x: Array, W: Array) -> int:
     """The number of rows of x to multiply by W at a time; 0 for all at once."""
     k, n = W.shape
-    if x.size * n <= LIMIT or not LIMIT or x.size == k or not 1 < min(k, n) <= THIN:
+    if x.size * n <= LIMIT or not LIMIT or not 1 < min(k, n) <= THIN:
         return 0
     as_blas_takes_them = are_plain(x, W) and x.flags.c_contiguous and W.itemsize in W.strides
     return tile_rows(k, n) if as_blas_takes_them else 0
@@ -85,9 +85,9 @@ def _tile_of_rows(x: Array, W: Array) -> int:
 
 def _tile_of_columns(x: Array, dy: Array) -> int:
     """The number of columns of dy to multiply by ``x.T`` at a time; 0 for all at once."""
-    (rows, k), n = x.shape, dy.shape[1]
-    if x.size * n <= LIMIT or not LIMIT or rows == 1 or not 1 < k <= THIN:
+    rows, k = x.shape
+    if rows == 1 or not 1 < k <= THIN:
         return 0
     if not (are_plain(x, dy) and x.flags.c_contiguous and dy.flags.c_contiguous):
         return 0
-    return next((columns for columns in TILE_COLUMNS if columns <= n and x.size * columns <= LIMIT), 0)
+    return next((columns for columns in TILE_COLUMNS if x.size * columns <= LIMIT), 0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from lora_np import Adam, DenseLayer, LoRALayer, MultiLoRAAdapter
 from lora_np.adapters.task_groups import GATHERED_BYTES, STACK, TaskGroups
@@ -337,6 +337,31 @@ def test_a_view_keeps_a_place():
     del column
     gc.collect()
     assert memory.place(2, 1.0)[0].number == place.number
+
+
+def test_a_block_holds_as_many_rows_as_are_reserved():
+    memory = FactorMemory(IN, OUT, np.dtype(np.float64))
+    memory.reserve(6)
+    memory.reserve(6)
+    kept = [memory.place(rank, 1.0) for rank in (1, 2, 3)]
+    assert [len(block()) for block in memory._arrays] == [6]
+    kept.append(memory.place(1, 1.0))
+    assert len(memory._arrays) == 2
+
+
+@pytest.mark.parametrize("chosen", [[0], [3], [1, 0, 1], [0, 3, 2, 3]], ids=str)
+def test_factors_are_gathered_from_one_block_or_several(chosen):
+    memory = FactorMemory(IN, OUT, np.dtype(np.float64))
+    memory.reserve(5)  # the third place does not fit
+    kept = [memory.place(2, 1.0) for _ in range(4)]
+    for number, (_, A, B) in enumerate(kept):
+        A[...], B[...] = batch(IN, 2, seed=number), batch(2, OUT, seed=number + 9)
+    assert len(memory._arrays) == 2
+    As, Bs = memory.gather(np.array([kept[index][0].number for index in chosen]), 2)
+    assert_array_equal(As, [kept[index][1] for index in chosen])
+    assert_array_equal(Bs, [kept[index][2] for index in chosen])
+    As += 1
+    assert_array_equal(kept[0][1], batch(IN, 2, seed=0))
 
 
 def test_a_place_is_used_again_by_its_rank_only():
