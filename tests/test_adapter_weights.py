@@ -99,6 +99,13 @@ def test_weights_at_a_rank_are_plain_by_default_at_the_deployment_rank(rank, cho
         assert_close(weights.delta(path), model.walk()[path].lora_layer.merge_weights(rank=chosen), 1e-15)
 
 
+def test_only_a_given_rank_requires_dylora():
+    weights = extract(adapted(multilora))
+    assert weights.at_rank().layers == weights.layers
+    with pytest.raises(ArgumentError, match="^rank 2 requires DyLoRA layers, and the adapter has none$"):
+        weights.at_rank(2)
+
+
 @pytest.mark.parametrize("rank", [0, 3, 5, -1, 1.0, True, "1", None])
 def test_a_rank_that_is_not_active_is_rejected(rank):
     with pytest.raises(ArgumentError, match="rank must be"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lora_np import ArgumentError, DenseLayer, DoRAAdapter, LoRALayer, MultiLoRAAdapter, NotSupportedError
 from lora_np.factors.budget import best_ranks
 from lora_np.factors.weights import AdapterWeights
-from lora_np.surgery import spectrum, truncate
+from lora_np.surgery import grow, spectrum, truncate
 from tests.kinds import batch, randomised
 from tests.test_surgery import IN, OUT, close, layer, layers
 
@@ -190,9 +190,12 @@ def test_invalid_goals(options, reason):
         truncate(layer(), **options)
 
 
-def test_biases_keep_their_effect_if_the_scaling_changes():
-    weights = AdapterWeights({"a": layer(alpha=0.0), "b": layer(alpha=6.0)}, biases={"a": np.ones(OUT), "b": np.ones(OUT)})
-    cut = truncate(weights, rank=1)
+@pytest.mark.parametrize("change", [lambda weights: truncate(weights, rank=1), lambda weights: grow(weights, 5, rng=0)])
+def test_biases_keep_their_effect_if_the_scaling_changes(change):
+    alphas = np.arange(20) / 7  # 0 changes to 1, and others are rounded
+    each = {str(alpha): LoRALayer(IN, OUT, 3, alpha, scaling="rslora", rng=0) for alpha in alphas}
+    weights = AdapterWeights(each, biases=dict.fromkeys(each, np.ones(OUT)))
+    changed = change(weights)
     for path in weights.layers:
         before = weights.layers[path].scaling * weights.biases[path]
-        np.testing.assert_allclose(cut.layers[path].scaling * cut.biases[path], before)
+        np.testing.assert_allclose(changed.layers[path].scaling * changed.biases[path], before)

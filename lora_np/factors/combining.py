@@ -202,7 +202,7 @@ class _Recipe:
         scales = np.array([weight * layer.scaling for layer, weight in terms])
         roots = np.sqrt(np.abs(scales))
         A, B = np.stack([layer.matrix_a for layer, _ in terms]), np.stack([layer.matrix_b for layer, _ in terms])
-        mixed_A = mixture(A, _column(np.where(scales < 0, -roots, roots), A), self.settings)
+        mixed_A = mixture(A, _column(np.copysign(roots, scales), A), self.settings)
         return LoRALayer.from_factors(mixed_A, mixture(B, _column(roots, B), self.settings))
 
     def check(self, path: str, sets: Sequence[AdapterWeights]) -> None:
