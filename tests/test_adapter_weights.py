@@ -102,7 +102,7 @@ def test_weights_at_a_rank_are_plain_by_default_at_the_deployment_rank(rank, cho
 def test_only_a_given_rank_requires_dylora():
     weights = extract(adapted(multilora))
     assert weights.at_rank().layers == weights.layers
-    with pytest.raises(ArgumentError, match="^rank 2 requires DyLoRA layers, and the adapter has none$"):
+    with pytest.raises(ArgumentError, match=r"^rank 2 requires DyLoRA layers, and the adapter has none$"):
         weights.at_rank(2)
 
 

@@ -201,8 +201,10 @@ def test_views_are_panels_for_few_rows(tiled, few, rows, k, n, used):
 
 @pytest.mark.parametrize(
     ("rows", "k", "n", "tile"),
-    [(8, 5, 6, 4), (8, 5, 8, 3), (8, 5, 12, 2), (8, 5, 13, 0), (2, 5, 12, 0), (3, 5, 12, 2)]
-    + [(8, 6, 5, 4), (8, 6, 6, 0), (8, 2, 9, 4), (8, 2, 2, 0), (9, 1, 40, 0), (40, 9, 1, 0)],
+    [
+        *[(8, 5, 6, 4), (8, 5, 8, 3), (8, 5, 12, 2), (8, 5, 13, 0), (2, 5, 12, 0), (3, 5, 12, 2)],
+        *[(8, 6, 5, 4), (8, 6, 6, 0), (8, 2, 9, 4), (8, 2, 2, 0), (9, 1, 40, 0), (40, 9, 1, 0)],
+    ],
 )
 def test_the_rows_of_a_tile_are_as_many_as_the_kernel_takes(lowered, monkeypatch, rows, k, n, tile):
     monkeypatch.setattr(tiles, "THIN", 5)
@@ -217,8 +219,10 @@ def test_the_rows_of_a_tile_are_as_many_as_the_kernel_takes(lowered, monkeypatch
 
 @pytest.mark.parametrize(
     ("rows", "k", "n", "tile"),
-    [(5, 3, 8, None), (5, 3, 9, 4), (6, 5, 9, 4), (7, 5, 9, 2), (12, 5, 9, 2), (13, 5, 9, 0)]
-    + [(2, 3, 30, 4), (1, 3, 41, 0), (9, 1, 20, 0), (9, 2, 9, 4), (4, 6, 9, 0)],
+    [
+        *[(5, 3, 8, None), (5, 3, 9, 4), (6, 5, 9, 4), (7, 5, 9, 2), (12, 5, 9, 2), (13, 5, 9, 0)],
+        *[(2, 3, 30, 4), (1, 3, 41, 0), (9, 1, 20, 0), (9, 2, 9, 4), (4, 6, 9, 0)],
+    ],
 )
 def test_the_columns_of_a_tile_are_as_many_as_the_kernel_takes(lowered, monkeypatch, rows, k, n, tile):
     found = []

@@ -47,7 +47,7 @@ MUTANTS = [
     Mutant(
         "negative weights lose their sign",
         "factors/combining.py",
-        "np.where(scales < 0, -roots, roots)",
+        "np.copysign(roots, scales)",
         "roots",
         (COMBINING,),
     ),
