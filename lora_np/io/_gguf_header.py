@@ -164,7 +164,7 @@ def _counts(reader: _Reader) -> tuple[int, int]:
     """The numbers of tensors and of metadata entries."""
     if reader.data[: len(MAGIC)] != MAGIC:
         raise FormatError(f"{reader.path}: not a GGUF file: must begin with {MAGIC!r}, got {reader.data[: len(MAGIC)]!r}")
-    reader.position = len(MAGIC)
+    reader.skip(len(MAGIC), "magic")
     version = reader.integer("<I", "version")
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")

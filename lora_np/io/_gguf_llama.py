@@ -142,7 +142,7 @@ def rows_of_halves(weight: Array, heads: int) -> Array:
     """
     if weight.ndim != 2 or len(weight) % (2 * heads):
         return weight  # of the wrong shape, which is reported when the layer is made
-    pairs = weight.reshape(heads, -1, 2, weight.shape[-1])  # (heads, d/2, 2, in)
+    pairs = weight.reshape(heads, -1, 2, weight.shape[1])  # (heads, d/2, 2, in)
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 

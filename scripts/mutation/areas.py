@@ -39,14 +39,20 @@ AREAS = {
     "io/npz.py": "tests/test_io_npz.py tests/io/test_hostile_npz.py",
     "io/pretrained.py": "tests/io/test_pretrained.py tests/io/test_pretrained_decoders.py tests/io/test_gguf_llama.py",
     "io/rounding.py": "tests/io/test_rounding.py",
-    "io/_gguf io/gguf.py": "tests/io/test_gguf.py tests/io/test_gguf_llama.py tests/test_text_gguf.py",
+    "io/_gguf io/gguf.py": "tests/io/test_gguf.py tests/io/test_gguf_llama.py tests/test_text_gguf.py "
+    "tests/test_stored.py tests/test_immutable.py",
     "io/_patterns.py": "tests/io/test_patterns.py tests/io/test_peft.py",
-    "io/_safetensors io/safetensors.py io/_tensor_file.py io/_mapping.py io/_json.py": "tests/io/test_safetensors.py "
-    "tests/io/test_stored_whole.py tests/io/test_gguf.py tests/io/test_merge.py",
+    "io/_safetensors io/safetensors.py io/_tensor_file.py io/_mapping.py": "tests/io/test_safetensors.py "
+    "tests/io/test_stored_whole.py tests/io/test_gguf.py tests/io/test_merge.py tests/test_immutable.py",
     "io/_changes.py io/_checkpoint.py io/_experts.py io/_merging.py io/_pieces.py io/_prefixes.py io/_tied_heads.py "
     "io/_verification.py io/_weight_names.py io/merge.py": "tests/io/test_merge.py tests/io/test_merge_whole.py "
     "tests/io/test_experts.py tests/io/test_dora_by_input.py tests/io/test_stored_whole.py tests/io/test_base_names.py "
-    "tests/io/test_open_clip_names.py tests/io/test_kinds.py",
+    "tests/io/test_open_clip_names.py tests/io/test_kinds.py tests/test_immutable.py",
+    "io/_applying.py io/_convolutions.py io/_factors.py io/_flux_names.py io/_holding.py io/_json.py io/_open_clip "
+    "io/_recognition.py io/_unet_names.py": "tests/io/test_peft.py tests/io/test_peft_whole.py tests/io/test_kohya.py "
+    "tests/io/test_diffusers.py tests/io/test_mlx.py tests/io/test_experts.py tests/io/test_base_names.py "
+    "tests/io/test_open_clip_names.py tests/io/test_kinds.py tests/io/test_round_trips.py tests/io/test_dora_by_input.py "
+    "tests/io/test_merge.py",
     "io/_model_config.py": "tests/io/test_pretrained.py tests/io/test_pretrained_decoders.py tests/io/test_gguf_llama.py",
     "kernels": "tests/test_kernels.py tests/test_bfloat16.py tests/test_stored.py tests/layers/test_packing.py "
     "tests/layers/test_dense.py tests/adapters/test_task_memory.py",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lora_np import FormatError, NotSupportedError
 from lora_np.io.gguf import GGUFFile
-from tests.io.gguf_files import gguf_bytes, padded, text, value
+from tests.io.gguf_files import CODES, gguf_bytes, padded, text, value
 
 rng = np.random.default_rng(0)
 METADATA = {
@@ -237,6 +237,32 @@ def test_a_damaged_file_is_rejected(path, kind):
 )
 def test_what_is_not_supported_is_named(path, data, words):
     assert words in rejection(path, data, NotSupportedError)
+
+
+ALL_TYPES = """
+    F32 F16 Q4_0 Q4_1 - - Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ2_S
+    IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 - - - TQ1_0 TQ2_0 - - - MXFP4 - - -
+"""
+"""The names by code of ggml.h; a dash is a code that has been removed, or not yet given."""
+
+
+def test_every_type_of_tensor_is_read_or_named(path):
+    for code, name in enumerate(ALL_TYPES.split()):
+        if name in CODES:
+            assert CODES[name] == code
+        elif name == "-":
+            assert f"unknown type {code}" in rejection(path, tensor(code=code))
+        else:
+            assert rejection(path, tensor(code=code), NotSupportedError).endswith(f"got {name}")
+
+
+def test_any_power_of_two_up_to_two_gigabytes_is_an_alignment(path):
+    for power in range(34):
+        data = entry(text("general.alignment") + value(np.uint64(2**power)))
+        if power <= 31:
+            assert read(path, data)[0] == {"general.alignment": 2**power}
+        else:
+            assert f"must be a power of two, got {2**power}" in rejection(path, data)
 
 
 def test_padding_after_the_last_tensor_is_optional(path):

@@ -170,9 +170,10 @@ def test_tensors_that_change_the_function(path, model, name):
 
 def test_tensors_that_are_missing_or_unknown(path, model):
     tensors = llama_tensors(model, CONFIG)
-    path.write_bytes(gguf_bytes(llama_metadata(CONFIG), tensors | {"more": (np.ones(2, np.float32), "F32")}))
-    with pytest.raises(FormatError, match="unexpected tensor 'more'"):
-        load_pretrained(path)
+    for name in ("more", "more.weight", "output_norm"):
+        path.write_bytes(gguf_bytes(llama_metadata(CONFIG), tensors | {name: (np.ones(2, np.float32), "F32")}))
+        with pytest.raises(FormatError, match=f"unexpected tensor '{name}'"):
+            load_pretrained(path)
     assert_array_equal(load_pretrained(path, strict=False).predict(IDS), model.predict(IDS))
     for name, message in (
         ("token_embd", "token_embd.weight' must be there"),

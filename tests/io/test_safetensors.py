@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import struct
+import sys
 import time
 import tracemalloc
 from fractions import Fraction
@@ -655,6 +656,7 @@ REJECTED_ENTRIES = {
     "offsets in descending order": (entry(shape=[0], data_offsets=[4, 0]), "takes 0 bytes"),
     "more bytes than data_offsets": (entry(shape=[2**40], data_offsets=[0, 2**40]), "takes 4398046511104 bytes"),
     "a shape too large": (entry(shape=[2**62]), "shape is too large"),
+    "the largest shape": (entry("U8", shape=[sys.maxsize]), f"takes {sys.maxsize} bytes"),
     "a product too large": (entry(shape=[2**32, 2**32]), "shape is too large"),
     "a product that is zero modulo 2**64": (entry(shape=[2**32, 2**32], data_offsets=[0, 0]), "shape is too large"),
     "too large beside a zero": (entry(shape=[2**62, 0, 2], data_offsets=[0, 0]), "shape is too large"),
@@ -828,6 +830,13 @@ def test_invalid_metadata_is_rejected(path, metadata):
         save_safetensors(path, {"t": np.ones(3)}, metadata)
 
 
+@pytest.mark.parametrize("argument", ["tensors", "metadata", "dtypes"])
+def test_what_is_no_mapping_is_rejected(path, argument):
+    arguments = {"tensors": {"t": np.ones(3)}, argument: ["t"]}
+    with leaves_untouched(path), pytest.raises(ArgumentError, match=f"^{argument} must be a mapping"):
+        save_safetensors(path, **arguments)
+
+
 NOT_REAL = [np.complex64, np.object_, "U3", "S3", "M8[s]", "m8[s]", [("field", "f4")]]
 
 
@@ -878,6 +887,9 @@ def test_too_few_or_too_many_values_are_rejected(path, kind):
 
 
 def test_a_header_that_no_reader_would_accept_is_rejected(path, monkeypatch):
+    monkeypatch.setattr(_safetensors_header, "MAX_HEADER", 56)
+    save_safetensors(path, {"t": np.ones(3)})
+    assert load_safetensors(path)["t"].tolist() == [1, 1, 1]
     monkeypatch.setattr(_safetensors_header, "MAX_HEADER", 55)
     with leaves_untouched(path), pytest.raises(ArgumentError, match="at most 55 bytes, got 56"):
         save_safetensors(path, {"t": np.ones(3)})
@@ -985,6 +997,8 @@ def test_stored_pieces_are_copied_unchanged(tmp_path, monkeypatch, copy_range, w
         pieces = {"a": [Stored(source, "a", 0, 5), Stored(source, "a", 5, 12)], "b": [Stored(source, "b", 0, 7)]}
         assert [piece.nbytes for piece in pieces["a"]] == [40, 56]
         stream_safetensors(tmp_path / "copy", {name: source.info(name) for name in source}, pieces.__getitem__)
+        stream_safetensors(tmp_path / "part", {"a": TensorInfo("F64", (3,))}, lambda name: [Stored(source, "a", 7, 10)])
+    assert load_safetensors(tmp_path / "part")["a"].tolist() == [7, 8, 9]
     assert (tmp_path / "copy").read_bytes() == (tmp_path / "source").read_bytes()
 
 
