@@ -28,6 +28,13 @@ class _Block(np.ndarray):
     """
 
 
+class _View(weakref.ref[Array]):
+    """A reference to the elements of a place, which knows the number of the place."""
+
+    __slots__ = ("number",)
+    number: int
+
+
 class FactorMemory:
     """Memory for pairs of factors, A of shape (in, r) and B of shape (r, out), of any ranks.
 
@@ -53,14 +60,15 @@ class FactorMemory:
         self._arrays: list[weakref.ref[_Block]] = []
         self._open: _Block | None = None
         self._used, self._size, self._count = 0, 0, 1
-        self._views: dict[int, weakref.ref[Array]] = {}
-        self._released: list[int] = []
+        self._views: dict[int, _View] = {}
+        self._released: list[_View] = []
+        self._release = self._released.append
         self._free: dict[int, list[int]] = {}
 
     def reserve(self, rows: int) -> None:
         """Open a block with at least this number of rows, unless as many are left in the open one."""
         if self._open is None or len(self._open) - self._used < rows:
-            self._open, self._used = np.empty((rows, sum(self.sizes)), self.dtype).view(_Block), 0
+            self._open, self._used = _Block((rows, sum(self.sizes)), self.dtype), 0
             self._arrays.append(weakref.ref(self._open))
             self._size += rows
 
@@ -69,16 +77,17 @@ class FactorMemory:
         number = self._freed(rank)
         number = self._added(rank) if number is None else number
         self.ranks[number], self.scalings[number] = rank, scaling
-        start, released = self._starts[number], self._released
-        rows = self._block(self._blocks[number])[start : start + rank].view(np.ndarray)
-        self._views[number] = weakref.ref(rows, lambda _: released.append(number))
-        A, B = self._factors(rows.reshape(-1), rank)
+        block = self._block(self._blocks[number])
+        values = np.ndarray(rank * block.shape[1], self.dtype, block, self._starts[number] * block.strides[0])
+        view = self._views[number] = _View(values, self._release)
+        view.number = number
+        A, B = self._factors(values, rank)
         return Place(self, number), A, B
 
     def _freed(self, rank: int) -> int | None:
         """The number of a place of this rank that is free again; None if there is none."""
         while self._released:
-            number = self._released.pop()
+            number = self._released.pop().number
             self._free.setdefault(int(self.ranks[number]), []).append(number)
         numbers = self._free.get(rank, [])
         while numbers:

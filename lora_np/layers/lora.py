@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self, final
 import numpy as np
 
 from .._typing import RNG, Array, Gradients, Part
-from .._validation import float_dtype, generator, positive_int, rank_within, real_array
+from .._validation import generator, positive_int, rank_within, real_array
 from ..errors import ArgumentError
 from ..functions.initializers import normal
 from ..kernels import product, sum_outer
@@ -209,8 +209,10 @@ class LoRALayer(MovableFactors, LowRankLayer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """A new layer of this structure, with zero factors."""
-        dtype, rank = float_dtype(config["dtype"]), positive_int("rank", config["rank"])
-        zero = np.zeros((), dtype)
-        A = np.broadcast_to(zero, (config["input_size"], rank))  # takes no memory before the shape is checked
-        B = np.broadcast_to(zero, (rank, config["output_size"]))
-        return cls.from_factors(A, B, config["alpha"], scaling=config["scaling"], dropout=config.get("dropout", 0.0))
+        layer = cls.__new__(cls)
+        sizes = config["input_size"], config["output_size"], config["rank"]
+        LowRankLayer.__init__(layer, *sizes, config["alpha"], config["scaling"], config["dtype"])
+        layer.matrix_a = np.zeros((layer.input_size, layer.rank), layer.dtype, order="F")
+        layer.matrix_b = np.zeros((layer.rank, layer.output_size), layer.dtype)
+        layer._drop(config.get("dropout", 0.0), None)
+        return layer

@@ -57,15 +57,15 @@ MUTANTS = [
     Mutant(
         "places are never used again",
         "kernels/factor_memory.py",
-        "released.append(number)",
-        "None",
+        "_View(values, self._release)",
+        "_View(values)",
         (TASK_MEMORY,),
     ),
     Mutant(
         "a place is used again while it is viewed",
         "kernels/factor_memory.py",
-        ".view(_Block), 0",
-        ", 0",
+        "_Block((rows, sum(self.sizes)), self.dtype), 0",
+        "np.empty((rows, sum(self.sizes)), self.dtype), 0",
         (TASK_MEMORY,),
     ),
     Mutant(
