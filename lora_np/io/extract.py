@@ -17,7 +17,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple, final
 
@@ -161,12 +160,11 @@ def extract_adapter(
 # ---------------------------------------------------------------- the randomised decomposition
 
 
-@dataclass(frozen=True)
-class _Goal:
-    """How the rank of a layer is chosen: it is the limit, or the smallest that keeps an energy within the limit."""
+class _Goal(NamedTuple):
+    """How the rank of a layer is chosen: the smallest that keeps an energy, or else the limit."""
 
     limit: int | None
-    energy: float | None
+    energy: float
 
     @classmethod
     def of(cls, rank: int | None, energy: float | None, max_rank: int | None) -> _Goal:
@@ -175,7 +173,7 @@ class _Goal:
         if rank is not None:
             if max_rank is not None:
                 raise ArgumentError(f"max_rank requires energy instead of rank, got max_rank={max_rank!r}")
-            return cls(positive_int("rank", rank), None)
+            return cls(positive_int("rank", rank), math.inf)
         share = finite_float("energy", energy)
         if not 0 < share <= 1:
             raise ArgumentError(f"energy must lie in (0, 1], got {share}")
@@ -186,17 +184,17 @@ def _approximated(change: _Change, goal: _Goal, random: Generator) -> tuple[LoRA
     """The best approximation that reaches the goal, from a basis that doubles until it does."""
     full = min(change.shape)
     limit = full if goal.limit is None else min(goal.limit, full)
-    width = limit if goal.energy is None else min(8, limit)
+    width = limit if goal.energy > 1 else min(8, limit)
     while True:
         basis = min(width + OVERSAMPLING, full)
         layer = _in_basis(change, basis, random)
         total = change.squares if basis < full else float((spectrum(layer) ** 2).sum())
         energies = np.cumsum(spectrum(layer)[:width] ** 2) / total
-        enough = energies >= (1 if goal.energy is None else goal.energy)
+        enough = energies >= goal.energy
         if width == limit or enough.any():
             break
         width = min(2 * width, limit)
-    rank = 1 + int(enough.argmax()) if goal.energy is not None and enough.any() else width
+    rank = 1 + int(enough.argmax()) if enough.any() else width
     kept = truncate(layer, rank=rank)
     dtype = np.float64 if change.is_double else np.float32
     narrow = LoRALayer.from_factors(kept.matrix_a.astype(dtype), kept.matrix_b.astype(dtype), kept.alpha)
@@ -298,7 +296,7 @@ def _chosen(old: _Checkpoint, new: _Checkpoint, targets: Names) -> set[str]:
 
 
 def _is_matrix(info: TensorInfo) -> bool:
-    return len(info.shape) == 2 and info.size > 0 and info.dtype in PRECISIONS
+    return len(info.shape) == 2 and info.dtype in PRECISIONS
 
 
 def _changed(old: _Checkpoint, new: _Checkpoint, progress: Callable[[str], None] | None) -> Iterator[str]:
@@ -312,10 +310,10 @@ def _changed(old: _Checkpoint, new: _Checkpoint, progress: Callable[[str], None]
 
 def _unchanged(old: _Checkpoint, new: _Checkpoint, key: str) -> bool:
     """Whether a tensor has the same shape and values in both checkpoints, whatever its dtypes."""
-    if old.info(key).shape != new.info(key).shape:
-        return False
-    for start in range(0, new.info(key).size, WINDOW):
-        before, after = (decoded(one.files[key].raw(key, start, start + WINDOW), one.info(key).dtype) for one in (old, new))
-        if not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
-            return False
-    return True
+    pieces = (
+        [decoded(one.files[key].raw(key, start, start + WINDOW), one.info(key).dtype) for one in (old, new)]
+        for start in range(0, new.info(key).size, WINDOW)
+    )
+    return old.info(key).shape == new.info(key).shape and all(
+        np.array_equal(before, after, equal_nan=before.dtype.kind == "f") for before, after in pieces
+    )

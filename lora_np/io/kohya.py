@@ -121,8 +121,8 @@ def save_kohya(file: Path, weights: AdapterWeights, *, component: str | None = N
         tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = as_stored(layer, kernel)
         tensors[f"{name}.alpha"] = _number(layer.scaling * layer.rank if layer.scaling_rule == "rslora" else layer.alpha)
         if path in weights.magnitudes:
-            shape = (1, -1) if path in weights.by_input else (-1, 1)
-            tensors[f"{name}.dora_scale"] = weights.magnitudes[path].reshape(*shape, *(1 for _ in kernel))
+            scale = np.expand_dims(weights.magnitudes[path], 0 if path in weights.by_input else 1)
+            tensors[f"{name}.dora_scale"] = scale.reshape(*scale.shape, *(1 for _ in kernel))
     save_safetensors(file, tensors)
 
 

@@ -44,6 +44,7 @@ def test_a_low_rank_change_is_found_exactly(tmp_path_factory, rows, columns, tru
     np.testing.assert_allclose(delta if transposed else delta.T, change, atol=1e-12 * np.abs(change).max())
     assert found.layers["up"].norm == pytest.approx(np.linalg.norm(change))
     assert found.layers["up"].energy == pytest.approx(1)
+    assert found.layers["up"].energy <= 1
     assert found.layers["up"].rank == found.adapter.layers["up"].rank == min(true + more, rows, columns)
 
 
@@ -66,6 +67,11 @@ def test_an_energy_selects_the_smallest_rank(tmp_path, energy):
     energies = np.cumsum(np.linalg.svd(change, compute_uv=False) ** 2)
     expected = 40 if energy == 1 else 1 + np.flatnonzero(energies >= energy * energies[-1])[0]
     assert abs(rank - expected) <= (energy > 0.9999)  # there, the rounding of the sum decides
+
+
+def test_a_rank_beyond_that_of_the_change_is_kept(tmp_path):
+    found = extract_adapter(*pair(tmp_path, batch(30, 2, seed=1) @ batch(2, 20, seed=2)), rank=15)
+    assert found.layers["up"].rank == found.adapter.layers["up"].rank == 15
 
 
 def test_an_energy_beyond_the_largest_rank(tmp_path):
@@ -112,12 +118,14 @@ def test_what_is_not_a_matrix_is_stored_whole(tmp_path):
         "gone.weight": batch(2, 2),
         "nothing.weight": np.empty((0, 3)),
         "number.weight": np.arange(6).reshape(2, 3),
+        "reshaped.weight": batch(2, 6),
+        "unknown.weight": np.full((2, 2), np.nan),
     }
     tuned = {key: np.array(value) for key, value in base.items() if key != "gone.weight"}
-    unchanged = {"same.weight", "nothing.weight"}
+    unchanged = {"same.weight", "nothing.weight", "unknown.weight"}
     for key in tuned.keys() - unchanged:
         tuned[key] += 1
-    tuned["grown.weight"] = batch(5, 3)
+    tuned["grown.weight"], tuned["reshaped.weight"] = batch(5, 3), base["reshaped.weight"].reshape(3, 4)
     tuned["head.weight"] = batch(2, 3)
     files = write(tmp_path, "base", base), write(tmp_path, "tuned", tuned)
     found = extract_adapter(*files, rank=2)

@@ -180,6 +180,11 @@ def test_a_path_without_a_component_is_refused(tmp_path, path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_component_that_no_pipeline_has_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match=r"component must be one of unet, .*, got 'vae'"):
+        save_kohya(tmp_path / "a.safetensors", plain("unet.a"), component="vae")
+
+
 def test_paths_of_the_same_name_are_refused(tmp_path):
     message = "'unet.a_b.c' and 'unet.a.b_c' have the same name in kohya's format, 'lora_unet_a_b_c'"
     with pytest.raises(ArgumentError, match=message):

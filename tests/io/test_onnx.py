@@ -1,5 +1,6 @@
 """ONNX files: checked by onnx, run by onnxruntime, and compared with lora_np."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ from lora_np.functions.activations import ACTIVATIONS
 from lora_np.io import onnx as lora_onnx
 from lora_np.io._onnx_operators import OPERATORS
 from lora_np.io.onnx import adapter_inputs, save_onnx, to_onnx
-from tests.kinds import IN, KINDS, LAYERS, OUT, RANK, batch, bits, build, dylora, multilora, randomised
+from tests.kinds import IN, KINDS, LAYERS, OUT, RANK, batch, bits, build, dylora, multilora, randomised, ranked_tasks
 from tests.models.decoders import decoder
 from tests.test_graph import models
 
@@ -267,6 +268,20 @@ def test_metadata():
     assert {name for name in mixed if name.startswith("2.tasks") and name.endswith("rank")} == {
         "2.tasks.first.rank", "2.tasks.second.rank", "2.tasks.third.rank",
     }  # fmt: skip
+
+
+def test_metadata_of_tasks_with_ranks():
+    model = ranked_tasks(DenseLayer(4, 3), 2, rng=0)
+    tasks = list(model.task_ranks)
+    assert len(tasks) > 1
+    deployed = {
+        f"tasks.{name}.deployed.{entry}": value
+        for name, ranks in model.task_ranks.items()
+        for entry, value in [("rank", f"{ranks.current_deployment_rank}"), ("ranks", json.dumps(ranks.active_ranks))]
+    }
+    for adapters, shown in (("mixed", tasks), ("merged", [model.current_task])):
+        found = {name: value for name, value in properties(to_onnx(model, adapters=adapters)).items() if "deployed" in name}
+        assert found == {name: value for name, value in deployed.items() if name.split(".")[1] in shown}
 
 
 def test_metadata_of_a_single_adapter():
@@ -538,6 +553,7 @@ def test_an_unsupported_function_is_rejected_with_a_reason(name, tmp_path):
     with pytest.raises(NotSupportedError) as caught:
         save_onnx(model, tmp_path / "model.onnx")
     assert str(caught.value).startswith(f"{inner.layer_name} (Own) cannot be written as ONNX: {reason}")
+    assert "recursion" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,7 +22,7 @@ from lora_np import (
     StandardLoRAAdapter,
     tanh,
 )
-from lora_np.io._onnx_rows import scaled_by_rank, task_branches
+from lora_np.io._onnx_rows import scaled_by_rank, task_branches, with_row_inputs
 from lora_np.io.onnx import to_onnx
 from tests.io.test_onnx import TOLERANCE, assert_same, names, operators, run, shapes
 from tests.kinds import batch, randomised
@@ -89,6 +89,25 @@ def test_each_input_exists_only_if_it_selects_something(opset):
     assert [list(shapes(file.graph.input)) for file in (by_task, by_rank)] == [["input", "task"], ["input", "rank"]]
     assert_same(run(by_task, input=x, task=np.array([1, 0])), with_tasks.predict(x, tasks=TASKS[1::-1]), np.float64)
     assert_same(run(by_rank, input=x, rank=np.array([3, 1])), with_ranks.predict(x, rank=[3, 1]), np.float64)
+
+
+def test_a_single_task_and_the_base_alone():
+    model, x = randomised(multilora(DenseLayer(4, 3), TASKS[:1], (2,))), batch(2, 4)
+    actual = run(to_onnx(model, adapters="mixed"), input=x, task=np.array([0, -1]))
+    assert_same(actual, model.predict(x, tasks=[TASKS[0], None]), np.float64)
+
+
+def test_nodes_know_their_shapes():
+    model = mixed_model()
+    graph = with_row_inputs(model, model.export_computation_graph([]))
+    inputs = {"input": batch(6, 5), "task": np.zeros(6, np.int64), "rank": np.ones(6, np.int64)}
+    values = {}
+    for node in graph.nodes():
+        if node.function is None:
+            values[node] = inputs.get(node.name, node.value)
+        else:
+            values[node] = node.function(*(values[parent] for parent in node.parents), **node.options)
+        assert np.shape(values[node]) == tuple(6 if size is ... else size for size in node.shape)
 
 
 def test_ranks_that_are_not_active_and_rank_0():

@@ -108,6 +108,16 @@ def test_only_the_components_of_the_adapter_change(tmp_path, base):
     assert files(tmp_path / "out").keys() == kept
 
 
+def test_another_base_is_one_part(tmp_path):
+    weights = AdapterWeights({"a": LoRALayer(4, 3, 2, rng=0)})
+    save_safetensors(tmp_path / "model.safetensors", {"a.weight": np.ones((3, 4))})
+    file = str(tmp_path / "model.safetensors")
+    assert merge_parts(file, weights) == [(file, weights, "")]
+    assert merge_parts(tmp_path, weights) == [(file, weights, "model.safetensors")]
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert merge_parts(tmp_path, weights) == [(str(tmp_path), weights, "")]
+
+
 def test_refusals_leave_nothing(tmp_path, base):
     layer = {"unet.nowhere": LoRALayer(4, 3, 2, rng=0)}
     with pytest.raises(FormatError, match=r"no module has the name of 'unet.nowhere'"):

@@ -150,8 +150,8 @@ MUTANTS = [
     Mutant(
         "changes beyond the first window are not seen",
         "io/extract.py",
-        "for start in range(0, new.info(key).size, WINDOW):",
-        "for start in range(0, min(1, new.info(key).size), WINDOW):",
+        "for start in range(0, new.info(key).size, WINDOW)",
+        "for start in range(0, min(1, new.info(key).size), WINDOW)",
         (EXTRACT,),
     ),
     Mutant(
