@@ -382,6 +382,38 @@ def test_a_small_product_is_not_worth_a_thread(monkeypatch):
     assert [len(layout._parts(rows)) for rows in (2, 7, 8, 12, 16, 32, 256)] == [1, 1, 2, 3, 4, 8, 8]
 
 
+# ---------------------------------------------------------------- stacks
+
+
+def test_slices_are_multiplied_by_stacks_and_matrices():
+    """Two elements of two rows, and three rows; the second products are optional."""
+    x, bounds = whole_numbers(0, 7, 5), [0, 4, 7]
+    factors = [(whole_numbers(1, 2, 5, 3), whole_numbers(2, 2, 3, 4)), (whole_numbers(3, 5, 2), whole_numbers(4, 2, 4))]
+    slices = [(x[:4].reshape(2, 2, 5), factors[0]), (x[4:], factors[1])]
+    y = np.empty((7, 4))
+    hs = kernels.multiply_twice(x, bounds, factors, y)
+    for h, again, (rows, (A, _)) in zip(hs, kernels.multiply_twice(x, bounds, factors, None), slices, strict=True):
+        np.testing.assert_array_equal(h, rows @ A)
+        np.testing.assert_array_equal(again, h)
+    np.testing.assert_array_equal(y, np.concatenate([(rows @ A @ B).reshape(-1, 4) for rows, (A, B) in slices]))
+
+
+def test_outer_products_are_summed_by_group():
+    """Stacks of 1 + 1 + 2 elements of two rows, of 2 elements of one row, and a matrix of three rows."""
+    hs = [whole_numbers(0, 4, 2, 3), whole_numbers(1, 2, 1, 3), whole_numbers(2, 3, 2)]
+    x, bounds, counts = whole_numbers(3, 13, 5), [0, 8, 10, 13], [np.array([1, 1, 2]), np.array([1, 1])]
+    rows = kernels.outer_rows(hs, counts)
+    assert rows == 3 * 3 + 2 * 3 + 2
+    out = np.empty((rows, 5))
+    stack, single, matrix = kernels.outer_each(hs, x, bounds, counts, out)
+    first, second = hs[0].reshape(8, 3), hs[1].reshape(2, 3)
+    parts = slice(0, 2), slice(2, 4), slice(4, 8)
+    np.testing.assert_array_equal(stack, [first[part].T @ x[:8][part] for part in parts])
+    np.testing.assert_array_equal(single, second[:, :, None] * x[8:10, None])
+    np.testing.assert_array_equal(matrix, hs[2].T @ x[10:])
+    np.testing.assert_array_equal(out, np.concatenate([stack.reshape(-1, 5), single.reshape(-1, 5), matrix]))
+
+
 # ---------------------------------------------------------------- worker threads
 
 
