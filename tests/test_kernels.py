@@ -3,6 +3,7 @@
 The limits are lowered, so that small arrays take the ways of large ones, on any processor.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -241,6 +242,10 @@ def test_the_columns_of_a_tile_are_as_many_as_the_kernel_takes(lowered, monkeypa
         found.clear()
         kernels.sum_outer(x, other)
         assert found in ([], [0]) or 1 in (rows, n)
+    found.clear()
+    monkeypatch.setattr(tiles, "LIMIT", 0)
+    kernels.sum_outer(x, dy)
+    assert found == []
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int64, np.longdouble, complex, object])
@@ -482,6 +487,15 @@ def test_the_core_has_a_name_and_can_be_forced():
         assert run(OPENBLAS_NUM_THREADS="1")[2] == "64"
     assert blas.SMALL_KERNELS.get(blas.core_name(), 0) == tiles.LIMIT
     assert 64 // blas.threads() == tiles.FEW_ROWS
+
+
+@pytest.mark.parametrize(("threads", "rows"), [(1, 64), (4, 16), (65, 0)])
+def test_few_rows_are_fewer_the_more_threads_share_the_work(monkeypatch, threads, rows):
+    monkeypatch.setattr(blas, "threads", lambda: threads)
+    spec = importlib.util.find_spec("lora_np.kernels.tiles")
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    assert rows == fresh.FEW_ROWS
 
 
 def test_an_unknown_blas_uses_numpys_own_products(monkeypatch):

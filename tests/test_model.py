@@ -26,10 +26,12 @@ from lora_np import (
     has_multi_lora_adapters,
     merge_in_place,
     relu,
+    select_rank,
     select_task,
     softmax,
     tanh,
     trainable_parameters,
+    without_adapters,
 )
 from lora_np.models.adapting import apply_adapters
 
@@ -130,9 +132,23 @@ def test_a_model_without_dense_layers_is_an_error(model):
         apply_lora(model, standard)
 
 
-def test_no_model_is_an_error():
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda model: apply_lora(model, standard),
+        without_adapters,
+        merge_in_place,
+        has_adapters,
+        lambda model: select_task(model, "task"),
+        lambda model: select_rank(model, 1),
+        trainable_parameters,
+    ],
+)
+def test_a_model_must_be_a_layer(function):
     with pytest.raises(ArgumentNullError, match="model"):
-        apply_lora(None, standard)
+        function(None)
+    with pytest.raises(ArgumentError, match=r"^model must be a layer, got \[1\]$"):
+        function([1])
 
 
 @pytest.mark.parametrize("names", ["(", "*"])

@@ -135,15 +135,15 @@ class _Choice(NamedTuple):
     def tokens(self, z: Array, prompts: Array, count: int) -> Array:
         """A token for each of the given prompts, of `count`, given their logits: (prompts, V) -> (prompts,)."""
         if not self.temperature:
-            return z.argmax(axis=-1)
+            return z.argmax(axis=1)
         u = self.random.random(count)[prompts]
         with np.errstate(over="ignore"):  # -inf is the limit for low temperatures
-            z = (z - z.max(axis=-1, keepdims=True)).astype(np.float64) / self.temperature
+            z = (z - z.max(axis=1, keepdims=True)).astype(np.float64) / self.temperature
         if self.top_k is not None and self.top_k < z.shape[-1]:
-            smallest = np.partition(z, -self.top_k, axis=-1)[:, -self.top_k, np.newaxis]
+            smallest = np.partition(z, -self.top_k)[:, -self.top_k, np.newaxis]
             z[z < smallest] = -np.inf
-        distribution = np.exp(z).cumsum(axis=-1)  # times a constant
-        return (distribution <= u[:, np.newaxis] * distribution[:, -1:]).sum(axis=-1)
+        distribution = np.exp(z).cumsum(axis=1)  # times a constant
+        return (distribution <= u[:, np.newaxis] * distribution[:, -1:]).sum(axis=1)
 
 
 def _tokens(

@@ -54,7 +54,7 @@ class GPT2Block(Block):
 
     def flow(self, x: Array, run: Run, call: Call) -> tuple[Array, Cache]:
         """``a = x + O attend(split(A LN₁(x)))``, ``y = a + W f(U LN₂(a))``."""
-        q, k, v = np.split(call(QKV, call(NORM1, x)), 3, axis=-1)  # (N, 3 D) -> (N, D) each
+        q, k, v = np.split(call(QKV, call(NORM1, x)), 3, axis=1)  # (N, 3 D) -> (N, D) each
         c, attended = self.attend(q, k, v, run)  # (N, D)
         a = x + call(O, c)
         h, slope = self.activation.value_and_slope(call(UP, call(NORM2, a)), slope=run.keep)  # (N, 4 D)
@@ -65,7 +65,7 @@ class GPT2Block(Block):
         attended, slope = cache
         dm = back(UP, back(DOWN, dy) * slope)  # (N, D)
         da = dy + back(NORM2, dm)
-        dqkv = np.concatenate(self.attention.vjp(back(O, da), attended), axis=-1)  # (N, 3 D)
+        dqkv = np.concatenate(self.attention.vjp(back(O, da), attended), axis=1)  # (N, 3 D)
         return da + back(NORM1, back(QKV, dqkv))
 
 

@@ -120,10 +120,10 @@ class NextTokenLoss(Loss):
         """``-Σ s log P[row, t]`` and ``dH = dZ W`` of some rows with shares s. One array holds Z, then P, then dZ."""
         z, cache = self.head.apply(h, EVALUATION)  # (rows, V)
         t = np.arange(len(h)), targets
-        z -= z.real.max(axis=-1, keepdims=True)
+        z -= z.real.max(axis=1, keepdims=True)
         chosen = z[t]
         p = np.exp(z, out=z)
-        sums = p.sum(axis=-1, keepdims=True)
+        sums = p.sum(axis=1, keepdims=True)
         p /= sums
         dz = np.multiply(p, shares[:, None], out=p)
         dz[t] -= shares
@@ -178,7 +178,7 @@ def next_token_data(prompts: Iterable[Any], answers: Iterable[Any]) -> tuple[Arr
 
 def padded(rows: Sequence[Sequence[int]]) -> Array:
     """Rows of different lengths as one array, padded at the end with -1."""
-    array = np.full((len(rows), max(map(len, rows), default=0)), -1, np.intp)
+    array = np.full((len(rows), max(map(len, rows))), -1, np.intp)
     for place, row in zip(array, rows, strict=True):
         place[: len(row)] = row
     return array

@@ -57,7 +57,13 @@ AREAS = {
     "kernels": "tests/test_kernels.py tests/test_bfloat16.py tests/test_stored.py tests/layers/test_packing.py "
     "tests/layers/test_dense.py tests/adapters/test_task_memory.py",
     "layers": "tests/layers tests/test_sequences.py",
-    "models": "tests/models tests/test_model.py tests/test_adapting.py",
+    "models": "tests/models/test_bert.py tests/models/test_golden_bert.py tests/models/test_decoders.py "
+    "tests/models/test_golden_decoders.py",
+    "models/adapting.py models/finding.py models/names.py models/parameter_table.py models/tasks.py": "tests/test_model.py "
+    "tests/test_adapting.py tests/test_ranked_tasks_in_models.py tests/models/test_tasks.py tests/io/test_peft_whole.py",
+    "models/generation.py": "tests/models/test_generation.py",
+    "models/next_token.py": "tests/models/test_next_token.py",
+    "models/replacing.py": "tests/io/test_peft_whole.py",
     "training": "tests/test_training.py tests/test_optimizers.py tests/test_descent.py tests/test_interrupts.py "
     "tests/test_schedules.py tests/test_accumulation.py tests/test_groups.py tests/test_row_weights.py "
     "tests/test_sorted_start.py tests/test_checkpoint.py tests/adapters/test_dylora.py",

@@ -255,7 +255,7 @@ MUTANTS = [
     Mutant(
         "next token: the maximum stays in",
         "models/next_token.py",
-        "        z -= z.real.max(axis=-1, keepdims=True)\n",
+        "        z -= z.real.max(axis=1, keepdims=True)\n",
         "",
         (NEXT,),
     ),
