@@ -484,6 +484,29 @@ class Two(Own):
         return x * (self.output * self.bias) + self.output * 2, ()
 
 
+class Mixed(Own):
+    """A float32 layer that computes in both precisions with the same array."""
+
+    parameter_names = ("weight",)
+
+    def __init__(self):
+        super().__init__(None, dtype=np.float32)
+        self.weight = batch(3, seed=4).astype(np.float32)
+
+    def apply(self, x, run):
+        return x * self.weight + (x * np.full(3, 1 / 3) + self.weight), ()
+
+
+def test_an_array_of_two_precisions_is_stored_twice():
+    x = batch(2, 3).astype(np.float32)
+    assert_same(run(to_onnx(Mixed()), input=x), Mixed().predict(x), np.float64)
+
+
+def test_constants_and_axes_are_stored_once():
+    layer = Own(lambda x: x * (0.5 + x.sum(axis=-1, keepdims=True)) + x.max(axis=-1, keepdims=True) / (x + 0.5))
+    assert {array.name for array in to_onnx(layer).graph.initializer} == {"constant", "axes"}
+
+
 def test_names_that_are_already_taken():
     x = batch(2, 3)
     assert_same(run(to_onnx(Named()), input=x), Named().predict(x), np.float64)

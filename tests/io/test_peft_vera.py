@@ -185,6 +185,7 @@ ADALORA_DAMAGES = {
         "init_r of the configuration must be a number of at least 0, got True",
     ),
     "a negative alpha": (None, {"lora_alpha": -1}, FormatError, "lora_alpha of the configuration must be a number of at"),
+    "a billion": (None, {"init_r": 10**9}, FormatError, "init_r of the configuration must be a number of at least 0"),
     "a huge number": (None, {"init_r": 10**400}, FormatError, "init_r of the configuration must be a number of at least 0"),
     "masks of numbers": (
         None,
@@ -212,6 +213,14 @@ def test_a_layer_of_which_adalora_has_left_no_component_adds_nothing(folder):
 def test_adalora_without_alpha_has_the_scaling_one_over_almost_one(folder):
     weights = load_peft(folder(ADALORA, lora_alpha=0))
     assert weights.layers["up"].scaling == pytest.approx(3 / (3 + 1e-5), rel=1e-15)
+
+
+def test_the_defaults_of_adalora(folder):
+    place = folder(ADALORA)
+    config = json.loads((place / CONFIG).read_text())
+    del config["init_r"], config["lora_alpha"]
+    (place / CONFIG).write_text(json.dumps(config))
+    assert load_peft(place).layers["up"].scaling == pytest.approx(8 / (12 + 1e-5), rel=1e-15)
 
 
 @pytest.mark.parametrize(
