@@ -161,7 +161,7 @@ def shortened(value: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(value):,} characters)"
 
 
-def adapter_text(report: Report, *, by_module: bool = False) -> str:
+def adapter_text(report: Report, *, by_module: bool) -> str:
     """The table of an adapter, its totals, and notes on its DyLoRA and DoRA layers."""
     rows = [
         [
@@ -189,7 +189,7 @@ def modules_table(modules: list[Report]) -> str:
             printable(one["module"]),
             str(one["layers"]),
             f"{one['parameters']:,}",
-            _span(one["ranks"]),
+            span(one["ranks"]),
             number(one["norm"]),
             number(one["largest_norm"]),
             f"{one['effective_rank']:.2f}",
@@ -210,8 +210,9 @@ def modules_table(modules: list[Report]) -> str:
     return table(header, rows)
 
 
-def _span(values: list[int]) -> str:
-    return str(values[0]) if len(values) == 1 else f"{values[0]}..{values[-1]}"
+def span(values: list[int]) -> str:
+    """The lowest and the highest of ascending numbers."""
+    return "" if not values else str(values[0]) if len(values) == 1 else f"{values[0]}..{values[-1]}"
 
 
 def tensors_text(tensors: list[Report]) -> str:

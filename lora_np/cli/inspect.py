@@ -26,6 +26,7 @@ from ._reports import (
     metadata,
     metadata_lines,
     module_reports,
+    span,
     tensor_reports,
     tensors_text,
 )
@@ -159,10 +160,9 @@ def overview(reports: list[Report]) -> str:
         path = printable(report["path"])
         for adapter in report.get("adapters", []):
             ranks = sorted({layer["rank"] for layer in adapter["layers"]})
-            rank = "" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}..{ranks[-1]}"
             name = f"{path} ({printable(adapter['name'])})" if adapter["name"] else path
             base = printable(str(adapter["base_model"] or ""))
-            rows.append([name, report["kind"], base, str(len(adapter["layers"])), rank, f"{adapter['parameters']:,}"])
+            rows.append([name, report["kind"], base, str(len(adapter["layers"])), span(ranks), f"{adapter['parameters']:,}"])
         if "tensors" in report:
             size = sum(tensor["parameters"] for tensor in report["tensors"])
             kind = "checkpoint" if report["problem"] is None else "not understood"

@@ -12,10 +12,18 @@ AREAS = {
     "run.py": "tests/test_run.py tests/adapters/test_mixed.py tests/models/test_bert.py",
     "sequences.py": "tests/test_sequences.py tests/models/test_bert.py",
     "testing.py": "tests/test_testing.py tests/layers/test_contract.py",
+    "text.py": "tests/test_text.py tests/test_text_gguf.py",
     "adapters": "tests/adapters tests/test_run.py",
     "base": "tests/layers tests/test_weight_loading.py tests/test_io_npz.py tests/test_run.py "
     "tests/adapters/test_contract.py",
+    "cli": "tests/cli tests/conformance/test_check.py --deselect tests/cli/test_demo_text.py::test_gradients_of_upper_blocks",
+    "conformance": "tests/conformance/test_check.py tests/conformance/test_vectors.py --deselect "
+    "tests/conformance/test_vectors.py::test_generating_them_again_gives_the_same_bytes",
+    "data": "tests/data",
+    "demo": "tests/cli/test_demo.py tests/cli/test_demo_text.py tests/test_plot.py --deselect "
+    "tests/cli/test_demo_text.py::test_gradients_of_upper_blocks",
     "distributed": "tests/test_distributed.py",
+    "exercises": "tests/test_exercises.py",
     "factors": "tests/test_immutable.py tests/test_surgery.py tests/test_adapter_weights.py tests/test_combining.py "
     "tests/test_truncating.py "
     "tests/test_tasks_apart.py tests/test_ranked_tasks_in_models.py tests/adapters/test_ranked_tasks.py "
@@ -64,6 +72,9 @@ AREAS = {
     "models/generation.py": "tests/models/test_generation.py",
     "models/next_token.py": "tests/models/test_next_token.py",
     "models/replacing.py": "tests/io/test_peft_whole.py",
+    "plot": "tests/test_plot.py",
+    "sklearn": "tests/sklearn",
+    "terminal": "tests/cli/test_table.py tests/cli/test_progress.py",
     "training": "tests/test_training.py tests/test_optimizers.py tests/test_descent.py tests/test_interrupts.py "
     "tests/test_schedules.py tests/test_accumulation.py tests/test_groups.py tests/test_row_weights.py "
     "tests/test_sorted_start.py tests/test_checkpoint.py tests/adapters/test_dylora.py",

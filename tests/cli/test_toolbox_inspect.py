@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from lora_np import LoRALayer, save_layer
+from lora_np import DenseLayer, LoRALayer, Sequential, StandardLoRAAdapter, apply_lora, save_layer
 from lora_np.cli import main
 from lora_np.factors.surgery import effective_rank
 from lora_np.factors.weights import AdapterWeights
@@ -78,6 +78,14 @@ def test_a_model_in_an_npz_file(tmp_path, run, run_json):
     assert out.startswith(f"{tmp_path / 'model.npz'}: Sequential model in an npz file\n")
     assert "2 layers, 60 parameters, 480 bytes (F64)" in out
     assert len(run_json("inspect", tmp_path / "model.npz")["adapters"]) == 1
+
+
+def test_layers_of_a_model_are_in_its_order_and_those_of_a_file_by_path(tmp_path, run_json):
+    layers = {name: DenseLayer(3, 3, rng=0) for name in ("b10", "b9", "a")}
+    model = apply_lora(Sequential(layers), lambda layer: StandardLoRAAdapter(layer, 1, rng=0))
+    save_layer(model, tmp_path / "model.npz")
+    for place, order in ((tmp_path / "model.npz", list(layers)), (write_peft(tmp_path / "a", model), ["a", "b9", "b10"])):
+        assert [layer["path"] for layer in run_json("inspect", place)["adapters"][0]["layers"]] == order
 
 
 def test_every_task_has_a_table(tmp_path, run, run_json):
@@ -326,7 +334,7 @@ def blocks():
 
 
 def random_layer(seed, inputs, outputs):
-    rng, rank = np.random.default_rng(seed), 1 + seed % 4 // 2
+    rng, rank = np.random.default_rng(seed), 1 + seed // 2
     return LoRALayer.from_factors(rng.normal(size=(inputs, rank)), rng.normal(size=(rank, outputs)))
 
 
@@ -334,15 +342,17 @@ def test_by_module(tmp_path, run, run_json):
     adapter = write_peft(tmp_path / "a", blocks())
     lines = [line.split() for line in run("inspect", adapter, "--by-module").splitlines()]
     assert lines[2][:4] == ["module", "layers", "parameters", "rank"]
-    assert [line[:4] for line in lines[4:6]] == [["layers.*.down", "3", "32", "1..2"], ["layers.*.up", "3", "32", "1..2"]]
+    assert [line[:4] for line in lines[4:6]] == [["layers.*.down", "3", "48", "1..3"], ["layers.*.up", "3", "48", "1..3"]]
     (report,) = run_json("inspect", adapter, "--by-module")["adapters"]
     ups = [layer for layer in report["layers"] if layer["path"].endswith("up")]
     first = report["modules"][1]
-    assert (first["module"], first["layers"], first["ranks"]) == ("layers.*.up", 3, [1, 2])
+    assert (first["module"], first["layers"], first["ranks"]) == ("layers.*.up", 3, [1, 2, 3])
     assert first["norm"] == pytest.approx(np.sqrt(np.mean([layer["norm"] ** 2 for layer in ups])))
     assert first["largest_norm"] == max(layer["norm"] for layer in ups)
     for name in ("effective_rank", "energy_at_half_rank"):
         assert first[name] == pytest.approx(np.mean([layer[name] for layer in ups]))
+    one = write_peft(tmp_path / "one", AdapterWeights({"up": random_layer(2, 3, 5)}))
+    assert run("inspect", one, "--by-module").splitlines()[4].split()[:4] == ["up", "1", "16", "2"]
     assert "modules" not in run_json("inspect", adapter)["adapters"][0]
 
 
@@ -392,7 +402,7 @@ def test_a_folder_and_its_subfolders(tmp_path, run, run_json):
     assert [report["path"] for report in reports] == found
     rows = [line.split() for line in run("inspect", "--recursive", tmp_path).splitlines()[2:]]
     assert [row[0] for row in rows] == found
-    assert rows[1][1:] == ["PEFT", "adapter", "b", "6", "1..2", "64"]
+    assert rows[1][1:] == ["PEFT", "adapter", "b", "6", "1..3", "96"]
     one = write_kohya(tmp_path / "one.safetensors")
     assert [report["path"] for report in run_json("inspect", "-r", tmp_path / "deep" / "mlx", one)] == [found[4], one]
 
