@@ -142,5 +142,5 @@ def test_equivalent_mutants_have_a_reason():
     root = SCRIPTS.parent
     listed = tomllib.loads((root / "tests" / "equivalent_mutants.toml").read_text(encoding="utf-8"))["mutant"]
     for one in listed:
-        assert one.keys() == {"file", "before", "after", "reason"}
+        assert {"file", "before", "reason"} <= one.keys() <= {"file", "before", "after", "reason"}
         assert (root / "lora_np" / one["file"]).exists()

@@ -159,10 +159,10 @@ def overview(reports: list[Report]) -> str:
     for report in reports:
         path = printable(report["path"])
         for adapter in report.get("adapters", []):
-            ranks = sorted({layer["rank"] for layer in adapter["layers"]})
+            ranks = span(sorted({layer["rank"] for layer in adapter["layers"]}))
             name = f"{path} ({printable(adapter['name'])})" if adapter["name"] else path
             base = printable(str(adapter["base_model"] or ""))
-            rows.append([name, report["kind"], base, str(len(adapter["layers"])), span(ranks), f"{adapter['parameters']:,}"])
+            rows.append([name, report["kind"], base, str(len(adapter["layers"])), ranks, f"{adapter['parameters']:,}"])
         if "tensors" in report:
             size = sum(tensor["parameters"] for tensor in report["tensors"])
             kind = "checkpoint" if report["problem"] is None else "not understood"

@@ -5,22 +5,22 @@ import numpy as np
 
 def softmax(S):
     """Each row of S, exponentiated and divided by its sum."""
-    e = np.exp(S - S.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    e = np.exp(S - S.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
 
 
 def forward(Q, K, V):
     """Queries (n, d), keys and values (m, d) of one sequence and one head; the output is (n, d)."""
-    return softmax(Q @ K.T / np.sqrt(Q.shape[-1])) @ V
+    return softmax(Q @ K.T / np.sqrt(Q.shape[1])) @ V
 
 
 def vjp(dC, Q, K, V):
     """The gradients (dQ, dK, dV)."""
-    root = np.sqrt(Q.shape[-1])
+    root = np.sqrt(Q.shape[1])
     P = softmax(Q @ K.T / root)  # (n, m)
     dV = P.T @ dC
     dP = dC @ V.T  # (n, m)
-    dS = P * (dP - (dP * P).sum(axis=-1, keepdims=True))  # the Jacobian of softmax
+    dS = P * (dP - (dP * P).sum(axis=1, keepdims=True))  # the Jacobian of softmax
     return dS @ K / root, dS.T @ Q / root, dV
 
 

@@ -20,5 +20,5 @@ def vjp(dy, x, W, s, k, A, B):
 
 def example(rng, n, d_in, d_out, r):
     """Arguments of `forward`, to try `vjp` on."""
-    x, W, k = rng.normal(size=(n, d_in)), rng.normal(size=(d_in, d_out)), int(rng.integers(1, r + 1))
+    x, W, k = rng.normal(size=(n, d_in)), rng.normal(size=(d_in, d_out)), max(1, r - 1)
     return {"x": x, "W": W, "s": 0.75, "k": k, "A": rng.normal(size=(d_in, r)), "B": rng.normal(size=(r, d_out))}

@@ -1,8 +1,9 @@
 """The mutants of a module: single changes of an operator, a constant, a condition, a result or a call.
 
 Left out, because no test should depend on them: type hints, overloads, the wording of messages (whatever is inside `raise`,
-an f-string or a warning), sizes of caches (`maxsize`), guards that cannot fail in correct code (`strict` of `zip`),
-`stacklevel`, `copy=False`, which only saves memory, and the -1 of `reshape`, for which NumPy takes any negative number.
+an f-string or a warning), sizes of caches (`maxsize`), guards that cannot fail in correct code (`strict` of `zip`, `frozen`
+of `dataclass`), `stacklevel`, `copy=False`, which only saves memory, and the -1 of `reshape`, for which NumPy takes any
+negative number.
 """
 
 import ast
@@ -78,7 +79,7 @@ def is_untested(node: ast.AST) -> bool:
     if isinstance(node, ast.FunctionDef):
         return any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
     if isinstance(node, ast.Call):
-        return ast.unparse(node.func) == "warnings.warn"
+        return ast.unparse(node.func) in ("warnings.warn", "dataclass")
     if isinstance(node, ast.keyword):
         return node.arg in UNTESTED_KEYWORDS or (node.arg == "copy" and ast.unparse(node.value) == "False")
     return False

@@ -64,6 +64,10 @@ def test_correct_answers_pass(program):
     assert all(verdict.error == 0 for verdict in report.verdicts)
 
 
+def test_one_case_is_enough(program):
+    assert check_program(program(), CASES[:1]).ok
+
+
 def test_a_program_does_not_receive_the_expected_arrays(program):
     assert check_program(program("assert set(case) == {'name', 'kind', 'settings', 'arrays'}"), CASES).ok
 
@@ -77,6 +81,10 @@ def test_a_wrong_element_fails_and_is_named(program):
 @pytest.mark.parametrize(("factor", "result"), [(0.4, "pass"), (4, "FAIL")])
 def test_the_tolerance_is_relative_to_the_largest_element(program, factor, result):
     assert spoiled(program, f"arrays['y'][0][1] *= 1 + {factor * 1e-12}").result == result
+
+
+def test_exact_answers_pass_without_a_tolerance(program):
+    assert check_program(program(), CASES, tolerance=0.0).ok
 
 
 def test_a_larger_tolerance(program):
