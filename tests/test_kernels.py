@@ -193,11 +193,14 @@ def test_tiles_and_panels_are_used_where_they_should_be(tiled, dtype):
 def test_views_are_panels_for_few_rows(tiled, few, rows, k, n, used):
     x, W = whole_numbers(0, rows, k).astype(np.float32), whole_numbers(1, k, n).astype(np.float32)
     for matrix in (W, np.asfortranarray(W)):
-        np.testing.assert_array_equal(kernels.product(x, matrix), x @ W)
-    assert tiled["panels"] == 2 * used
+        for same in (x, x[None], x[:, None]):
+            y = kernels.product(same, matrix)
+            np.testing.assert_array_equal(y, same @ W)
+            assert y.shape == (*same.shape[:-1], n)
+    assert tiled["panels"] == 6 * used
     kernels.product(np.asfortranarray(x), W)
     kernels.product(x, np.repeat(np.repeat(W, 2, axis=0), 2, axis=1)[::2, ::2])
-    assert tiled["panels"] == 2 * used  # only arrays as BLAS takes them
+    assert tiled["panels"] == 6 * used  # only arrays as BLAS takes them
 
 
 @pytest.mark.parametrize(

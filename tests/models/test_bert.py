@@ -192,6 +192,12 @@ def test_bad_ids_are_refused_by_name(head, method, bad, message):
         getattr(HEADS[head](encoder()), method)(bad)
 
 
+def test_ids_are_copied_only_if_asked():
+    ids, model = np.array([[1, 2]], np.intp), encoder()
+    assert np.shares_memory(model.check_input(ids), ids)
+    assert not np.shares_memory(model.check_input(ids, copy=True), ids)
+
+
 def test_no_ids_are_refused():
     with pytest.raises(ArgumentNullError, match="input must not be None"):
         encoder().predict(None)
