@@ -83,7 +83,8 @@ AREAS = {
     "models": "tests/models/test_bert.py tests/models/test_golden_bert.py tests/models/test_decoders.py "
     "tests/models/test_golden_decoders.py",
     "models/adapting.py models/finding.py models/names.py models/parameter_table.py models/tasks.py": "tests/test_model.py "
-    "tests/test_adapting.py tests/test_ranked_tasks_in_models.py tests/models/test_tasks.py tests/io/test_peft_whole.py",
+    "tests/test_adapting.py tests/test_ranked_tasks_in_models.py tests/models/test_tasks.py tests/io/test_peft_whole.py "
+    "tests/test_immutable.py",
     "models/generation.py": "tests/models/test_generation.py",
     "models/next_token.py": "tests/models/test_next_token.py",
     "models/replacing.py": "tests/io/test_peft_whole.py",

@@ -40,6 +40,12 @@ def test_a_task_is_added_as_each_adapter_would_add_it():
     assert {adapter.current_task for adapter in adapters(one)} == {"a"}
 
 
+def test_the_default_alpha_is_the_rank():
+    layer = model()
+    add_task(layer, "b", 3)
+    assert [adapter.get_task_adapter("b").alpha for adapter in adapters(layer)] == [3.0, 3.0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "match"),
     [
