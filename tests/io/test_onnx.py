@@ -434,7 +434,7 @@ OWN = {
         + x.mean(axis=-1, keepdims=True) * x
     ),
     "reduced away": lambda x: x + 0 * x[..., :1] + np.sum(SQUARE.astype(x.dtype), axis=0),
-    "Slice": lambda x: x[..., ::-1] + x[:, :] + x[..., 1:2] + x[..., -1:] + x[:, ::-2][:, :1],
+    "Slice": lambda x: x[..., ::-1] + x[:, :] + x[..., 1:2] + x[..., -1:] + x[:, ::-2][:, :1] + x[:, ..., ::-1],
     "integers": lambda x: x * np.array([1, 2, 3], dtype=np.int8) + True,
     "booleans": lambda x: x * (x > 0) + (x[..., :1] == (x > 0)),
     "expm1 log1p": lambda x: np.expm1(x) + np.log1p(abs(x)),
@@ -541,7 +541,7 @@ class Cutting(Transposing):
 
     def apply(self, x, run, *, rank=None, trained_from=0):
         A, B = self.matrix_a, self.matrix_b
-        return (x @ A[:, :1]) * B[:1].sum(axis=0) + (x @ A[:, 1:]) * B[:1], ()
+        return (x @ A[:, :1]) * B[:1].sum(axis=0) + (x @ A[..., 1:]) * B[:1], ()
 
 
 def test_an_array_is_sliced_if_all_uses_are_the_same_slice():

@@ -1,6 +1,7 @@
 """PEFT folders: what PEFT wrote does here what it does there, what is written comes back, what is damaged is refused."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -507,6 +508,36 @@ def test_a_damaged_folder_is_refused(folder, damage):
     act(folder)
     with pytest.raises(FormatError, match=message):
         load_peft(folder)
+
+
+WRONG = {
+    "lora_alpha": ["16", True],
+    "lora_dropout": ["0.1", True, -0.1, 1],
+    "vera_dropout": [[0.1]],
+    "rank_pattern": [{"up": 1.5}, {"up": True}],
+    "alpha_pattern": [{"up": "3"}, [3]],
+    "target_modules": [3, ["up", 3]],
+    "exclude_modules": [True],
+    "target_parameters": ["up", [3]],
+    "layers_to_transform": ["1", 1.5, True, ["1"]],
+    "trainable_token_indices": [3, {"table": 3}, {"table": [True]}],
+    "base_model_name_or_path": [3],
+    "task_type": [["CAUSAL_LM"]],
+    "fan_in_fan_out": [0],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_an_entry_of_the_wrong_kind_is_refused(folder, name, value):
+    config(**{name: value})(folder)
+    with pytest.raises(FormatError, match=re.escape(f"{CONFIG}: {name} must be ") + ".*, got " + re.escape(repr(value))):
+        load_peft(folder)
+
+
+@pytest.mark.parametrize("dropout", [0, 0.0, 0.75])
+def test_a_dropout_is_that_of_the_layers(folder, dropout):
+    config(lora_dropout=dropout)(folder)
+    assert {layer.dropout for layer in load_peft(folder).layers.values()} == {dropout}
 
 
 def test_a_magnitude_of_another_size_is_refused(tmp_path):
