@@ -55,7 +55,10 @@ class Packable(ParameterTree):
         return self
 
     def unpack(self) -> Self:
-        """Discard all packed copies and make the arrays writeable again; returns the layer."""
+        """Discard all packed copies and let the arrays be written to; returns the layer.
+
+        Arrays that could not be written to before either, such as those of a memory-mapped file, become copies.
+        """
         for layer in self.walk().values():
             layer._unpack_own()
         return self
@@ -78,7 +81,7 @@ class Packable(ParameterTree):
     def _unpack_own(self) -> None:
         for name in self.parameter_names:
             array = getattr(self, name)
-            if not array.flags.writeable:  # other layers may share it, so this one gets a copy
+            if not (array.flags.writeable or kernels.unpack(array)):  # a memory-mapped file stays as it is
                 setattr(self, name, array.copy(order="K"))
 
     def _at_rest(self) -> list[Packable]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from .. import kernels
 from .._typing import Array
 from .._validation import real_array, same_shape
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
@@ -157,7 +158,7 @@ class ParameterTree:
         owners = {name: self._owner(name, True) for name in values}
         arrays = [self._live(name, value, owners[name]) for name, value in values.items()]
         for owner, array, value in zip(owners.values(), arrays, values.values(), strict=True):
-            if owner is not None and not array.flags.writeable:  # packed: layers that share it keep the old array
+            if owner is not None and not (array.flags.writeable or kernels.unpack(array)):  # memory-mapped
                 array = np.empty_like(array)
                 setattr(*owner, array)
             array[...] = value

@@ -4,6 +4,7 @@ from .factor_memory import FactorMemory as FactorMemory
 from .factor_memory import Place as Place
 from .panels import pack as pack
 from .panels import packed_bytes as packed_bytes
+from .panels import unpack as unpack
 from .products import add as add
 from .products import product as product
 from .products import sum_outer as sum_outer

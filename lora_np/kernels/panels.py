@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,14 +34,18 @@ class _Packed(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     """The strides of the matrix, which is the array itself or its transpose."""
-    forward: Panels
-    """For ``x @ matrix``."""
+    forward: Panels | None
+    """For ``x @ matrix``; None if panels are not faster."""
     backward: Panels | None
     """For ``dy @ matrix.T``."""
+    writeable: tuple[bool, bool]
+    """Whether the owner of the memory, and the matrix, could be written to before."""
+    forget: weakref.finalize[..., Any]
+    """Removes this entry when the owner of the memory is freed."""
 
 
 _packed: dict[int, _Packed] = {}
-"""The packed copies by the address of their array; an entry is removed when the owner of the memory is freed."""
+"""The packed arrays by their address."""
 
 
 def pack(matrix: Array, *, backward: bool) -> None:
@@ -56,20 +60,41 @@ def pack(matrix: Array, *, backward: bool) -> None:
     """
     if isinstance(matrix, StoredMatrix):
         return  # copies would take more memory than it saves
-    owner = matrix.base if isinstance(matrix.base, np.ndarray) else matrix
+    address, owner = _address(matrix), _owner(matrix)
+    entry = _packed.get(address)
+    if entry is None:
+        writeable = owner.flags.writeable, matrix.flags.writeable
+        forget = weakref.finalize(owner, _packed.pop, address, None)
+    else:
+        writeable, forget = entry.writeable, entry.forget
     owner.flags.writeable = False
-    if not (tiles.LIMIT > 0 and matrix.size >= WORTH_PACKING):
-        return
-    address = _address(matrix)
-    if address not in _packed:
-        weakref.finalize(owner, _packed.pop, address, None)
-    _packed[address] = _Packed(matrix.shape, matrix.strides, Panels(matrix), Panels(matrix.T) if backward else None)
+    is_faster = tiles.LIMIT > 0 and matrix.size >= WORTH_PACKING
+    forward = Panels(matrix) if is_faster else None
+    both = Panels(matrix.T) if is_faster and backward else None
+    _packed[address] = _Packed(matrix.shape, matrix.strides, forward, both, writeable, forget)
+
+
+def unpack(array: Array) -> bool:
+    """Discard the panels of an array, and let it be written to, as before it was packed.
+
+    Returns
+    -------
+    bool
+        Whether it may be written to: not if it was not packed, nor if it could not be written to before.
+    """
+    entry = None if isinstance(array, StoredMatrix) else _packed.pop(_address(array), None)
+    if entry is None:
+        return False
+    entry.forget.detach()
+    for each, was_writeable in zip((_owner(array), array), entry.writeable, strict=True):
+        each.flags.writeable = was_writeable
+    return entry.writeable[1]
 
 
 def packed_bytes(array: Array) -> int:
     """The size in bytes of an array's panels; 0 if it has none."""
     entry = None if isinstance(array, StoredMatrix) else _packed.get(_address(array))
-    return 0 if entry is None else sum(panels.nbytes for panels in entry[2:] if panels is not None)
+    return 0 if entry is None else sum(each.nbytes for each in (entry.forward, entry.backward) if each is not None)
 
 
 def panels_of(W: Array) -> Panels | None:
@@ -105,6 +130,10 @@ def product_of_few_rows(x: Array, W: Array) -> Array:
     if whole < n:
         y_rows[:, whole:] = tiles.product(x_rows, W[:, whole:])
     return y
+
+
+def _owner(array: Array) -> Array:
+    return array.base if isinstance(array.base, np.ndarray) else array
 
 
 def _address(array: Array) -> int:

@@ -236,20 +236,45 @@ def test_a_saved_layer_has_no_pack(tmp_path):
     assert packed_layers(load_layer(tmp_path / "layer.npz")) == []
 
 
-def test_layers_that_share_an_array_do_not_interfere():
-    base = DenseLayer(7, 5, tanh, rng=0)
+@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("write", [None, "set_parameter"])
+def test_an_array_stays_that_of_its_layers(kind, write):
+    base = BASES[kind](7, 5, tanh, rng=0)
     linear, _ = base.split_activation()
-    assert linear.weight is base.weight
-    x = batch(9, 7)
+    weight, x = base.weight, batch(9, 7)
     expected = base.predict(x)
+    for _ in range(2):
+        linear.pack("max")
+        base.pack()
+        base.unpack()
+        assert linear.weight is base.weight is weight
+        np.testing.assert_allclose(base.predict(x), expected, rtol=1e-12)
+        np.testing.assert_allclose(np.tanh(linear.predict(x)), expected, rtol=1e-12)
     linear.pack()
-    base.pack()
-    linear.unpack()
-    linear.weight[...] = W
-    linear.pack()
-    np.testing.assert_allclose(base.predict(x), expected, rtol=1e-12)
-    np.testing.assert_allclose(np.tanh(x @ base.weight + base.bias), expected, rtol=1e-12)
-    np.testing.assert_allclose(linear.predict(x), x @ W + base.bias, rtol=1e-12)
+    if write:
+        base.set_parameter("weight", np.zeros_like(weight))
+    else:
+        linear.unpack()
+        weight[...] = 0
+    for layer in (base, linear):
+        assert layer.weight is weight
+        np.testing.assert_array_equal(layer.unpack().forward(x), layer.activation(np.zeros((9, 5))))
+
+
+def test_an_array_that_could_not_be_written_to_is_left_as_it_was():
+    layer = DenseLayer(7, 5)
+    memory = layer.weight.copy()
+    layer.weight = memory[...]
+    layer.weight.flags.writeable = False
+    protected = layer.weight
+    layer.pack()
+    assert not memory.flags.writeable
+    layer.unpack()
+    assert memory.flags.writeable
+    assert not protected.flags.writeable
+    assert layer.weight is not protected
+    layer.weight[...] = 0
+    assert memory.any()
 
 
 @pytest.mark.parametrize("kind", BASES)
@@ -264,7 +289,8 @@ def test_a_packed_view_and_the_array_that_it_shows_are_read_only(kind):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
     assert packed_layers(layer.unpack()) == []
-    layer.weight[0] = 0
+    layer.weight[0] = 3
+    assert (memory[1, 0] == 3).all()
 
 
 def test_a_merge_of_a_packed_adapter_is_a_new_layer_without_a_pack():

@@ -155,10 +155,10 @@ MUTANTS = [
         (PACKING,),
     ),
     Mutant(
-        "unpacking makes an array writeable that another layer has packed",
+        "unpacking gives a layer another array",
         "base/packable.py",
-        'setattr(self, name, array.copy(order="K"))',
-        "array.flags.writeable = True",
+        "if not (array.flags.writeable or kernels.unpack(array)):",
+        "if not array.flags.writeable:",
         (PACKING,),
     ),
     Mutant(
