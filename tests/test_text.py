@@ -29,6 +29,20 @@ def test_ids_are_padded_at_the_end(folder):
     assert Tokenizer(folder).encode([]).shape == (0, 0)
 
 
+def test_the_padding_and_the_truncation_of_the_file_are_not_used(folder):
+    file = str(folder / "tokenizer.json")
+    words = tokenizers.Tokenizer.from_file(file)
+    words.enable_padding(length=8)
+    words.enable_truncation(2)
+    words.save(file)
+    assert Tokenizer(folder, None).encode(["a cat a", "cat"]).tolist() == [[1, 2, 1], [2, -1, -1]]
+
+
+def test_a_text_has_512_tokens_at_most_by_default(folder):
+    assert Tokenizer(folder).encode(["a " * 600]).shape == (1, 512)
+    assert Tokenizer(folder, None).encode(["a " * 600]).shape == (1, 600)
+
+
 @pytest.mark.parametrize("text", [7, None, b"a", ["a"]])
 def test_a_text_is_a_string(folder, text):
     with pytest.raises(ArgumentError, match="texts must be strings"):
@@ -64,14 +78,23 @@ def test_the_extra_is_named_when_the_package_is_missing(folder, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_tokenizers)
     with pytest.raises(NotSupportedError, match=r"lora_np\[text\]"):
         Tokenizer(folder)
+    with pytest.raises(NotSupportedError, match=r"lora_np\[text\]"):
+        Tokenizer.from_gguf(folder / "missing.gguf")
 
 
-def test_batches_of_similar_length_cover_every_sentence_once():
-    ids = np.array([[1, 2, 3], [1, -1, -1], [1, 2, -1], [2, -1, -1]])
-    batches = list(by_length(ids, 2))
-    assert sorted(row for rows, _ in batches for row in rows) == [0, 1, 2, 3]
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_batches_of_similar_length_cover_every_sentence_once(batch_size):
+    ids = np.array([[1, 2, 0, 0], [0, -1, -1, -1], [1, 0, -1, -1], [2, -1, -1, -1], [0, 0, 0, -1]])
+    batches = list(by_length(ids, batch_size))
+    assert sorted(row for rows, _ in batches for row in rows) == [0, 1, 2, 3, 4]
     for rows, batch in batches:
         width = batch.shape[1]
         np.testing.assert_array_equal(ids[rows, :width], batch)
         assert (ids[rows, width:] == -1).all()
-    assert sum(batch.size for _, batch in batches) < ids.size
+        assert (batch[:, -1] >= 0).any()
+    widths = [batch.shape[1] for _, batch in batches]
+    assert widths == sorted(widths)
+
+
+def test_a_batch_has_64_sentences_by_default():
+    assert [len(rows) for rows, _ in by_length(np.zeros((65, 2), int))] == [64, 1]

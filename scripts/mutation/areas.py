@@ -12,7 +12,7 @@ AREAS = {
     "run.py": "tests/test_run.py tests/adapters/test_mixed.py tests/models/test_bert.py",
     "sequences.py": "tests/test_sequences.py tests/models/test_bert.py",
     "testing.py": "tests/test_testing.py tests/layers/test_contract.py",
-    "text.py": "tests/test_text.py tests/test_text_gguf.py",
+    "text.py": "tests/test_text.py tests/test_text_gguf.py tests/models/test_bert.py",
     "adapters": "tests/adapters tests/test_run.py",
     "base": "tests/layers tests/test_weight_loading.py tests/test_io_npz.py tests/test_run.py "
     "tests/adapters/test_contract.py",

@@ -4,7 +4,7 @@ from typing import final
 import numpy as np
 import pytest
 
-from lora_np import ActivationLayer, DenseLayer, DyLoRAAdapter, FullyConnectedLayer, LoRALayer
+from lora_np import ActivationLayer, DenseLayer, DyLoRAAdapter, FullyConnectedLayer, LoRALayer, MultiLoRAAdapter
 from lora_np.cli import gradcheck, main
 from lora_np.cli.gradcheck import Case
 from lora_np.functions.activations import ACTIVATIONS
@@ -43,6 +43,8 @@ def test_every_gradient_of_the_package_is_correct(capsys):
     *rows, blank, verdict = lines[2:]
     assert blank == ""
     assert all(row.endswith("  ok") for row in rows)
+    last = [lines[0].index(name) + len(name) - 1 for name in ("cases", "largest relative error")]
+    assert all(row[column].isdigit() for row in rows for column in last)  # numbers are flush right
     assert verdict.endswith(" gradients checked with the complex step: all correct to a relative error of 1e-09")
     kinds = {row.split("  ")[0] for row in rows}
     assert kinds == {
@@ -77,6 +79,10 @@ def test_the_cases_are_not_square_and_cover_every_setting():
     }
     assert len(seen) == 2 * 3 * 2 * 2
     assert all(case.training and case.active_only for case in dylora if case.layer.mode == "frozen")
+    assert not any(case.active_only for case in cases if case.kind != "DyLoRAAdapter frozen")
+    assert [gradcheck._ranks(*sizes) for sizes in ((7, 4), (3, 6), (4, 2))] == [[1, 2, 4], [1, 2, 3], [1, 2]]
+    multilora = [case for case in cases if isinstance(case.layer, MultiLoRAAdapter)]
+    assert {tuple(case.layer.task_adapters) for case in multilora} == {("a", "b", "c")}  # no row is of task c
 
 
 @pytest.mark.parametrize(("errors", "wrong"), [((1e-3, 0), ["input"]), ((0, 1e-3), ["bias"]), ((np.nan, 0), ["input"])])

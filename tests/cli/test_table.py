@@ -12,6 +12,10 @@ def test_text_is_flush_left_and_numbers_are_flush_right():
     ]
 
 
+def test_one_column_of_text_by_default():
+    assert table(["a", "b"], [["c", "1"], ["dd", "10"]]).splitlines()[2:] == ["c    1", "dd  10"]
+
+
 def test_no_line_ends_in_blanks():
     assert table(["a", ""], [["b", ""]]).splitlines() == ["a", "-", "b"]
 
