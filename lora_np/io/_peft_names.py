@@ -40,17 +40,16 @@ def _by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> 
 
 def is_target(config: Mapping[str, Any], path: str) -> bool:
     """Whether the configuration names a layer, by the rules of PEFT."""
-    if _names(config.get("exclude_modules"), path):
-        return False
     targets = config.get("target_modules") or []
-    if targets == "all-linear" or _names(config.get("target_parameters"), f"{path}.weight"):
-        return True
-    if not _names(targets, path):
-        return False
-    indices = config.get("layers_to_transform")
-    if isinstance(targets, str) or path in targets or indices is None or indices == []:
-        return True
-    return _layer_index(config, path) in listed(indices)
+    named = targets == "all-linear" or _names(config.get("target_parameters"), f"{path}.weight")
+    named = named or (_names(targets, path) and _is_in_blocks(config, targets, path))
+    return named and not _names(config.get("exclude_modules"), path)
+
+
+def _is_in_blocks(config: Mapping[str, Any], targets: str | list[str], path: str) -> bool:
+    """Whether a target is in a block that layers_to_transform allows; it restricts only a list of ends of paths."""
+    indices = listed(config.get("layers_to_transform"))
+    return isinstance(targets, str) or path in targets or not indices or _layer_index(config, path) in indices
 
 
 def target_parameters(config: Mapping[str, Any], path: str) -> list[str]:

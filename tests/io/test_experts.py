@@ -162,12 +162,11 @@ def test_splitting_undoes_joining(count, rank, inputs, outputs):
         assert np.array_equal(two, found.matrix_b)
 
 
-@pytest.mark.parametrize("scaling", ["max", "rslora"])
+@pytest.mark.parametrize(("scaling", "rank"), [("max", 2), ("rslora", 2), ("max", 1)])
 @pytest.mark.parametrize("names", [(UP,), (UP, DOWN), (DOWN, UP, "body.router")])
-def test_write_then_read_is_the_identity(tmp_path, names, scaling):
-    weights = AdapterWeights(
-        {"q": layer(4, 4, 3, scaling=scaling), **experts(*names, scaling=scaling)}, experts=dict.fromkeys(names, COUNT)
-    )
+def test_write_then_read_is_the_identity(tmp_path, names, scaling, rank):
+    found = experts(*names, scaling=scaling, rank=rank)
+    weights = AdapterWeights({"q": layer(4, 4, 3, scaling=scaling), **found}, experts=dict.fromkeys(names, COUNT))
     save_peft(tmp_path / "peft", weights)
     read = load_peft(tmp_path / "peft")
     assert same(read, weights)
