@@ -188,7 +188,10 @@ def test_tiles_and_panels_are_used_where_they_should_be(tiled, dtype):
 
 @pytest.mark.parametrize(
     ("rows", "k", "n", "used"),
-    [(12, 5, 6, 1), (13, 5, 6, 0), (1, 9, 16, 0), (2, 9, 16, 1), (9, 5, 3, 0), (9, 1, 40, 0), (9, 15, 6, 1), (9, 16, 6, 0)],
+    [
+        *[(12, 5, 6, 1), (13, 5, 6, 0), (1, 9, 16, 0), (2, 9, 16, 1), (9, 5, 3, 0), (9, 5, 4, 1), (9, 1, 40, 0)],
+        *[(9, 15, 6, 1), (9, 16, 6, 0)],
+    ],
 )
 def test_views_are_panels_for_few_rows(tiled, few, rows, k, n, used):
     x, W = whole_numbers(0, rows, k).astype(np.float32), whole_numbers(1, k, n).astype(np.float32)
@@ -249,6 +252,35 @@ def test_the_columns_of_a_tile_are_as_many_as_the_kernel_takes(lowered, monkeypa
     monkeypatch.setattr(tiles, "LIMIT", 0)
     kernels.sum_outer(x, dy)
     assert found == []
+
+
+def test_a_product_that_fits_the_kernel_is_not_cut(tiled, few):
+    for rows, used in ((4, 0), (5, 1)):  # 4 x 5 x 6 is the limit
+        kernels.product(whole_numbers(0, rows, 5), whole_numbers(1, 5, 6))
+        assert tiled["panels"] == used
+
+
+def test_the_transpose_has_panels_if_it_was_packed_for_both_directions(tiled):
+    W, x, y = whole_numbers(0, 6, 5), whole_numbers(1, 9, 6), whole_numbers(2, 9, 5)
+    for backward in (False, True):
+        tiled["panels"] = 0
+        frozen = packed(W, backward=backward)
+        kernels.product(x, frozen)
+        kernels.product(y, frozen.T)
+        kernels.product(x[:1], frozen)  # a single row is no tile
+        kernels.product(y[:1], frozen.T)
+        assert tiled["panels"] == 1 + backward
+
+
+def test_matrices_that_are_not_worth_it_become_read_only_and_are_not_copied(lowered, monkeypatch):
+    monkeypatch.setattr(panels, "WORTH_PACKING", 30)
+    assert kernels.packed_bytes(packed(whole_numbers(0, 5, 6), backward=False)) == 8 * 30
+    small = packed(whole_numbers(0, 29, 1))
+    monkeypatch.setattr(tiles, "LIMIT", 0)
+    slow = packed(whole_numbers(0, 6, 6))
+    assert kernels.packed_bytes(small) == kernels.packed_bytes(slow) == 0
+    assert not small.flags.writeable
+    assert not slow.flags.writeable
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int64, np.longdouble, complex, object])
@@ -495,10 +527,23 @@ def test_the_core_has_a_name_and_can_be_forced():
 @pytest.mark.parametrize(("threads", "rows"), [(1, 64), (4, 16), (65, 0)])
 def test_few_rows_are_fewer_the_more_threads_share_the_work(monkeypatch, threads, rows):
     monkeypatch.setattr(blas, "threads", lambda: threads)
-    spec = importlib.util.find_spec("lora_np.kernels.tiles")
-    fresh = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fresh)
-    assert rows == fresh.FEW_ROWS
+    assert rows == imported_again("lora_np.kernels.tiles").FEW_ROWS
+
+
+def imported_again(name):
+    """A second copy of a module."""
+    spec = importlib.util.find_spec(name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_fork_forgets_the_workers_of_its_parent(monkeypatch):
+    hooks = []
+    monkeypatch.setattr(os, "register_at_fork", lambda **named: hooks.append(named))
+    copy = imported_again("lora_np.kernels.workers")
+    assert hooks == [{"after_in_child": copy._forget_pool}]
 
 
 def test_an_unknown_blas_uses_numpys_own_products(monkeypatch):
@@ -509,14 +554,22 @@ def test_an_unknown_blas_uses_numpys_own_products(monkeypatch):
     assert blas.threads() == 1
 
 
-@pytest.mark.parametrize("symbol", ["scipy_openblas_{}64_", "scipy_openblas_{}", "openblas_{}"])
-def test_openblas_is_asked_under_any_of_its_names(monkeypatch, symbol):
+@pytest.mark.parametrize(
+    ("symbol", "core", "limit"),
+    [
+        ("scipy_openblas_{}64_", "SkylakeX", 1_000_000),
+        ("scipy_openblas_{}", "Cooperlake", 1_000_000),
+        ("openblas_{}", "SapphireRapids", 1_000_000),
+        ("openblas_{}", "Haswell", 0),
+    ],
+)
+def test_openblas_is_asked_under_any_of_its_names(monkeypatch, symbol, core, limit):
     library = SimpleNamespace()
-    setattr(library, symbol.format("get_corename"), lambda: b"SkylakeX")
+    setattr(library, symbol.format("get_corename"), lambda: core.encode())
     setattr(library, symbol.format("get_num_threads"), lambda: 3)
     monkeypatch.setattr(blas, "_function", blas._function.__wrapped__)
     monkeypatch.setattr(blas.ctypes, "CDLL", lambda path: library)
-    assert (blas.core_name(), blas.small_kernel_limit(), blas.threads()) == ("SkylakeX", 1_000_000, 3)
+    assert (blas.core_name(), blas.small_kernel_limit(), blas.threads()) == (core, limit, 3)
 
 
 def test_a_forked_process_makes_its_own_pool():

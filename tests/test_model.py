@@ -22,6 +22,7 @@ from lora_np import (
     StandardLoRAAdapter,
     VeRAAdapter,
     apply_lora,
+    find,
     has_adapters,
     has_multi_lora_adapters,
     merge_in_place,
@@ -149,6 +150,11 @@ def test_a_model_must_be_a_layer(function):
         function(None)
     with pytest.raises(ArgumentError, match=r"^model must be a layer, got \[1\]$"):
         function([1])
+
+
+def test_layers_are_found_by_class():
+    with pytest.raises(ArgumentError, match="^kind must be a class, got 'DenseLayer'$"):
+        find(network(), "DenseLayer")
 
 
 @pytest.mark.parametrize("names", ["(", "*"])

@@ -19,6 +19,7 @@ from lora_np import (
     Embedding,
     FormatError,
     FullyConnectedLayer,
+    InvalidOperationError,
     LlamaModel,
     LoRALayer,
     MultiLoRAAdapter,
@@ -555,6 +556,15 @@ def test_new_arrays_must_be_those_of_a_layer():
         with_arrays(Sequential([layer]), {"weight": np.ones((4, 6))})
     with pytest.raises(ArgumentError, match=r"arrays must name arrays of .*; got 'scale'"):
         with_arrays(layer, {"scale": np.ones(4)})
+
+
+def test_a_layer_with_new_arrays_has_made_no_pass():
+    layer = DenseLayer(4, 6, rng=0)
+    layer.forward(np.ones((2, 4)))
+    changed = with_arrays(layer, {"weight": np.ones((4, 6))})
+    with pytest.raises(InvalidOperationError):
+        changed.backward(np.ones((2, 6)))
+    layer.backward(np.ones((2, 6)))
 
 
 @pytest.mark.parametrize("indices", [[1, 1], [-1, 2]])
