@@ -153,7 +153,7 @@ def test_a_model_must_be_a_layer(function):
 
 
 def test_layers_are_found_by_class():
-    with pytest.raises(ArgumentError, match="^kind must be a class, got 'DenseLayer'$"):
+    with pytest.raises(ArgumentError, match=r"^kind must be a class, got 'DenseLayer'$"):
         find(network(), "DenseLayer")
 
 
