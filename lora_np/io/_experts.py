@@ -126,8 +126,6 @@ def _shapes(weights: AdapterWeights, name: str) -> tuple[list[tuple[int, ...]], 
 
 def with_experts_named(weights: AdapterWeights, names: Mapping[str, str]) -> AdapterWeights:
     """The adapter with other names of the parameters with experts."""
-    if all(old == new for old, new in names.items()):
-        return weights
     paths = {f"{old}.{number}": f"{new}.{number}" for old, new in names.items() for number in range(weights.experts[old])}
     layers = {paths.get(path, path): layer for path, layer in weights.layers.items()}
     return replace(weights, layers=layers, experts={names.get(old, old): count for old, count in weights.experts.items()})

@@ -25,7 +25,7 @@ from ._changes import (
 from ._checkpoint import Checkpoint
 from ._experts import expert_paths, placed_experts
 from ._peft_tensors import may_be_new
-from ._pieces import windows
+from ._pieces import rows_within, windows
 from ._prefixes import changed_tensors, with_prefix_of
 from ._tied_heads import HEAD, HEADS, is_causal, tied_table
 from ._weight_names import path_of_bias, path_of_weight
@@ -250,7 +250,7 @@ class Merge:
     def _windows(self, old: Checkpoint, step: Step, dtype: Any) -> Iterator[tuple[int, Array]]:
         """The old rows, some at a time, with the number of the first."""
         rows, columns = step.rows_and_columns
-        for start, stop in windows(rows, max(1, WINDOW // max(1, columns))):
+        for start, stop in windows(rows, rows_within(WINDOW, columns)):
             stored, name = self.before(old, step, start, stop)
             yield start, decoded(stored, name).astype(dtype)
 

@@ -132,7 +132,7 @@ class _Parser:
         self.at = counts.end()
         if self.text[self.at : self.at + 1] in ("*", "+", "?", "{") or self.text[start:].startswith(("^", "$", "\\b")):
             raise ValueError(f"repetition of a repetition or of a position, at position {start}")
-        if counts[0][0] == "?":
+        if counts[1][0] == "?":
             once = atom.once if isinstance(atom, _Char) else atom
             return lambda name, starts: starts | once(name, starts)
         if not isinstance(atom, _Char):
@@ -143,8 +143,8 @@ class _Parser:
     @staticmethod
     def bounds(counts: re.Match[str]) -> tuple[int, int | None]:
         """The smallest and the largest number of repetitions."""
-        if counts[0][0] in "*+":
-            return int(counts[0][0] == "+"), None
+        if counts[1][0] in "*+":
+            return int(counts[1][0] == "+"), None
         least = int(counts[2])
         most = None if counts[3] == "," else int(counts[4] or least)
         if max(least, most or 0) > MOST_REPEATS or (most is not None and most < least):
@@ -192,7 +192,7 @@ class _Parser:
     def character_class(self) -> _Char:
         negated = self.taken("^")
         tests: list[Callable[[str], bool]] = []
-        while not self.taken("]") or not tests:
+        while not tests or not self.taken("]"):  # a bracket that comes first stands for itself
             low = self.next()
             if low == "\\" and (letter := self.next()) in CLASSES:
                 tests.append(CLASSES[letter])

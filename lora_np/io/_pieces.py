@@ -25,6 +25,11 @@ def windows(length: int, step: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, length)
 
 
+def rows_within(limit: int, columns: int) -> int:
+    """The number of rows of a matrix that have at most `limit` elements together, but at least one row."""
+    return max(1, limit // max(1, columns))
+
+
 class Conversion(NamedTuple):
     """How rows are computed: from stored elements, in a floating-point type, to stored elements."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import FormatError
 from ._checkpoint import Checkpoint
 from ._merging import WINDOW, Merge, Step
-from ._pieces import PIECE, windows
+from ._pieces import PIECE, rows_within, windows
 from .safetensors import SafetensorsFile, decoded
 
 
@@ -41,7 +41,7 @@ def _error(merge: Merge, old: Checkpoint, step: Step, new: SafetensorsFile) -> f
     rows, columns = step.rows_and_columns
     merged = merge.rows(old, step, np.float64)
     largest = difference = 0.0
-    for start, stop in windows(rows, max(1, PIECE // max(1, columns))):
+    for start, stop in windows(rows, rows_within(PIECE, columns)):
         stored, dtype = merge.before(old, step, start, stop)
         before = decoded(stored, dtype).astype(np.float64)
         after = decoded(new.raw(step.key, start * columns, stop * columns), step.info.dtype).reshape(-1, columns)

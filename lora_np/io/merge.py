@@ -23,7 +23,7 @@ from ._checkpoint import Checkpoint, index_path, read_index
 from ._checkpoint import checkpoint_files as checkpoint_files
 from ._merging import PRECISIONS as PRECISIONS
 from ._merging import WINDOW, Merge, Step
-from ._pieces import PIECE, Conversion, Workers, usable_threads, windows
+from ._pieces import PIECE, Conversion, Workers, rows_within, usable_threads, windows
 from ._verification import errors
 from .safetensors import DTYPES, SafetensorsFile, Stored, decoded, encoded, stream_safetensors
 
@@ -236,8 +236,8 @@ def _changed(merge: Merge, old: Checkpoint, step: Step, workers: Workers) -> Ite
     rows, columns = step.rows_and_columns
     dtype = np.float64 if step.info.dtype == "F64" else np.float32
     change = merge.rows(old, step, dtype)
-    count = max(1, min(PIECE, SMALL_PRODUCT // max(1, merge.rank(step.key))) // max(1, columns))
-    for start, stop in windows(rows, max(1, WINDOW // max(1, columns))):
+    count = rows_within(min(PIECE, SMALL_PRODUCT // max(1, merge.rank(step.key))), columns)
+    for start, stop in windows(rows, rows_within(WINDOW, columns)):
         before, stored = merge.before(old, step, start, stop)
         if change is None:
             yield _converted(before, stored, step.info.dtype)

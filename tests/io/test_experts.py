@@ -11,6 +11,7 @@ from lora_np import ArgumentError, DenseLayer, FormatError, LoRALayer, NotSuppor
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io import _merging, merge
 from lora_np.io._applying import applied
+from lora_np.io._changes import added_products
 from lora_np.io._experts import joined, split, wrapped
 from lora_np.io.base_names import renamed
 from lora_np.io.kohya import save_kohya
@@ -74,6 +75,28 @@ def test_each_expert_is_merged(tmp_path, monkeypatch, window, transposed):
     merge_checkpoint(tmp_path / "merged", weights, tmp_path / "back", subtract=True)
     back = load_safetensors(tmp_path / "back")
     assert all(np.abs(back[name] - base[name]).max() < 1e-14 for name in base)
+
+
+def test_any_rows_of_stacked_experts_change_as_in_the_whole():
+    pairs = [(batch(3, 2, seed=i), batch(2, 4, seed=9 + i)) for i in range(3)]
+    old, change = batch(9, 4), added_products(pairs)
+    whole = old + np.concatenate([left @ right for left, right in pairs])
+    for first in range(9):
+        for stop in range(first + 1, 10):
+            np.testing.assert_allclose(change(old[first:stop], first), whole[first:stop], rtol=0, atol=1e-14)
+
+
+def test_each_module_is_matched_alone(tmp_path):
+    names = [f"layers.{number}.{name}" for number in range(2) for name in ("up", "down")]
+    sizes = dict(zip(names, [(4, 6), (3, 4)] * 2, strict=True))
+    layers = {path: found for name in names for path, found in experts(name, sizes=sizes[name]).items()}
+    weights, base = AdapterWeights(layers, experts=dict.fromkeys(names, COUNT)), {}
+    for seed, name in enumerate(names):
+        base[name] = batch(COUNT, *sizes[name][::-1], seed=seed)
+    save_safetensors(tmp_path / "base", base)
+    merge_checkpoint(tmp_path / "base", weights, tmp_path / "merged")
+    merged = load_safetensors(tmp_path / "merged")
+    assert all(np.allclose(merged[name], wanted(weights, base, name)) for name in names)
 
 
 def test_names_of_a_module_go_by_the_shapes_of_the_base(tmp_path):

@@ -1,6 +1,7 @@
 """Merging into checkpoints: sums exact to the last place, all other tensors bitwise equal, no partial files."""
 
 import json
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 from lora_np import ArgumentError, FormatError, LoRALayer, NotSupportedError, merge_in_place
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io import _merging, _pieces, _verification, merge
+from lora_np.io._changes import added_column
 from lora_np.io.merge import INDEX, SINGLE, checkpoint_files, merge_checkpoint, verify_checkpoint
 from lora_np.io.peft import apply_peft, load_peft
 from lora_np.io.safetensors import SafetensorsFile, load_safetensors, save_safetensors
@@ -221,6 +223,22 @@ def test_dtypes_and_shapes_are_preserved(tmp_path, output, dtype):
     merge_checkpoint(base, adapter(), output)
     before, after = stored(base), stored(output)
     assert {key: info for key, (info, _) in after.items()} == {key: info for key, (info, _) in before.items()}
+
+
+def test_each_weight_is_computed_in_its_own_dtype(tmp_path, output):
+    chosen, found = {"b.d.weight": "F64", "a.weight": "F32", "b.c.weight": "BF16"}, {}
+    for dtype in chosen.values():
+        merge_checkpoint(single(tmp_path, dtype=dtype), adapter(), output, threads=1)
+        found |= {key: stored(output)[key] for key in chosen if chosen[key] == dtype}
+    tensors, dtypes = contents()
+    merge_checkpoint(save(tmp_path / "base" / SINGLE, tensors, dtypes | chosen), adapter(), output, threads=1)
+    assert {key: stored(output)[key] for key in chosen} == found
+
+
+def test_a_weight_of_one_element_is_merged(tmp_path, output):
+    base = save(tmp_path / "base" / SINGLE, {"a.weight": np.ones((1, 1))})
+    merge_checkpoint(base, AdapterWeights({"a": LoRALayer.from_factors(np.ones((1, 1)), np.full((1, 1), 2.0))}), output)
+    assert values(output)["a.weight"] == 3
 
 
 def test_only_the_tensors_of_the_adapter_change(checkpoint):
@@ -604,6 +622,21 @@ def test_any_number_of_threads_writes_the_same_bytes(tmp_path, output, dtype):
         merge_checkpoint(base, weights, output, threads=threads)
         found.add(output.read_bytes())
     assert len(found) == 1
+
+
+def test_pieces_have_as_many_rows_as_fit():
+    assert [_pieces.rows_within(10, columns) for columns in (0, 1, 2, 3, 5, 6, 10, 11)] == [10, 10, 5, 3, 2, 1, 1, 1]
+    assert list(_pieces.windows(7, 3)) == [(0, 3), (3, 6), (6, 7)]
+    assert not list(_pieces.windows(0, 3))
+
+
+def test_threads_end_with_the_merge():
+    before = threading.active_count()
+    with _pieces.Workers(3) as workers:
+        old = np.ones((6, 2), np.float32)
+        workers.compute(old, old.copy(), 0, 1, _pieces.Conversion("F32", added_column(np.ones(6)), "F32"), np.float32)
+        assert threading.active_count() > before
+    assert threading.active_count() == before
 
 
 def test_the_number_of_threads_is_checked(tmp_path, output):

@@ -89,6 +89,17 @@ def test_integers_are_replaced_by_integers(base):
     assert tensors["steps"].tolist() == [7, 8]
 
 
+def test_only_factors_have_a_rank(base):
+    weights = AdapterWeights(Q, whole={"steps": np.array([7, 8])}, biases={"model.q": batch(6)})
+    ranks = {key: tensor.rank for key, tensor in merged(base, weights)[1].items()}
+    assert ranks == {"model.q.weight": 2, "model.q.bias": 0, "steps": 0}
+
+
+def test_the_only_row_of_a_table_is_replaced(tmp_path):
+    base, rows = write(tmp_path / "base", "file", tensors=TENSORS | {"table": batch(1, 4)}), batch(1, 4, seed=9)
+    assert np.array_equal(merged(base, AdapterWeights(Q, rows={"table": Rows.of([0], rows)}))[0]["table"], rows)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_whole_tensor_takes_the_dtype_of_the_base(tmp_path, dtype):
     base, norm, output = write(tmp_path / "base", "file", dtype), batch(4, seed=9), tmp_path / "merged.safetensors"
@@ -103,6 +114,14 @@ def test_a_change_is_added_to_a_whole_tensor(base):
     tensors, changed = merged(base, AdapterWeights(Q, whole={"model.q.weight": whole}))
     assert np.allclose(tensors["model.q.weight"], whole + LAYER.merge_weights().T, rtol=0, atol=1e-14)
     assert changed["model.q.weight"].change == "replaced + low-rank"
+
+
+def test_a_change_is_added_to_a_new_tensor(base):
+    whole, layer = batch(3, 4), randomised(LoRALayer(4, 3, 2))
+    weights = AdapterWeights(Q | {"head": layer}, whole={"head.weight": whole}, config={"modules_to_save": ["head"]})
+    tensors, changed = merged(base, weights)
+    np.testing.assert_allclose(tensors["head.weight"], whole + layer.merge_weights().T, rtol=0, atol=1e-14)
+    assert (changed["head.weight"].change, changed["head.weight"].rank) == ("added + low-rank", 2)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

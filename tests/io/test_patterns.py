@@ -2,6 +2,7 @@
 
 import re
 import time
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,22 @@ def test_the_end_of_a_name_is_matched_as_in_peft(pattern, name):
     assert ours.matches_end(name) == bool(re.match(rf"(.*\.)?({pattern})$", name))
 
 
+CONSTRUCTS = r"""
+    a aa ab|b a| (b|-)a a(?:b|) (a|ab)(b|) . .a a.* .+b .*aa [ab]aa .*?ab a* a+ a? a*b a+b+ (ab)?a a{2} a{1,2}b a{2,2}
+    a{1,}b a{0,} a{0,2} a{100} b{0} ^ $ ^a$ a$b a^ (^|a)b \ba a\b \b a\b- a\bb -\b. \b\w\b \d \w \s \w+\. \. \- [ab] [^ab]
+    [a-] [a-]b [-a] []a] [^]a] [.-1] [b-c]a [a^] [\d_] [^\w] [\-a] [+\--/] [a\]] [a-b]+
+"""
+SHORT_NAMES = ["".join(name) for length in range(3) for name in product("ab.-_1\n ]^", repeat=length)]
+SHORT_NAMES += ["".join(name) for length in range(3, 6) for name in product("ab", repeat=length)] + ["a" * 25, "a" * 100]
+
+
+@pytest.mark.parametrize("pattern", [*CONSTRUCTS.split(), "", "(" * 20 + "a" + ")" * 20, "(a)" * 25, "(a?)" * 25])
+def test_every_construct_matches_the_short_names_that_re_matches(pattern):
+    ours, start, end = Pattern(pattern), re.compile(pattern), re.compile(rf"((?s:.*)\.)?({pattern})\Z")
+    assert [name for name in SHORT_NAMES if ours.matches(name)] == [name for name in SHORT_NAMES if start.fullmatch(name)]
+    assert [name for name in SHORT_NAMES if ours.matches_end(name)] == [name for name in SHORT_NAMES if end.match(name)]
+
+
 WRITTEN = [
     ("q_proj|v_proj", "q_proj", True),
     (r".*\.(q|k|v)_proj", "model.layers.0.self_attn.k_proj", True),
@@ -62,6 +79,7 @@ def test_patterns_that_people_write(pattern, name, matches):
 REFUSED = {
     "(a*)*": "repetition of '(a*)*', which is not a single character",
     "(ab)+": "repetition of '(ab)+', which is not a single character",
+    "a**b": "repetition of a repetition or of a position, at position 0",
     "a**": "repetition of a repetition or of a position, at position 0",
     "b^*": "repetition of a repetition or of a position, at position 1",
     r"\b?": "repetition of a repetition or of a position, at position 0",
@@ -73,10 +91,13 @@ REFUSED = {
     "(a": "missing )",
     "a)": "unbalanced parenthesis at position 1",
     "[a": "the pattern ends too early",
+    "[]": "the pattern ends too early",
     "a\\": "the pattern ends too early",
     "a{1,500}": "repetition '{1,500}'; the largest number is 100",
+    "a{101}": "repetition '{101}'; the largest number is 100",
     "a{3,1}": "repetition '{3,1}'; the largest number is 100",
     "(" * 21 + ")" * 21: "more than 20 nested groups",
+    "(a)" * 5 + "(" * 21 + ")" * 21: "more than 20 nested groups",
     "a" * 2001: "patterns have at most 2000 characters, got 2001",
 }
 
@@ -96,4 +117,4 @@ def test_no_pattern_takes_long(pattern):
 
 def test_no_name_is_longer():
     assert Pattern(".*").matches("a" * LONGEST_NAME)
-    assert not Pattern(".*").matches("a" * (LONGEST_NAME + 1))
+    assert Pattern(".*").matches("a" * (LONGEST_NAME + 1)) is False

@@ -11,7 +11,7 @@ from lora_np.cli import main
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io.merge import merge_checkpoint, verify_checkpoint
 from lora_np.io.peft import CONFIG, WEIGHTS, apply_peft, load_peft, save_peft
-from lora_np.io.safetensors import SafetensorsFile, save_safetensors, stored_elements
+from lora_np.io.safetensors import SafetensorsFile, load_safetensors, save_safetensors, stored_elements
 from lora_np.kernels import StoredMatrix
 from tests.kinds import batch, randomised
 
@@ -75,6 +75,18 @@ def test_another_dtype_of_the_base_gets_the_values(tmp_path, dtype, other):
     assert errors["head.weight"].error <= errors["head.weight"].precision
     with SafetensorsFile(tmp_path / "merged") as file:
         assert np.isnan(file["head.weight"][0, 0])
+
+
+@pytest.mark.parametrize("other", ["F32", "F64"])
+def test_a_change_is_added_to_stored_elements(tmp_path, other):
+    bits, layer = elements("BF16"), randomised(LoRALayer(4, 3, 2))
+    bits[0, 0] = 0
+    save_safetensors(tmp_path / "base", {"head.weight": np.zeros((3, 4))}, dtypes={"head.weight": other})
+    merge_checkpoint(
+        tmp_path / "base", AdapterWeights({"head": layer}, whole={"head.weight": StoredMatrix(bits)}), tmp_path / "merged"
+    )
+    expected = (bits.astype(np.uint32) << 16).view(np.float32) + layer.merge_weights().T
+    np.testing.assert_allclose(load_safetensors(tmp_path / "merged")["head.weight"], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", NAN)
