@@ -171,6 +171,13 @@ def test_finished_sentences_leave_the_batch(monkeypatch):
     assert rows == [7, 3, 3, 2, 1]
 
 
+def test_nothing_is_kept_for_a_backward_pass(monkeypatch):
+    kept, apply = [], Transformer.apply
+    monkeypatch.setattr(Transformer, "apply", lambda self, x, run: kept.append(run.keep) or apply(self, x, run))
+    together(lively("llama"), IDS, 3)
+    assert kept == [False, False, False]
+
+
 def test_logits_are_computed_for_the_last_token_of_each_prompt_alone(monkeypatch):
     model, rows = lively("llama, untied"), []
     head = model.head
