@@ -52,7 +52,7 @@ AREAS = {
     "io": "tests/io tests/test_io_npz.py",
     "io/_onnx io/onnx.py": "tests/io/test_onnx.py tests/io/test_onnx_mixed.py",
     "io/_peft io/peft.py": "tests/io/test_peft.py tests/io/test_peft_whole.py tests/io/test_peft_vera.py "
-    "tests/io/test_experts.py tests/io/test_dora_by_input.py tests/io/test_kinds.py",
+    "tests/io/test_experts.py tests/io/test_dora_by_input.py tests/io/test_kinds.py tests/io/test_merge_whole.py",
     "io/base_names.py io/pipelines.py io/diffusers.py io/kohya.py": "tests/io/test_base_names.py "
     "tests/io/test_open_clip_names.py tests/io/test_pipelines.py tests/io/test_diffusers.py tests/io/test_kohya.py "
     "tests/io/test_dora_by_input.py tests/io/test_kinds.py",

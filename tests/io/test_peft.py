@@ -540,6 +540,43 @@ def test_a_dropout_is_that_of_the_layers(folder, dropout):
     assert {layer.dropout for layer in load_peft(folder).layers.values()} == {dropout}
 
 
+@pytest.mark.parametrize("indices", [[3, 1], {"other": [0], "table": [3, 1]}])
+def test_the_indices_of_tokens_may_be_a_list_or_by_name(folder, indices):
+    values = np.arange(8.0).reshape(2, 4)
+    config(trainable_token_indices=indices)(folder)
+    weights({"table.token_adapter.trainable_tokens_delta": values})(folder)
+    rows = load_peft(folder).rows["table.weight"]
+    assert dict(zip(rows.indices.tolist(), rows.values.tolist(), strict=True)) == {3: [0, 1, 2, 3], 1: [4, 5, 6, 7]}
+
+
+def test_the_whole_configuration(tmp_path):
+    sizes = {"a.q": (2, 3.0), "a.k": (2, 3.0), "b.q": (1, 3.0), "b.k": (2, 5.0)}
+    layers = {path: LoRALayer(4, 3, *size, dropout=0.25, rng=0) for path, size in sizes.items()}
+    assert json.loads((saved(tmp_path, AdapterWeights(layers)) / CONFIG).read_text()) == {
+        "peft_type": "LORA",
+        "base_model_name_or_path": None,
+        "task_type": None,
+        "inference_mode": True,
+        "target_modules": ["a.k", "a.q", "b.k", "b.q"],
+        "r": 2,
+        "lora_alpha": 3.0,
+        "rank_pattern": {r"^b\.q": 1},
+        "alpha_pattern": {r"^b\.k": 5.0},
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "lora_dropout": 0.25,
+        "bias": "none",
+    }
+
+
+def test_layers_of_several_dropouts_are_refused(tmp_path):
+    layers = {path: LoRALayer(4, 3, 1, dropout=dropout, rng=0) for path, dropout in (("a", 0.1), ("b", 0.1), ("c", 0.2))}
+    with pytest.raises(NotSupportedError, match=r"one dropout for all layers, but 'a' has 0\.1 and 'c' 0\.2"):
+        save_peft(tmp_path / "adapter", AdapterWeights(layers))
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_a_magnitude_of_another_size_is_refused(tmp_path):
     shutil.copytree(DATA / "dora", tmp_path / "adapter")
     edit_weights(tmp_path / "adapter", {"head.lora_magnitude_vector": np.ones(5)})

@@ -97,6 +97,9 @@ def test_vera_is_written_and_read_again(tmp_path):
 def test_what_peft_wrote_is_written_again(tmp_path):
     save_peft(tmp_path / "vera", apply_peft(model(np.float32), VERA))
     assert bits(load_safetensors(tmp_path / "vera" / WEIGHTS)) == bits(load_safetensors(VERA / WEIGHTS))
+    written, theirs = (json.loads((folder / CONFIG).read_text()) for folder in (tmp_path / "vera", VERA))
+    assert written == {name: theirs.get(name) for name in written}
+    assert written.keys() >= {"peft_type", "target_modules", "r", "save_projection", "projection_prng_key", "vera_dropout"}
 
 
 def test_the_scaling_is_in_the_vector_of_the_outputs(tmp_path):
