@@ -16,10 +16,11 @@ AREAS = {
     "adapters": "tests/adapters tests/test_run.py",
     "base": "tests/layers tests/test_weight_loading.py tests/test_io_npz.py tests/test_run.py "
     "tests/adapters/test_contract.py",
-    "cli": "tests/cli/test_main.py tests/cli/test_texts.py tests/cli/test_generate.py tests/cli/test_toolbox_adapters.py "
-    "tests/cli/test_toolbox_convert.py tests/cli/test_toolbox_diff.py tests/cli/test_toolbox_extract.py "
-    "tests/cli/test_toolbox_formats.py tests/cli/test_toolbox_inspect.py tests/cli/test_toolbox_merge.py "
-    "tests/cli/test_toolbox_output.py tests/cli/test_toolbox_rank.py tests/cli/test_toolbox_whole.py",
+    "cli": "tests/cli/test_main.py tests/cli/test_options.py tests/cli/test_texts.py tests/cli/test_generate.py "
+    "tests/cli/test_toolbox_adapters.py tests/cli/test_toolbox_convert.py tests/cli/test_toolbox_diff.py "
+    "tests/cli/test_toolbox_extract.py tests/cli/test_toolbox_formats.py tests/cli/test_toolbox_inspect.py "
+    "tests/cli/test_toolbox_merge.py tests/cli/test_toolbox_output.py tests/cli/test_toolbox_rank.py "
+    "tests/cli/test_toolbox_whole.py",
     "cli/_threads": "tests/cli/test_threads.py",
     "cli/completion": "tests/cli/test_completion.py",
     "cli/demo": "tests/cli/test_demo.py tests/cli/test_demo_text.py --deselect "
@@ -31,6 +32,13 @@ AREAS = {
     "cli/merge cli/_merge_tables": "tests/cli/test_toolbox_merge.py tests/cli/test_toolbox_whole.py "
     "tests/cli/test_toolbox_formats.py",
     "cli/classify cli/embed cli/generate cli/_texts cli/_decoders": "tests/cli/test_texts.py tests/cli/test_generate.py",
+    "cli/_output cli/_text.py cli/_options cli/_streams cli/__init__ cli/verb": "tests/cli/test_main.py "
+    "tests/cli/test_options.py tests/cli/test_toolbox_output.py tests/cli/test_toolbox_inspect.py tests/cli/test_texts.py",
+    "cli/combine cli/truncate": "tests/cli/test_toolbox_rank.py tests/cli/test_toolbox_adapters.py "
+    "tests/cli/test_toolbox_whole.py",
+    "cli/diff": "tests/cli/test_toolbox_diff.py tests/cli/test_toolbox_whole.py",
+    "cli/convert cli/extract": "tests/cli/test_toolbox_convert.py tests/cli/test_toolbox_extract.py "
+    "tests/cli/test_toolbox_formats.py tests/cli/test_toolbox_whole.py",
     "cli/vectors": "tests/conformance/test_check.py",
     "conformance": "tests/conformance/test_check.py tests/conformance/test_vectors.py --deselect "
     "tests/conformance/test_vectors.py::test_generating_them_again_gives_the_same_bytes",

@@ -80,5 +80,34 @@ def test_characters_with_a_meaning_in_a_shell_are_quoted(monkeypatch):
     assert list(fish())[-1].endswith(r"-l odds -r -d 'between [0, 1], the user\'s'")
 
 
+def test_options_choices_and_words_of_a_command_in_each_shell(monkeypatch):
+    options = (
+        Option(("-o", "--odds"), "odds", True, ()),
+        Option(("--coin",), "coin", True, ("euro", "penny")),
+        Option((), "side", True, ("heads", "tails")),
+        Option(("--twice",), "again", False, ()),
+    )
+    command = Command("bet", "bet on a coin", options)
+    monkeypatch.setattr("lora_np.cli.completion.commands", lambda: [command, Command("end", "end", ())])
+    found = {name: [line.strip() for line in script()] for name, script in SHELLS.items()}
+    assert found["bash"][4:9] == [
+        '*" bet --coin") words="euro penny" ;;',
+        '*" bet "*) words="heads tails"',
+        '[[ "$word" != -* ]] || words="-o --odds --coin --twice" ;;',
+        '*" end "*) words=""',
+        '[[ "$word" != -* ]] || words="" ;;',
+    ]
+    specs = "'-o[odds]:value:_files' '--odds[odds]:value:_files' '--coin[coin]:value:(euro penny)' '--twice[again]'"
+    assert f"bet) _arguments {specs} '*: :(heads tails)' ;;" in found["zsh"]
+    assert "end) _arguments '*:file:_files' ;;" in found["zsh"]
+    start = "complete -c lora-np -n '__fish_seen_subcommand_from bet'"
+    assert found["fish"][-4:] == [
+        f"{start} -f -a 'heads tails'",
+        f"{start} -s o -l odds -r -d 'odds'",
+        f"{start} -l coin -x -a 'euro penny' -d 'coin'",
+        f"{start} -l twice -d 'again'",
+    ]
+
+
 def test_an_unknown_shell(misuse):
     assert "argument SHELL: invalid choice: 'tcsh'" in misuse("completion", "tcsh")

@@ -49,7 +49,15 @@ def test_the_numbers_equal_those_of_the_dense_difference(tmp_path, run, run_json
         assert layer["problem"] is None
         assert layer["same"] is False
     out = run("diff", *paths, code=1)
-    assert out.splitlines()[2].split()[:2] == ["first", "differs"]
+    rows = [
+        [layer["path"], "differs", *(f"{value:.4g}" for value in (*layer["norms"], layer["difference"]))]
+        for layer in report["layers"]
+    ]
+    lines = out.splitlines()
+    assert [line.split() for line in lines[2:4]] == [
+        [*row, f"{layer['relative']:.1e}"] for row, layer in zip(rows, report["layers"], strict=True)
+    ]
+    assert len({len(line) for line in lines[2:4]}) == 1  # numbers are flush right
     assert out.endswith("2 of 2 layers differ (relative tolerance 1e-06)\n")
 
 

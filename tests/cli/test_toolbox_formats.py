@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from lora_np import save_layer
+from lora_np import NotSupportedError, save_layer
+from lora_np.cli._adapters import find_adapters
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io import load_diffusers, load_kohya, load_mlx, load_peft
 from lora_np.io.safetensors import load_safetensors
@@ -165,6 +166,8 @@ def test_a_residual_base_must_be_confirmed(tmp_path, run, fail):
     assert "energy at r/2" in run("inspect", folder)
     run("diff", folder, folder)
     assert "init_lora_weights='pissa' has changed" in fail("convert", folder, "-o", tmp_path / "x")
+    with pytest.raises(NotSupportedError, match="has changed"):
+        find_adapters(str(folder)).read("")
 
 
 def test_other_kinds_are_named(tmp_path, run, fail):

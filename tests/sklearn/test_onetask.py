@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from sklearn.base import ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
 from lora_np import (
@@ -23,7 +24,7 @@ from lora_np import (
     tanh,
 )
 from lora_np.base import Layer
-from lora_np.sklearn import LoRAClassifier, LoRARegressor
+from lora_np.sklearn import LoRAClassifier, LoRARegressor, LoRATransformer, MultiLoRAClassifier, MultiLoRARegressor
 from lora_np.training import fit
 
 from .conftest import blobs, network
@@ -43,6 +44,15 @@ def waves(rows=60, values=()):
 
 
 # ---------------------------------------------------------------- what is trained
+
+
+@pytest.mark.parametrize(
+    "kind", [LoRARegressor, LoRATransformer, MultiLoRAClassifier, MultiLoRARegressor], ids=lambda kind: kind.__name__
+)
+def test_defaults_are_those_of_the_classifier(kind):
+    expected, found = LoRAClassifier().get_params(), kind().get_params()
+    assert found | expected == expected | {name: found[name] for name in found.keys() - expected.keys()}
+    assert len(found.keys() & expected.keys()) >= 18
 
 
 @pytest.mark.parametrize("adapter", KINDS)
@@ -324,6 +334,17 @@ def test_after_fit_it_goes_on_where_it_was(base):
     before = inside.get_parameters()
     classifier.set_params(learning_rate=0.0).partial_fit(X, y)
     np.testing.assert_array_equal(inside.get_parameters(), before)
+
+
+@pytest.mark.parametrize(
+    "kind", [LoRAClassifier, LoRARegressor, MultiLoRAClassifier, MultiLoRARegressor], ids=lambda kind: kind.__name__
+)
+def test_each_call_is_one_epoch(kind):
+    X, y = blobs()
+    estimator = kind(network(3 if issubclass(kind, ClassifierMixin) else 1), random_state=0)
+    for calls in (1, 2):
+        estimator.partial_fit(X, y, **({"classes": [0, 1, 2]} if issubclass(kind, ClassifierMixin) else {}))
+        assert estimator.n_iter_ == calls
 
 
 def test_each_call_draws_other_ranks():

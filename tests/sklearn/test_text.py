@@ -298,6 +298,11 @@ def test_embeddings_are_those_of_the_encoder(folder):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
 
 
+def test_fit_refuses_a_batch_size_already(folder):
+    with pytest.raises(ArgumentOutOfRangeError, match="batch_size must be at least 1, got 0"):
+        SentenceEmbedder(folder, batch_size=0).fit(TEXTS)
+
+
 def test_a_pass_has_batch_size_texts(folder, monkeypatch):
     rows, predict = [], SentenceEncoder.predict
     monkeypatch.setattr(
