@@ -189,13 +189,14 @@ def test_splitting_undoes_joining(count, rank, inputs, outputs):
 @pytest.mark.parametrize("names", [(UP,), (UP, DOWN), (DOWN, UP, "body.router")])
 def test_write_then_read_is_the_identity(tmp_path, names, scaling, rank):
     found = experts(*names, scaling=scaling, rank=rank)
-    weights = AdapterWeights({"q": layer(4, 4, 3, scaling=scaling), **found}, experts=dict.fromkeys(names, COUNT))
+    others = {path: layer(4, 4, 3, scaling=scaling) for path in "qkvo"}  # more than there are experts
+    weights = AdapterWeights(others | found, experts=dict.fromkeys(names, COUNT))
     save_peft(tmp_path / "peft", weights)
     read = load_peft(tmp_path / "peft")
     assert same(read, weights)
     assert wrapped(read) == wrapped(weights)
     config = json.loads((tmp_path / "peft" / CONFIG).read_text())
-    assert config["target_modules"] == ["q"]
+    assert config["target_modules"] == ["k", "o", "q", "v"]
     assert config["target_parameters"] == list(names)
 
 

@@ -36,6 +36,7 @@ from lora_np import (
 )
 from lora_np.factors.weights import AdapterWeights, Rows, extract, in_torch_layout
 from lora_np.io._applying import applied, check_is_task
+from lora_np.io._peft_new_config import config_of
 from lora_np.io.merge import merge_checkpoint, verify_checkpoint
 from lora_np.io.peft import CONFIG, WEIGHTS, apply_peft, load_peft, save_peft
 from lora_np.io.safetensors import load_safetensors, save_safetensors
@@ -74,6 +75,39 @@ def assert_same_weights(actual, wanted):
         assert np.array_equal(actual.rows[key].values, values)
     assert actual.embeddings == wanted.embeddings
     assert actual.nested == wanted.nested
+
+
+OTHERS = {
+    "nothing": ({}, None, {}),
+    "a bias of an adapted layer": ({"body.q.bias": 1}, None, {"bias": "lora_only"}),
+    "a bias of another layer": ({"k.bias": 1}, None, {"bias": "all"}),
+    "both": ({"k.bias": 1, "body.q.bias": 1}, None, {"bias": "all"}),
+    "modules": ({"norm.weight": 1, "head.weight": 2, "head.bias": 3}, None, {"modules_to_save": ["head", "norm"]}),
+    "a parameter of the model": ({"scale": 1}, None, {}),
+    "a parameter beside an adapted layer": ({"body.scale": 1}, None, {}),
+    "modules around": ({"top.a.weight": 1, "top.b.weight": 2}, ["top"], {"modules_to_save": ["top"]}),
+    "a module that was not named": ({"top.a.weight": 1, "b.weight": 2}, ["top"], {"modules_to_save": ["b", "top.a"]}),
+    "a tied pair": (
+        {"lm_head.weight": 1, "table.weight": 1},
+        None,
+        {"modules_to_save": ["table"], "ensure_weight_tying": True},
+    ),
+    "two tables": ({"lm_head.weight": 1, "table.weight": 2}, None, {"modules_to_save": ["lm_head", "table"]}),
+    "a head alone": ({"lm_head.weight": 1}, None, {"modules_to_save": ["lm_head"]}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_entries_about_what_trains_besides_the_factors(name):
+    whole, saved, expected = OTHERS[name]
+    weights = AdapterWeights(
+        {"body.q": LoRALayer(4, 3, 1, rng=0)},
+        config={} if saved is None else {"modules_to_save": saved},
+        whole={key: np.full((2, 2), float(value)) for key, value in whole.items()},
+    )
+    found = config_of(weights)
+    names = ("bias", "modules_to_save", "ensure_weight_tying", "lora_bias", "trainable_token_indices")
+    assert {name: found[name] for name in names if name in found} == {"bias": "none"} | expected
 
 
 # ---------------------------------------------------------------- what PEFT wrote
