@@ -68,10 +68,9 @@ def pack(matrix: Array, *, backward: bool) -> None:
     else:
         writeable, forget = entry.writeable, entry.forget
     owner.flags.writeable = False
-    is_faster = tiles.LIMIT > 0 and matrix.size >= WORTH_PACKING
-    forward = Panels(matrix) if is_faster else None
-    both = Panels(matrix.T) if is_faster and backward else None
-    _packed[address] = _Packed(matrix.shape, matrix.strides, forward, both, writeable, forget)
+    is_faster = _is_worth_it(matrix)
+    panels = Panels(matrix) if is_faster else None, Panels(matrix.T) if is_faster and backward else None
+    _packed[address] = _Packed(matrix.shape, matrix.strides, *panels, writeable, forget)
 
 
 def unpack(array: Array) -> bool:
@@ -99,7 +98,7 @@ def packed_bytes(array: Array) -> int:
 
 def panels_of(W: Array) -> Panels | None:
     """The panels of a matrix, which may be the transpose of the packed array; None if it has none."""
-    entry = _packed.get(_address(W)) if _packed else None
+    entry = _packed.get(_address(W)) if _is_worth_it(W) else None
     if entry is None:
         return None
     if (W.shape, W.strides) == (entry.shape, entry.strides):
@@ -130,6 +129,10 @@ def product_of_few_rows(x: Array, W: Array) -> Array:
     if whole < n:
         y_rows[:, whole:] = tiles.product(x_rows, W[:, whole:])
     return y
+
+
+def _is_worth_it(matrix: Array) -> bool:
+    return tiles.LIMIT > 0 and matrix.size >= WORTH_PACKING
 
 
 def _owner(array: Array) -> Array:
