@@ -139,7 +139,7 @@ class _Choice(NamedTuple):
         u = self.random.random(count)[prompts]
         with np.errstate(over="ignore"):  # -inf is the limit for low temperatures
             z = (z - z.max(axis=1, keepdims=True)).astype(np.float64) / self.temperature
-        if self.top_k is not None and self.top_k < z.shape[-1]:
+        if self.top_k is not None and self.top_k < z.shape[1]:
             smallest = np.partition(z, -self.top_k)[:, -self.top_k, np.newaxis]
             z[z < smallest] = -np.inf
         distribution = np.exp(z).cumsum(axis=1)  # times a constant

@@ -124,7 +124,7 @@ def test_the_ids_may_change_after_the_call():
 
 
 def test_no_prompts():
-    assert [*generate(lively("llama"), np.empty((0, 3), int), 4)] == []
+    assert [*generate(lively("llama"), np.empty((0, 3), int), POSITIONS + 1)] == []
 
 
 # ---------------------------------------------------------------- the end of a sentence
@@ -302,6 +302,7 @@ def test_a_rank_for_each_prompt_is_one_prompt_at_a_time(name):
         ({"max_new_tokens": 0}, ArgumentOutOfRangeError, "max_new_tokens must be at least 1, got 0"),
         ({"max_new_tokens": 1.5}, ArgumentError, "max_new_tokens must be an integer"),
         ({"max_new_tokens": 7}, ArgumentError, "at most 6 after a prompt of 4 tokens, because the model has 9 .*; got 7"),
+        ({"ids": [[0, 3, 0]], "max_new_tokens": 8}, ArgumentError, "at most 7 after a prompt of 3 tokens"),
         ({"temperature": -1}, ArgumentError, "temperature must .* got -1"),
         ({"temperature": float("nan")}, ArgumentError, "temperature must be finite"),
         ({"top_k": 0}, ArgumentOutOfRangeError, "top_k must be at least 1, got 0"),

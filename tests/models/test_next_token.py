@@ -90,6 +90,16 @@ def test_sequences_may_have_weights(seed):
     assert_allclose(dh, dz @ model.head.weight, rtol=1e-10, atol=1e-14)
 
 
+def test_a_sequence_alone_needs_no_axis_of_sequences():
+    model, (ids, targets) = adapted("llama"), batch(0, sequences=1)
+    loss, hidden = NextTokenLoss(model), model.body.predict(ids)
+    value, dh = loss.value_and_gradient(hidden[0], targets[0])
+    assert value == loss(hidden, targets)
+    assert dh.shape == hidden[0].shape
+    with pytest.raises(ArgumentError, match="got none in sequence 0"):
+        loss(hidden[0], np.full(len(targets[0]), -1))
+
+
 def test_no_sequences_have_no_loss():
     loss = NextTokenLoss(adapted("llama"))
     assert loss(np.zeros((0, 2, SIZE)), np.zeros((0, 2), int), []) == 0
