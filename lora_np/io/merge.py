@@ -214,16 +214,15 @@ def _content(
     key: str,
 ) -> Iterator[Array | Stored]:
     """The stored elements of an output tensor, window by window."""
-    size = 0
+    window: Array | Stored | None = None
     windows: Iterator[Array | Stored] = (
         _changed(merge, old, planned[key], workers) if key in planned else _copied(old[key], key)
     )
     for window in windows:
         yield window
-        size += window.nbytes
         if progress:
             progress(key, window.nbytes)
-    if progress and not size:
+    if progress and window is None:
         progress(key, 0)
 
 

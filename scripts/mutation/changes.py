@@ -46,7 +46,7 @@ def edits(node: ast.AST) -> Iterator[tuple[str, Any]]:
         for index, operator in enumerate(node.ops):
             if type(operator) in SWAPS:
                 yield "ops", [*node.ops[:index], SWAPS[type(operator)](), *node.ops[index + 1 :]]
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float) and node.value + 1 != node.value:
         yield "value", (not node.value) if isinstance(node.value, bool) else node.value + 1
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):  # `not x` becomes `not not x`
         yield "operand", ast.UnaryOp(ast.Not(), node.operand)

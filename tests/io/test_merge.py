@@ -356,6 +356,7 @@ def test_progress_adds_up_to_the_size_of_the_data(checkpoint):
     sizes = {key: info.nbytes for key, (info, _) in stored(checkpoint.base).items()}
     assert {key: sum(size for name, size in calls if name == key) for key, _ in calls} == sizes
     assert len(calls) > len(sizes)
+    assert calls.count(("empty.weight", 0)) == 1
 
 
 # ---------------------------------------------------------------- verification
@@ -446,6 +447,13 @@ def test_the_error_of_zeros_is_absolute(tmp_path):
     assert tensor.error == 0.25
 
 
+def test_the_error_is_relative_to_the_largest_element(tmp_path):
+    base = save(tmp_path / "base" / SINGLE, {"a.weight": np.full((5, 7), 2.0**-20)})
+    output = save(tmp_path / "out" / SINGLE, {"a.weight": np.full((5, 7), 2.0**-21)})
+    (tensor,) = verify_checkpoint(base, AdapterWeights({"a": LoRALayer(7, 5, 2)}), output)
+    assert tensor.error == 0.5
+
+
 TAMPERED = {
     "an untouched tensor is changed": (
         "norm.weight",
@@ -494,6 +502,10 @@ def test_a_missing_shard_is_rejected(shards):
 def test_a_shard_that_the_index_does_not_name_is_missing(shards):
     shards.merge()
     shards.written.write_text(json.dumps({"weight_map": {"a.weight": SHARDS[0]}}))
+    with pytest.raises(FormatError, match=f"the file {SHARDS[1]} is missing"):
+        shards.verify()
+    (shards.output / SHARDS[1]).rename(shards.output / "other.safetensors")
+    shards.written.write_text(json.dumps({"weight_map": {"a.weight": SHARDS[0], "b.weight": "other.safetensors"}}))
     with pytest.raises(FormatError, match=f"the file {SHARDS[1]} is missing"):
         shards.verify()
 
@@ -643,6 +655,12 @@ def test_the_number_of_threads_is_checked(tmp_path, output):
     with pytest.raises(ArgumentError, match="threads must be at least 1, got 0"):
         merge_checkpoint(single(tmp_path), adapter(), output, threads=0)
     assert 1 <= _pieces.usable_threads() <= 4
+
+
+def test_the_number_of_threads_is_that_of_the_usable_processors(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", {0: {3, 5}, 1: {0, 1, 2}}.get, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert _pieces.usable_threads() == 2
     assert _pieces.usable_threads(1) == 1
 
 

@@ -85,8 +85,9 @@ def test_a_whole_tensor_replaces_that_of_the_base(base):
 
 
 def test_integers_are_replaced_by_integers(base):
-    tensors, _ = merged(base, AdapterWeights(Q, whole={"steps": np.array([7, 8])}))
+    tensors, changed = merged(base, AdapterWeights(Q, whole={"steps": np.array([7, 8])}))
     assert tensors["steps"].tolist() == [7, 8]
+    assert changed["steps"].precision == 0
 
 
 def test_only_factors_have_a_rank(base):
@@ -306,6 +307,12 @@ def test_the_base_may_have_a_prefix_more_or_less(tmp_path, more):
     assert np.allclose(load_safetensors(output)[q], before[q] + LAYER.merge_weights().T, rtol=0, atol=1e-14)
 
 
+def test_names_of_the_base_need_no_prefix(tmp_path):
+    base = write(tmp_path / "base", "file", tensors={"x.q.weight": batch(6, 4), "x.x.q.weight": batch(6, 4)})
+    changed = merge_checkpoint(base, AdapterWeights({"x.q": LAYER}), tmp_path / "merged")
+    assert [tensor.key for tensor in changed] == ["x.q.weight"]
+
+
 def test_a_prefix_counts_only_if_all_layers_are_there(tmp_path, base):
     weights = AdapterWeights({"x.model.q": LAYER, "x.model.none": LAYER})
     with pytest.raises(FormatError, match=r"missing tensor 'x\.model\.q\.weight'"):
@@ -426,9 +433,11 @@ def test_an_index_without_a_total_size_gets_none(tmp_path):
     base = write(tmp_path / "base", "shards")
     index = json.loads((base / INDEX).read_text())
     (base / INDEX).write_text(json.dumps({"weight_map": index["weight_map"]}))
-    head = AdapterWeights({}, config={"modules_to_save": ["head"]}, whole={"head.weight": batch(3, 4)})
+    head = AdapterWeights({}, config={"modules_to_save": ["tête"]}, whole={"tête.weight": batch(3, 4)})
     merge_checkpoint(base, head, tmp_path / "merged")
-    assert set(json.loads((tmp_path / "merged" / INDEX).read_text())) == {"weight_map"}
+    written = (tmp_path / "merged" / INDEX).read_text(encoding="utf-8")
+    assert set(json.loads(written)) == {"weight_map"}
+    assert written == json.dumps(json.loads(written), indent=2, ensure_ascii=False) + "\n"
 
 
 def test_a_checkpoint_is_a_mapping(base):

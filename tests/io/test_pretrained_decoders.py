@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from lora_np import CausalLM, FormatError, NotSupportedError, SentenceEncoder, load_pretrained
+from lora_np.io._model_config import MODELS, check_config
 from lora_np.io.pretrained import load_encoder
 from lora_np.io.safetensors import load_safetensors, save_safetensors
 from tests.io.test_pretrained import edit_config, edit_tensors
@@ -181,6 +182,8 @@ def test_configurations_of_the_same_function(checkpoint, entries):
         ({"rope_parameters": [1]}, FormatError, "rope_parameters must be an object or null"),
         ({"rope_parameters": {"rope_theta": -1}}, FormatError, "rope_theta must be a positive number, got -1"),
         ({"rope_parameters": ..., "rope_theta": "1"}, FormatError, "rope_theta must be a positive number, got '1'"),
+        ({"rope_parameters": ..., "rope_theta": 0}, FormatError, "rope_theta must be a positive number, got 0"),
+        ({"rope_parameters": ..., "rope_theta": 1e300}, FormatError, r"rope_theta must be a positive number, got 1e\+300"),
         ({"sliding_window": 8}, NotSupportedError, "sliding_window must be null, or at least .* = 16, got 8"),
         ({"model_type": "mistral", "max_position_embeddings": 10**5}, NotSupportedError, "sliding_window .*, got 4096"),
         ({"layer_types": ["sliding_attention"]}, NotSupportedError, "layer_types must be 'full_attention' everywhere"),
@@ -189,12 +192,14 @@ def test_configurations_of_the_same_function(checkpoint, entries):
         ({"num_key_value_heads": 3}, FormatError, "num_attention_heads must be a multiple of num_key_value_heads"),
         ({"num_key_value_heads": 0}, FormatError, "num_key_value_heads must be a positive integer, got 0"),
         ({"head_dim": 3}, FormatError, "the size of a head must be even"),
+        ({"head_dim": None, "hidden_size": 12, "num_attention_heads": 4}, FormatError, "the size of a head must be even"),
         (
             {"head_dim": None, "num_attention_heads": 5},
             FormatError,
             "hidden_size must be a multiple of num_attention_heads",
         ),
         ({"rms_norm_eps": 0}, FormatError, "rms_norm_eps must be between 0 and 1, got 0"),
+        ({"rms_norm_eps": 1}, FormatError, "rms_norm_eps must be between 0 and 1, got 1"),
         ({"vocab_size": ...}, FormatError, "vocab_size must be a positive integer, got None"),
         ({"num_hidden_layers": 3}, FormatError, r"the tensor 'layers\.2.*' is missing"),
         ({"num_hidden_layers": 1}, FormatError, r"unexpected tensor 'layers\.1"),
@@ -206,6 +211,20 @@ def test_configurations_of_another_function_are_refused(checkpoint, entries, err
     edit_config(folder, **entries)
     with pytest.raises(error, match=message):
         load_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_only_the_sizes_must_be_there(kind):
+    sizes = dict.fromkeys(MODELS[kind].sizes, 16) | {MODELS[kind].heads[1]: 4}
+    assert check_config({"model_type": kind, **sizes}, "config.json")
+    for name in sizes:
+        with pytest.raises(FormatError, match=f"{name} must be a positive integer, got None"):
+            check_config({"model_type": kind, **sizes, name: None}, "config.json")
+
+
+def test_any_positive_base_of_the_rotary_positions_will_do():
+    sizes = dict.fromkeys(MODELS["llama"].sizes, 16) | {"num_attention_heads": 4}
+    assert check_config({"model_type": "llama", **sizes, "rope_theta": 0.5}, "config.json")["rope_theta"] == 0.5
 
 
 @of("gpt2")
