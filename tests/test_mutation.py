@@ -17,6 +17,7 @@ from functools import cache
 LIMIT = 3
 NAME = 1
 UNUSED = 1
+KIND = int | str
 
 @cache
 def doubled(x: int = 1 + 1) -> int:
@@ -83,7 +84,7 @@ from mutation.changes import mutants
 from mutation.trials import trials
 found = mutants(Path("small"), "code.py")
 print(json.dumps([[t.mutant.before, t.mutant.after, t.caught, t.too_long]
-                  for t in trials(Path("small").resolve(), ["test_small.py"], found, limit=LIMIT)]))
+                  for t in trials(Path("small").resolve(), ["test_small.py", "test_other.py"], found, limit=LIMIT)]))
 """
 
 
@@ -97,6 +98,7 @@ def outcomes(tmp_path_factory):
     (tmp_path / "small" / "__init__.py").touch()
     (tmp_path / "small" / "code.py").write_text(PACKAGE)
     (tmp_path / "test_small.py").write_text(TESTS)
+    (tmp_path / "test_other.py").write_text("def test_nothing():\n    pass\n")
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM.replace("LIMIT", "5.0")],
         cwd=tmp_path,
@@ -125,6 +127,7 @@ def test_holes_are_found_and_nothing_else(outcomes):
 
 def test_code_that_runs_at_import_is_tried(outcomes):
     assert outcomes["LIMIT = 3", "LIMIT = 4"] == (True, False)
+    assert outcomes["KIND = int | str", "KIND = int & str"] == (True, False)  # one file of tests cannot be collected
     assert outcomes["NAME = 1", "NAME = 2"] == (True, False)  # its test reaches no line of a function
     assert outcomes["@cache def doubled(x: int=1 + 1) -> int:", "@cache def doubled(x: int=1 - 1) -> int:"][0]
 

@@ -50,7 +50,8 @@ class Chosen(Runner):
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
-        os._exit(self.outcome([items[name] for name in self.names if name in items]))
+        chosen = [items[name] for name in self.names if name in items]
+        os._exit(CAUGHT if session.testsfailed else self.outcome(chosen))  # some could not be collected
 
 
 class Area(Runner):
