@@ -289,6 +289,7 @@ def test_growing_to_the_rank_or_below_returns_a_copy():
         grown = grow(one, rank)
         assert bits(grown.named_parameters()) == bits(one.named_parameters())
         assert grown is not one
+    assert grow(layer(3, 4, rank=5), 5).rank == 5  # more than the sizes allow for a new rank
 
 
 def test_equal_seeds_give_equal_results():

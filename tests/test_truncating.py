@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lora_np import ArgumentError, DenseLayer, DoRAAdapter, LoRALayer, MultiLoRAAdapter, NotSupportedError
 from lora_np.factors.budget import best_ranks
 from lora_np.factors.weights import AdapterWeights
+from lora_np.functions.product_svd import product_svd
 from lora_np.surgery import grow, spectrum, truncate
 from tests.kinds import batch, randomised
 from tests.test_surgery import IN, OUT, close, layer, layers
@@ -188,6 +189,13 @@ def test_inputs_that_do_not_fit_weights():
 def test_invalid_goals(options, reason):
     with pytest.raises(ArgumentError, match=re.escape(reason)):
         truncate(layer(), **options)
+
+
+def test_the_decomposition_of_a_product_of_factors():
+    A, B = batch(6, 2, seed=0), batch(2, 5, seed=1)
+    for scaling, (U, sigma, Vt) in ((1, product_svd(A, B)), (-3, product_svd(A, B, -3))):
+        np.testing.assert_allclose(U * sigma @ Vt, scaling * A @ B, atol=1e-13)
+        np.testing.assert_allclose(sigma, np.linalg.svd(scaling * A @ B)[1][:2])
 
 
 @pytest.mark.parametrize("change", [lambda weights: truncate(weights, rank=1), lambda weights: grow(weights, 5, rng=0)])
