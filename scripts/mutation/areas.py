@@ -97,7 +97,11 @@ AREAS = {
     "models/next_token.py": "tests/models/test_next_token.py",
     "models/replacing.py": "tests/io/test_peft_whole.py",
     "plot": "tests/test_plot.py",
-    "sklearn": "tests/sklearn",
+    "sklearn": "tests/sklearn/test_onetask.py tests/sklearn/test_multitask.py tests/sklearn/test_task_ranks.py "
+    "tests/sklearn/test_files.py tests/sklearn/test_stopping.py tests/sklearn/test_weights.py "
+    "tests/sklearn/test_multilabel.py tests/sklearn/test_transformer.py tests/sklearn/test_sparse.py",
+    "sklearn/mlp": "tests/sklearn/test_mlp.py",
+    "sklearn/sentence_embedder sklearn/text": "tests/sklearn/test_text.py",
     "terminal": "tests/cli/test_table.py tests/cli/test_progress.py",
     "training": "tests/test_training.py tests/test_optimizers.py tests/test_descent.py tests/test_interrupts.py "
     "tests/test_schedules.py tests/test_accumulation.py tests/test_groups.py tests/test_row_weights.py "
