@@ -315,6 +315,7 @@ def test_the_verb_checks_a_program(program, capsys):
     assert lines[0].split() == ["case", "result", "array", "largest", "error"]
     row = next(line for line in lines if line.startswith("lora-rank-1 "))
     assert row.split() == ["lora-rank-1", "FAIL", "merged", "is", "missing"]
+    assert all(len(line) == len(lines[0]) for line in lines if "pass" in line.split())  # numbers are flush right
     merged = sum("merged" in expected for expected in RIGHT.values())
     assert lines[-1] == f"{len(RIGHT) - merged} passed, {merged} failed, 0 skipped"
 
