@@ -1,6 +1,7 @@
 """What the verbs share: help, standard output, and one-line errors."""
 
 import io
+import itertools
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from lora_np.cli import _streams, main
 from lora_np.cli._text import counted, natural, plain, printable, share
-from tests.cli.toolbox import weights, write_kohya, write_peft
+from tests.cli.toolbox import weights, write_base, write_kohya, write_peft, write_shards
 
 VERBS = ["inspect", "merge", "unmerge", "truncate", "combine", "convert", "extract", "diff"]
 
@@ -98,6 +99,42 @@ def test_the_stream_is_restored_after_an_error(monkeypatch):
 
 def test_an_error_is_one_line(tmp_path, fail):
     assert fail("inspect", f"{tmp_path}/a\nb\x1b[2J") == rf"{tmp_path}/a\nb\x1b[2J: no such file or folder"
+
+
+FIRST_NUMBER = {
+    "inspect a": "in",
+    "inspect a --by-module": "layers",
+    "inspect base": "shape",
+    "inspect a base": "layers",
+    "merge base a -o merged": "rounding",
+    "merge one.safetensors a -o merged.safetensors": "rounding",
+    "merge base a -o verified --verify": "rounding",
+    "merge base a -o reported --report": "|change|",
+    "truncate a -o small --rank 1": "rank before",
+    "combine a a -o sum": "ranks",
+    "convert a -o b": "in",
+    "extract base tuned -o found --rank 10": "rank",
+    "diff a a": "|dW| of A",
+    "exercises folder": None,
+}
+
+
+@pytest.mark.parametrize("words", FIRST_NUMBER)
+def test_names_are_flush_left_and_numbers_are_flush_right(words, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    write_peft(tmp_path / "a")
+    write_base(tmp_path / "one.safetensors")
+    write_shards(tmp_path / "base")
+    run("merge", "base", "a", "-o", "tuned")
+    lines = run(*words.split()).splitlines()
+    rule = max(i for i, line in enumerate(lines) if set(line) == {"-", " "})
+    table = [lines[rule - 1], *itertools.takewhile(str.strip, lines[rule + 1 :])]
+    is_number = False
+    for place in re.finditer("-+", lines[rule]):
+        cells = [line.ljust(place.end())[place.start() : place.end()] for line in table]
+        is_number |= cells[0].strip() == FIRST_NUMBER[words]
+        assert all((cell.rstrip() if is_number else cell.lstrip()) == cell for cell in cells if cell.strip())
+    assert is_number == (FIRST_NUMBER[words] is not None)
 
 
 def test_text():
