@@ -124,9 +124,8 @@ def _alike(model: CausalLM, weights: AdapterWeights) -> bool:
     """Whether an adapter leaves the embedding and the head of a model equal."""
     table, head = f"{model.head_name}.weight", f"{HEAD}.weight"
     changed = {table, head} & weights.whole.keys()
-    if model.head_name in weights.embeddings or HEAD in weights.layers or len(changed) == 1:
-        return False
-    return not changed or np.array_equal(weights.whole[table], weights.whole[head])
+    only_one = model.head_name in weights.embeddings or HEAD in weights.layers or len(changed) == 1
+    return not only_one and (not changed or np.array_equal(weights.whole[table], weights.whole[head]))
 
 
 def _owner(layers: Mapping[str, Layer], key: str) -> tuple[str, str]:

@@ -287,8 +287,12 @@ def test_what_peft_cannot_have_is_named(tmp_path, reason):
 
 
 def test_other_formats_and_models_name_them(tmp_path):
-    with pytest.raises(NotSupportedError, match=r"the kohya format cannot hold the experts of 'body\.mlp\.up'"):
+    with pytest.raises(NotSupportedError, match=r"the kohya format cannot hold the experts of 'body\.mlp\.up'$"):
         save_kohya(tmp_path / "x", adapter(UP))
+    with pytest.raises(NotSupportedError, match=r"the experts of 'body\.mlp\.down' and 1 more$"):
+        save_kohya(tmp_path / "x", adapter(UP, DOWN))
+    with pytest.raises(ArgumentError, match="weights must be AdapterWeights"):
+        save_kohya(tmp_path / "x", adapter(UP).layers)
     with pytest.raises(NotSupportedError, match=r"'body\.mlp\.up' has experts, which can be merged"):
         applied(Sequential({"q": DenseLayer(4, 4, rng=0)}), adapter(UP))
     with pytest.raises(NotSupportedError, match=r"'body\.mlp\.up', which the adapter changes, is not a layer"):

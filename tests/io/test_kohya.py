@@ -86,6 +86,21 @@ DAMAGES = {
         NotSupportedError,
         r"second factor must have a kernel of size 1, got shape \(4, 2, 3, 3\)",
     ),
+    "half a kernel in the second factor": (
+        {"lora_down.weight": np.ones((2, 5, 3, 3)), "lora_up.weight": np.ones((4, 2, 3, 1))},
+        NotSupportedError,
+        r"second factor must have a kernel of size 1, got shape \(4, 2, 3, 1\)",
+    ),
+    "six axes": (
+        {"lora_down.weight": np.ones((2, 5, 1, 1, 1, 1)), "lora_up.weight": np.ones((4, 2, 1, 1, 1, 1))},
+        FormatError,
+        r"factors must be \(r, in, \*kernel\)",
+    ),
+    "another rank of a convolution": (
+        {"lora_down.weight": np.ones((3, 5, 3, 3)), "lora_up.weight": np.ones((4, 2, 1, 1))},
+        FormatError,
+        "matrix_a and matrix_b must be",
+    ),
     "vectors": (
         {"lora_down.weight": np.ones(2), "lora_up.weight": np.ones(2)},
         FormatError,
@@ -107,6 +122,11 @@ DAMAGES = {
         NotSupportedError,
         "beside lora_mid, lora_down must have a kernel of size 1",
     ),
+    "a middle after half a kernel": (
+        MIDDLE | {"lora_down.weight": np.ones((2, 5, 3, 1))},
+        NotSupportedError,
+        "beside lora_mid, lora_down must have a kernel of size 1",
+    ),
     "a middle alone": (
         {"lora_mid.weight": np.ones((2, 2, 3, 3)), "lora_up.weight": None},
         FormatError,
@@ -122,6 +142,19 @@ def test_a_damaged_module_is_rejected(load, damage):
     changes, error, message = DAMAGES[damage]
     with pytest.raises(error, match=rf"lora\.safetensors: lora_unet_mid_to_k.*{message}"):
         load(UNET | {f"lora_unet_mid_to_k.{name}": array for name, array in changes.items()})
+
+
+def test_a_middle_of_one_dimension(load):
+    factors = {"lora_down": batch(2, 5, 1), "lora_mid": batch(3, 2, 4), "lora_up": batch(6, 3, 1)}
+    weights = load({f"conv.{name}.weight": array for name, array in factors.items()})
+    assert weights.kernels == {"conv": (4,)}
+    whole = np.einsum("oq,qrk,ri->oik", factors["lora_up"][..., 0], factors["lora_mid"], factors["lora_down"][..., 0])
+    np.testing.assert_allclose(weights.delta("conv").T, whole.reshape(6, -1), rtol=0, atol=1e-12)
+
+
+def test_each_pattern_to_drop_is_text(load):
+    with pytest.raises(ArgumentError, match="each of drop must be"):
+        load(UNET, drop=["*.scalar", 3])
 
 
 STRAY = {"lora_unet_mid_to_k.scalar": np.ones(())}

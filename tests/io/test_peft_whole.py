@@ -35,7 +35,7 @@ from lora_np import (
     tanh,
 )
 from lora_np.factors.weights import AdapterWeights, Rows, extract, in_torch_layout
-from lora_np.io._applying import applied, check_is_task
+from lora_np.io._applying import applied, applied_tasks, check_is_task
 from lora_np.io._peft_new_config import config_of
 from lora_np.io.merge import merge_checkpoint, verify_checkpoint
 from lora_np.io.peft import CONFIG, WEIGHTS, apply_peft, load_peft, save_peft
@@ -330,7 +330,9 @@ def test_a_trained_tied_table_comes_back_and_is_the_head_too(tmp_path):
     whole = load_peft(tmp_path).whole
     assert set(whole) == {f"{TABLE}.weight", "lm_head.weight"}
     assert np.array_equal(*whole.values())
-    assert np.array_equal(apply_peft(model, tmp_path).predict(TOKENS), adapted.predict(TOKENS))
+    again = apply_peft(model, tmp_path)
+    assert np.array_equal(again.predict(TOKENS), adapted.predict(TOKENS))
+    assert "lm_head" not in again.children()
 
 
 DIFFERENTLY = {
@@ -355,6 +357,8 @@ def test_a_model_gets_a_separate_head_if_one_of_a_tied_pair_changes(tmp_path, ki
     assert not adapted.is_training
     assert not model.is_training
     assert "lm_head" not in model.children()
+    for key, array in change.get("whole", {}).items():
+        assert np.array_equal(adapted.named_parameters(frozen=True)[key], array)
     save_peft(tmp_path / "again", adapted)
     assert np.array_equal(apply_peft(model, tmp_path / "again").predict(TOKENS), adapted.predict(TOKENS))
 
@@ -458,6 +462,13 @@ def test_a_tensor_that_the_model_lacks_is_named(head):
     with pytest.raises(FormatError, match=message):
         apply_peft(text_network(), head)
     assert_close(apply_peft(text_network(), head, drop="pooler.*").predict(IDS), expected("head")["output"])
+
+
+@pytest.mark.parametrize("key", ["head.scale", "table.bias", "head.", "head"])
+def test_an_array_that_a_layer_lacks_is_named(key):
+    weights = AdapterWeights({"body.up": LoRALayer(6, 5, 1)}, whole={key: np.ones(4)})
+    with pytest.raises(ArgumentError, match=f"the model has no {key!r}, which the adapter replaces"):
+        applied(text_network(), weights)
 
 
 @pytest.mark.parametrize(("name", "shape"), [("head.weight", (5, 4)), ("head.bias", (5,)), ("norm.weight", (1, 6))])
@@ -639,6 +650,29 @@ def test_an_embedding_with_a_magnitude_in_a_model_and_merged_is_the_same(tmp_pat
     save_safetensors(tmp_path / "base", {"emb.weight": table.weight})
     merge_checkpoint(tmp_path / "base", weights, tmp_path / "merged")
     np.testing.assert_allclose(load_safetensors(tmp_path / "merged")["emb.weight"], expected, rtol=1e-14)
+
+
+def test_a_column_of_zeros_of_an_embedding_with_a_magnitude_stays_one():
+    model = Sequential({"emb": Embedding(1, 2)})
+    model.children()["emb"].weight[...] = 0
+    change = {"emb": LoRALayer.from_factors(np.ones((1, 1)), np.array([[0.0, 2.0]]))}
+    adapted = applied(model, AdapterWeights(change, {"emb": np.full(2, 3.0)}, embeddings=frozenset({"emb"})))
+    assert adapted.children()["emb"].weight.tolist() == [[0, 3]]
+
+
+def test_the_only_row_of_a_table_is_replaced():
+    rows = {"emb.weight": Rows.of([0], batch(1, 2))}
+    model = Sequential({"emb": Embedding(1, 2), "q": DenseLayer(2, 3, rng=0)})
+    adapted = applied(model, AdapterWeights({"q": LoRALayer(2, 3, 1)}, rows=rows))
+    assert np.array_equal(adapted.children()["emb"].weight, batch(1, 2))
+
+
+def test_a_task_without_factors_for_a_layer_has_the_smallest_rank_there():
+    one, two = ({path: randomised(LoRALayer(4, 4, 3))} for path in "qk")
+    model = Sequential({"q": DenseLayer(4, 4, rng=0), "k": DenseLayer(4, 4, rng=1)})
+    adapted = applied_tasks(model, {"one": AdapterWeights(one), "two": AdapterWeights(two)})
+    ranks = {path: [task.rank for task in layer.task_adapters.values()] for path, layer in adapted.children().items()}
+    assert ranks == {"q": [3, 1], "k": [1, 3]}
 
 
 def test_a_convolution_is_not_a_task():
