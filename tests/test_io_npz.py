@@ -259,6 +259,12 @@ def test_a_path_and_a_stream_get_the_same_bytes(build, tmp_path):
     assert state(load_layer(path)) == state(layer)
 
 
+def test_only_a_layer_can_be_saved(tmp_path):
+    with pytest.raises(ArgumentError, match="layer must be a layer"):
+        save_layer([DenseLayer(2, 2)], tmp_path / "layer.npz")
+    assert not list(tmp_path.iterdir())
+
+
 def test_serialize_and_save_layer_are_the_same():
     stream, layer = io.BytesIO(), filled(nested)
     layer.serialize(stream)

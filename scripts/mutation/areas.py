@@ -65,7 +65,7 @@ AREAS = {
     "tests/io/test_open_clip_names.py tests/io/test_pipelines.py tests/io/test_diffusers.py tests/io/test_kohya.py "
     "tests/io/test_dora_by_input.py tests/io/test_kinds.py",
     "io/extract.py": "tests/io/test_extract.py",
-    "io/folders.py": "tests/io/test_pipelines.py tests/cli/test_toolbox_merge.py",
+    "io/folders.py": "tests/io/test_folders.py tests/io/test_pipelines.py tests/cli/test_toolbox_merge.py",
     "io/mlx.py": "tests/io/test_mlx.py",
     "io/npz.py": "tests/test_io_npz.py tests/io/test_hostile_npz.py",
     "io/pretrained.py": "tests/io/test_pretrained.py tests/io/test_pretrained_decoders.py tests/io/test_gguf_llama.py",

@@ -168,6 +168,11 @@ def test_what_the_format_cannot_hold_is_named(tmp_path, weights, error, message)
     assert not list(tmp_path.iterdir())
 
 
+def test_the_folder_must_be_a_path():
+    with pytest.raises(ArgumentError, match=r"^folder must be"):
+        save_mlx(3, AdapterWeights(adapter(a=(2,))))
+
+
 @pytest.mark.parametrize("kind", ["lora_a", "lora_b"])
 def test_factors_must_be_floating_point(load, kind):
     key = f"{PATH}.{kind}"

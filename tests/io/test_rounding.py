@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lora_np import LoRALayer
+from lora_np import FormatError, LoRALayer
 from lora_np.factors.weights import AdapterWeights
 from lora_np.io import rounding
 from lora_np.io.merge import merge_checkpoint
@@ -57,6 +57,20 @@ def test_elements_that_the_adapter_leaves_alone_are_not_lost(tmp_path):
     merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
     (loss,) = rounding_losses(tmp_path / "base", adapter, tmp_path / "out")
     assert loss.unchanged == 2
+
+
+def test_a_new_head_that_is_the_old_embedding_loses_nothing(tmp_path):
+    save_safetensors(tmp_path / "base", {"model.embed_tokens.weight": batch(9, 4), "model.up.weight": batch(3, 4)})
+    adapter = AdapterWeights(
+        {"model.up": LoRALayer.from_factors(batch(4, 1), batch(1, 3))},
+        whole={"model.embed_tokens.weight": batch(9, 4, seed=2)},
+        config={"task_type": "CAUSAL_LM"},
+    )
+    merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", untie=True)
+    losses = rounding_losses(tmp_path / "base", adapter, tmp_path / "out", untie=True)
+    assert [loss.key for loss in losses] == ["model.up.weight"]
+    with pytest.raises(FormatError, match="untie=True writes a separate head"):
+        rounding_losses(tmp_path / "base", adapter, tmp_path / "out")
 
 
 def test_nothing_is_lost_of_nothing():
