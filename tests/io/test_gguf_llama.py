@@ -117,6 +117,20 @@ def test_never_two_copies_of_the_model(path, model):
     assert peak < 1.35 * weights
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"llama.expert_count": 0, "llama.rope.scaling.type": "none", "llama.attention.causal": True},
+        {"llama.rope.scaling.factor": 1.0, "llama.rope.scale_linear": 1.0, "llama.use_parallel_residual": False},
+        {"llama.rope.scaling.factor": 0.0, "llama.rope.scale_linear": 0.0},
+    ],
+    ids=str,
+)
+def test_metadata_that_changes_nothing(path, model, changes):
+    write(path, model, **changes)
+    assert_array_equal(load_pretrained(path).predict(IDS), model.predict(IDS))
+
+
 # ---------------------------------------------------------------- refusing
 
 
@@ -130,6 +144,7 @@ def test_never_two_copies_of_the_model(path, model):
         ({"llama.rope.scaling.factor": 4.0}, NotSupportedError, "'llama.rope.scaling.factor': must be 1, got 4.0"),
         ({"llama.rope.scaling.factor": np.ones(2, np.float32)}, NotSupportedError, "factor': must be 1, got array"),
         ({"llama.attention.causal": False}, NotSupportedError, "'llama.attention.causal': must be True, got False"),
+        ({"llama.use_parallel_residual": True}, NotSupportedError, "parallel_residual': must be False, got True"),
         ({"llama.rope.dimension_count": 8}, NotSupportedError, "must be the size of a head, 16, got 8"),
         ({"llama.attention.value_length": 8}, NotSupportedError, "must be the size of a head, 16, got 8"),
         ({"llama.attention.sliding_window": 8}, NotSupportedError, "sliding_window must be null, or at least"),

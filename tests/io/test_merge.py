@@ -175,6 +175,12 @@ def assert_last_place(checkpoint, key, exact, dtype, units=1):
     assert np.abs(values(checkpoint)[key] - exact).max() <= units * unit
 
 
+def test_precisions_are_half_a_unit_in_the_last_place():
+    wanted = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
+    assert wanted == merge.PRECISIONS
+    assert merge.MergedTensor("a", "b", "F32").rank == 0
+
+
 # ---------------------------------------------------------------- merging
 
 
@@ -661,6 +667,8 @@ def test_the_number_of_threads_is_that_of_the_usable_processors(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", {0: {3, 5}, 1: {0, 1, 2}}.get, raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert _pieces.usable_threads() == 2
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert _pieces.usable_threads() == 4
     assert _pieces.usable_threads(1) == 1
 
 

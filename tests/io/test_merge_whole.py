@@ -206,6 +206,8 @@ def test_a_change_of_a_tied_head_is_refused(tmp_path, base, weights):
     with pytest.raises(FormatError, match=r"the base ties lm_head\.weight to model\.embed_tokens\.weight, .* untie=True"):
         merge_checkpoint(base, weights, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+    with pytest.raises(FormatError, match=r"the base ties lm_head\.weight"):
+        verify_checkpoint(base, weights, base)
 
 
 def test_an_untied_head_starts_from_the_embedding(base):

@@ -116,5 +116,5 @@ def test_no_pattern_takes_long(pattern):
 
 
 def test_no_name_is_longer():
-    assert Pattern(".*").matches("a" * LONGEST_NAME)
-    assert Pattern(".*").matches("a" * (LONGEST_NAME + 1)) is False
+    assert Pattern(".*").matches("a" * 1000)
+    assert Pattern(".*").matches("a" * 1001) is False
