@@ -84,8 +84,7 @@ class _Classes:
         found = [kind for kind in self.users if name_of(kind) == name] or [
             kind for kind in self.users if f".{name}".endswith((f".{kind.__qualname__}", f".{kind.__name__}"))
         ]
-        if len(found) > 1:  # a notebook may have run the definition again
-            found = [kind for kind in found if _is_current(kind)] or found
+        found = [kind for kind in found if _is_current(kind)] or found  # a notebook may have run a definition again
         if len(found) > 1:
             raise FormatError(f"{len(found)} classes are named {name!r}: {', '.join(sorted(map(name_of, found)))}")
         if not found:

@@ -117,7 +117,7 @@ def load_encoder(path: str | os.PathLike[str]) -> BertModel:
 
 
 def model_of(
-    config: Mapping[str, Any], arrays: Mapping[str, Array], where: str, *, dtype: Any, strict: bool = True
+    config: Mapping[str, Any], arrays: Mapping[str, Array], where: str, *, dtype: Any, strict: bool
 ) -> BertModel | CausalLM:
     """The model of a configuration and its tensors.
 

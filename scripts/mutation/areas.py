@@ -68,7 +68,8 @@ AREAS = {
     "io/folders.py": "tests/io/test_folders.py tests/io/test_pipelines.py tests/cli/test_toolbox_merge.py",
     "io/mlx.py": "tests/io/test_mlx.py",
     "io/npz.py": "tests/test_io_npz.py tests/io/test_hostile_npz.py",
-    "io/pretrained.py": "tests/io/test_pretrained.py tests/io/test_pretrained_decoders.py tests/io/test_gguf_llama.py",
+    "io/pretrained.py": "tests/test_stored.py tests/io/test_pretrained.py tests/io/test_pretrained_decoders.py "
+    "tests/io/test_gguf_llama.py",
     "io/rounding.py": "tests/io/test_rounding.py",
     "io/_gguf io/gguf.py": "tests/io/test_gguf.py tests/io/test_gguf_llama.py tests/test_text_gguf.py "
     "tests/test_stored.py tests/test_immutable.py",

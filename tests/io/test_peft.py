@@ -577,6 +577,22 @@ def test_layers_of_several_dropouts_are_refused(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_file_of_other_tensors_is_refused(folder):
+    save_safetensors(folder / WEIGHTS, {"base_model.model.tail.hada_w1_a": np.ones((4, 2))})
+    with pytest.raises(FormatError, match=r"unexpected key 'base_model\.model\.tail\.hada_w1_a'"):
+        load_peft(folder)
+    with pytest.raises(FormatError, match="contains no LoRA factors"):
+        load_peft(folder, drop="*.hada_*")
+
+
+@pytest.mark.parametrize(("one", "other"), ["AB", "BA"])
+def test_the_missing_factor_of_an_embedding_is_named(folder, one, other):
+    config(target_modules=["up", "head", "table"])(folder)
+    weights({f"table.lora_embedding_{one}": np.ones((2, 2))})(folder)
+    with pytest.raises(FormatError, match=rf"table\.lora_embedding_{other} is missing"):
+        load_peft(folder)
+
+
 def test_a_magnitude_of_another_size_is_refused(tmp_path):
     shutil.copytree(DATA / "dora", tmp_path / "adapter")
     edit_weights(tmp_path / "adapter", {"head.lora_magnitude_vector": np.ones(5)})
