@@ -19,6 +19,7 @@ from lora_np.demo.ranks import Curve, RankResult, canonicalize_branches, compare
 from lora_np.demo.samples import sample
 from lora_np.demo.settings import Settings
 from lora_np.demo.training import Score, score
+from tests.cli.toolbox import first_numbers
 
 TINY = partial(
     Settings,
@@ -60,6 +61,8 @@ def test_the_whole_demo(tmp_path, capsys):
     assert captured.err == ""
     for title in ("Base", "DyLoRA", "MultiLoRA", "Merging", "Trainable parameters", "Checks"):
         assert f"\n{title}" in f"\n{captured.out}"
+    numbers = ["accuracy", "rank 1", "rank 1", "base alone", "adapters", "parameters", "measured"]
+    assert first_numbers(captured.out) == numbers
     names = {"base.npz", "dylora.npz", "multilora.npz", "ranks.png", "digits.png", "tasks.png"}
     assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == names
     assert all(name in captured.out.splitlines()[-1] for name in names)

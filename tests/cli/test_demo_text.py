@@ -25,6 +25,7 @@ from lora_np.demo.training import Score
 from lora_np.errors import FormatError
 from lora_np.testing import check_gradients
 from lora_np.text import Tokenizer, predict_by_length
+from tests.cli.toolbox import first_numbers
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -107,6 +108,7 @@ def test_the_whole_demo(model, data, tmp_path, run):
     out = run("demo", "text", "--model", model, "--data", data, "--output", tmp_path / "new" / "out")
     for title in ("Encoder", "DyLoRA", "MultiLoRA", "Checks"):
         assert f"\n{title}" in f"\n{out}"
+    assert first_numbers(out) == ["training sentences", "rank 1", "rank 1", "majority class", "measured"]
     names = {"classifier.npz", "labels.json", "tokenizer.json", "text_ranks.png"}
     assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == names
     assert all(name in out for name in names)

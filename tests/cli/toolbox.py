@@ -1,6 +1,8 @@
 """Adapters, checkpoints and fixtures for the tests of the verbs that work on files."""
 
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -126,6 +128,20 @@ def write_shards(folder):
 def tree(folder):
     """The bytes of every file in a folder, by path."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def first_numbers(text):
+    """The header of the first column that is flush right, for each table; all columns before it are flush left."""
+    lines, found = text.splitlines(), []
+    for rule in (i for i, line in enumerate(lines) if line and set(line) <= {"-", " "}):
+        rows = [lines[rule - 1], *itertools.takewhile(str.strip, lines[rule + 1 :])]
+        columns = [[row.ljust(c.end())[c.start() : c.end()] for row in rows] for c in re.finditer("-+", lines[rule])]
+        is_left = [all(cell.lstrip() == cell for cell in column if cell.strip()) for column in columns]
+        is_right = [all(cell.rstrip() == cell for cell in column if cell.strip()) for column in columns]
+        first = is_left.index(False) if not all(is_left) else len(columns)
+        assert all(is_right[first:])
+        found.append(columns[first][0].strip() if first < len(columns) else None)
+    return found
 
 
 @pytest.fixture

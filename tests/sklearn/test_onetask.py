@@ -173,6 +173,14 @@ def test_a_training_that_diverges_stops():
 # ---------------------------------------------------------------- regression
 
 
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize("kind", [LoRARegressor, MultiLoRARegressor], ids=lambda kind: kind.__name__)
+def test_values_may_be_numbers_as_objects(kind, method):
+    X, y = waves()
+    results = [getattr(kind(**QUICK), method)(X, values).predict(X) for values in (y, y.astype(object))]
+    np.testing.assert_array_equal(*results)
+
+
 @pytest.mark.parametrize("values", [(), (1,), (3,)])
 def test_values_keep_their_shape(values):
     X, y = waves(values=values)
