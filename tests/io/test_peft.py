@@ -19,6 +19,7 @@ from lora_np import (
     Sequential,
     StandardLoRAAdapter,
     VeRAAdapter,
+    apply_lora,
     load_layer,
     merge_in_place,
     save_layer,
@@ -29,6 +30,7 @@ from lora_np.io.peft import CONFIG, WEIGHTS, apply_peft, load_peft, peft_adapter
 from lora_np.io.safetensors import SafetensorsFile, load_safetensors, save_safetensors
 from tests.io.networks import CASES, DATA, DY, FACTORIES, X, adapted, assert_close, dylora, expected, multilora, network
 from tests.kinds import batch, bits
+from tests.models.decoders import decoder
 
 DYLORA = [kind for kind in FACTORIES if kind.startswith("dylora")]
 
@@ -568,6 +570,18 @@ def test_the_whole_configuration(tmp_path):
         "lora_dropout": 0.25,
         "bias": "none",
     }
+
+
+def test_weights_that_gpt2_stores_transposed_are_noted(tmp_path):
+    model = apply_lora(decoder("gpt2"), StandardLoRAAdapter, ["c_attn"], rank=1, rng=0)
+    save_peft(tmp_path / "one", model)
+    save_peft(tmp_path / "two", model, config={"fan_in_fan_out": False})
+    assert [written_config(tmp_path / name)["fan_in_fan_out"] for name in ("one", "two")] == [True, False]
+
+
+def test_adapters_are_applied_to_a_layer(folder):
+    with pytest.raises(ArgumentError, match="model must be a layer"):
+        apply_peft([network()], folder)
 
 
 def test_layers_of_several_dropouts_are_refused(tmp_path):

@@ -66,6 +66,13 @@ def test_masks_of_old_checkpoints_are_left_out(checkpoint):
     same(folder, expected)
 
 
+@of("gpt2")
+def test_the_head_of_gpt2_is_tied_by_default(checkpoint):
+    folder, _, expected = checkpoint
+    edit_config(folder, tie_word_embeddings=...)
+    same(folder, expected)
+
+
 @of("llama")
 def test_tables_of_rotary_positions_are_left_out(checkpoint):
     folder, _, expected = checkpoint
