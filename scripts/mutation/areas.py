@@ -52,10 +52,11 @@ AREAS = {
     "tests/test_tasks_apart.py tests/test_ranked_tasks_in_models.py tests/adapters/test_ranked_tasks.py "
     "tests/test_adapting.py tests/io/test_peft.py tests/io/test_peft_whole.py tests/io/test_extract.py "
     "tests/io/test_experts.py tests/io/test_dora_by_input.py tests/io/test_round_trips.py",
-    "functions": "tests/test_activations.py tests/test_fused.py tests/test_losses.py tests/test_initializers.py "
-    "tests/test_regularization.py tests/test_numerical.py tests/test_operations.py tests/test_row_weights.py "
-    "tests/test_immutable.py "
-    "tests/models/test_next_token.py tests/test_truncating.py tests/test_surgery.py tests/layers/test_dense.py",
+    "functions": "tests/test_initializers.py tests/test_regularization.py tests/test_numerical.py tests/test_immutable.py "
+    "tests/test_truncating.py tests/test_surgery.py",
+    "functions/activations.py functions/erf.py functions/fused.py": "tests/test_activations.py tests/test_fused.py "
+    "tests/test_operations.py tests/test_immutable.py",
+    "functions/losses.py": "tests/test_losses.py tests/test_row_weights.py tests/models/test_next_token.py",
     "graph": "tests/test_graph.py tests/io/test_onnx.py",
     "io": "tests/io tests/test_io_npz.py",
     "io/_onnx io/onnx.py": "tests/io/test_onnx.py tests/io/test_onnx_mixed.py",
