@@ -361,6 +361,20 @@ def test_a_file_with_a_different_structure_is_rejected_with_the_first_difference
     assert_rejected(ours, saved(theirs), f"the file does not match {ours.layer_name}: (config.)?{difference}")
 
 
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda header, arrays: header.update(layer=5), r"layer is 5 in the file and \{"),
+        (lambda header, arrays: header.update(layer=dict(reversed(header["layer"].items()))), "layer is ordered "),
+        (lambda header, arrays: header["layer"].update({TYPE: "LoRALayer"}), "type is 'LoRALayer'"),
+    ],
+    ids=["not a layer", "order", "type"],
+)
+def test_the_first_level_of_a_structure_is_named_too(change, difference):
+    layer = DenseLayer(3, 2, relu)
+    assert_rejected(layer, changed(DENSE, change), f"the file does not match {layer.layer_name}: {difference}")
+
+
 # ---------------------------------------------------------------- damaged files
 
 

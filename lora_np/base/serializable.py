@@ -137,7 +137,8 @@ def _difference(path: str, theirs: Any, ours: Any) -> str | None:
             inner = _difference(f"{path}.{word}" if path else word, theirs.get(name), ours.get(name))
             if inner:
                 return inner
-        return None if list(theirs) == list(ours) else f"{path} is ordered {list(theirs)} in the file and {list(ours)} here"
+        ordered = list(theirs) == list(ours)
+        return None if ordered else f"{path or 'layer'} is ordered {list(theirs)} in the file and {list(ours)} here"
     return None if theirs == ours else f"{path or 'layer'} is {theirs!r} in the file and {ours!r} here"
 
 

@@ -4,29 +4,43 @@ import functools
 
 import pytest
 
+from lora_np import DenseLayer, DoRAAdapter, StandardLoRAAdapter, VeRAAdapter
+from tests.kinds import IN, OUT, RANK, randomised
 
-@pytest.fixture
-def asked(adapter, monkeypatch):
-    """For each call of a `vjp` in the adapter: the kind of layer, and whether the gradient of its input is asked for."""
+
+def recorded(layer, monkeypatch):
+    """For each call of a `vjp` in the layer: whether the gradient of the input is asked for, and whether it is given."""
     calls = []
 
-    def recorded(kind, vjp):
+    def recording(vjp):
         @functools.wraps(vjp)
         def call(*arguments, inputs=True, **choices):
-            calls.append((kind.__name__, inputs))
-            return vjp(*arguments, inputs=inputs, **choices)
+            dx, gradients = vjp(*arguments, inputs=inputs, **choices)
+            calls.append((inputs, dx is not None))
+            return dx, gradients
 
         return call
 
-    for kind in {type(layer) for layer in adapter.walk().values()}:
-        monkeypatch.setattr(kind, "vjp", recorded(kind, kind.vjp))
+    for kind in {type(inner) for inner in layer.walk().values()}:
+        monkeypatch.setattr(kind, "vjp", recording(kind.vjp))
     return calls
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_no_part_of_an_adapter_is_asked_for_a_gradient_that_is_not_wanted(adapter, x, dy, asked, wanted):
+def test_no_part_of_an_adapter_is_asked_for_a_gradient_that_is_not_wanted(adapter, x, dy, monkeypatch, wanted):
+    calls = recorded(adapter, monkeypatch)
     adapter.forward(x)
     dx = adapter.backward(dy, need_input_grad=wanted)
     assert (dx is not None) == wanted
-    assert asked
-    assert {inputs for _, inputs in asked} == {wanted}
+    assert len(calls) >= 2
+    assert set(calls) == {(wanted, wanted)}
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("kind", [StandardLoRAAdapter, DoRAAdapter, VeRAAdapter])
+def test_nor_is_it_with_dropout(kind, frozen, x, dy, monkeypatch, wanted):
+    layer = randomised(kind(DenseLayer(IN, OUT), RANK, freeze_base_layer=frozen, dropout=0.5, rng=0))
+    calls = recorded(layer, monkeypatch)
+    layer.forward(x)
+    layer.backward(dy, need_input_grad=wanted)
+    assert set(calls) == {(wanted, wanted)}

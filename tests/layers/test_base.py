@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from lora_np import (
+    Adam,
     ArgumentError,
     DenseLayer,
     DyLoRAAdapter,
@@ -302,6 +303,25 @@ def test_clearing_the_gradients_clears_the_trained_parts():
     adapter.clear_gradients()
     with pytest.raises(InvalidOperationError, match="a step needs gradients; call backward first"):
         pending(adapter)
+
+
+def test_trained_parts_have_the_path_of_their_layer():
+    inner = DyLoRAAdapter(DenseLayer(3, 2), 2, [1, 2])
+    adapter = StandardLoRAAdapter(inner, 1, freeze_base_layer=False)
+    for layer, path in [(inner, "lora"), (adapter, "base.lora"), (Sequential({"a": adapter}), "a.base.lora")]:
+        layer.forward(batch(4, 3), rank=1)
+        layer.backward(batch(4, 2))
+        assert list(pending(layer).parts) == [f"{path}.matrix_a", f"{path}.matrix_b"]
+
+
+def test_a_frozen_base_with_ranks_has_no_gradients_and_the_branch_learns_at_any_rank():
+    adapter = randomised(StandardLoRAAdapter(DyLoRAAdapter(DenseLayer(3, 2), 2, [1, 2]), 1))
+    for rank in (1, 2):
+        check_gradients(adapter, batch(4, 3), rank=rank, active_only=True)
+        adapter.forward(batch(4, 3), rank=rank)
+        adapter.backward(batch(4, 2))
+        assert list(adapter.gradients) == ["lora.matrix_a", "lora.matrix_b"]
+        assert list(Adam().updates(adapter)) == ["lora.matrix_a", "lora.matrix_b"]
 
 
 def test_an_update_may_be_given_the_layers_own_arrays():
