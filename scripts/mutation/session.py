@@ -115,11 +115,15 @@ class Area(Runner):
         self.report(unsteady)
 
     def tests(self, mutant: Mutant, reached: dict[int, list[str]]) -> list[str]:
-        """The tests that reach a mutant, the fastest first; all tests for one that acts at import."""
-        lines = reached if mutant.at_import else mutant.lines
-        names = {name for line in lines for name in reached.get(line, []) if name in self.seconds}
-        judges = self.seconds if mutant.at_import else names
-        return sorted(judges, key=lambda name: (name not in names, self.seconds[name]))
+        """The tests that reach a mutant, the fastest first; all tests for one that acts at import.
+
+        A mutant that no test reaches may act there too, in a function that is called while the module is imported.
+        """
+        names = {name for line in mutant.lines for name in reached.get(line, []) if name in self.seconds}
+        if names and not mutant.at_import:
+            return sorted(names, key=self.seconds.__getitem__)
+        names = {name for line in reached.values() for name in line}
+        return sorted(self.seconds, key=lambda name: (name not in names, self.seconds[name]))
 
     def trial(self, mutant: Mutant, items: list[pytest.Item]) -> int:
         if mutant.at_import:

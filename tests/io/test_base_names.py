@@ -205,6 +205,8 @@ def test_both_names_of_a_block_lead_to_each_other():
     assert diffusers_name("other.1") is None
     assert single_file_names("other.1") == []
     assert diffusers_name("input_blocks.10") is None  # not input_blocks.1
+    assert diffusers_name("input_blocks.3.0.conv") is None  # a resampler, and no third resnet
+    assert diffusers_name("input_blocks.13.0") is None  # there are four levels
     assert diffusers_name("middle_block.1.in_layers.0") == "mid_block.attentions.0.in_layers.0"  # not a resnet
     assert diffusers_name("middle_block.0.in_layers.0") == "mid_block.resnets.0.norm1"
 
