@@ -554,9 +554,12 @@ def test_the_indices_of_tokens_may_be_a_list_or_by_name(folder, indices):
 def test_the_whole_configuration(tmp_path):
     sizes = {"a.q": (2, 3.0), "a.k": (2, 3.0), "b.q": (1, 3.0), "b.k": (2, 5.0)}
     layers = {path: LoRALayer(4, 3, *size, dropout=0.25, rng=0) for path, size in sizes.items()}
-    assert json.loads((saved(tmp_path, AdapterWeights(layers)) / CONFIG).read_text()) == {
+    folder = saved(tmp_path, AdapterWeights(layers), config={"base_model_name_or_path": "Modèle"})
+    text = (folder / CONFIG).read_text(encoding="utf-8")
+    assert text == json.dumps(json.loads(text), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    assert json.loads(text) == {
         "peft_type": "LORA",
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": "Modèle",
         "task_type": None,
         "inference_mode": True,
         "target_modules": ["a.k", "a.q", "b.k", "b.q"],
@@ -579,9 +582,14 @@ def test_weights_that_gpt2_stores_transposed_are_noted(tmp_path):
     assert [written_config(tmp_path / name)["fan_in_fan_out"] for name in ("one", "two")] == [True, False]
 
 
-def test_adapters_are_applied_to_a_layer(folder):
+def test_arguments_are_checked(folder, tmp_path):
     with pytest.raises(ArgumentError, match="model must be a layer"):
         apply_peft([network()], folder)
+    with pytest.raises(ArgumentError, match="adapters must be AdapterWeights or a model with adapters"):
+        save_peft(tmp_path / "new", {})
+    with pytest.raises(ArgumentError, match="config must be a mapping"):
+        save_peft(tmp_path / "new", load_peft(folder), config=[])
+    assert not (tmp_path / "new").exists()
 
 
 def test_layers_of_several_dropouts_are_refused(tmp_path):

@@ -251,3 +251,17 @@ def test_a_layer_that_the_base_lacks_keeps_the_inputs_of_the_projection():
     weights = load_peft(VERA)
     assert with_base_sizes(weights, FOLDER / "bases" / "unet.safetensors").layers == weights.layers
     assert with_base_sizes(weights, FOLDER / "bases" / "net.safetensors").layers["head"].input_size == 5
+
+
+def test_a_base_may_store_transposed_weights(folder, tmp_path):
+    weights = load_peft(folder(VERA, fan_in_fan_out=True))
+    save_safetensors(tmp_path / "base", {"up.weight": np.zeros((6, 5)), "head.weight": np.zeros((5, 4))})
+    layers = with_base_sizes(weights, tmp_path / "base").layers
+    assert {path: layer.input_size for path, layer in layers.items()} == {"up": 6, "head": 5}
+
+
+def test_a_changed_base_is_refused(folder):
+    place = folder(VERA, init_lora_weights="pissa")
+    for read in (load_peft, lambda place: apply_peft(model(), place)):
+        with pytest.raises(NotSupportedError, match="init_lora_weights='pissa' has changed the base's weights"):
+            read(place)
