@@ -172,6 +172,7 @@ def test_the_converted_network_can_train_on(kind):
     _, keys, *_ = np.random.get_state()  # noqa: NPY002 - what must not change
     mlp = to_sklearn(model, [0, 1, 2] if kind is MLPClassifier else None)
     np.testing.assert_array_equal(np.random.get_state()[1], keys)  # noqa: NPY002
+    assert (mlp.n_iter_, mlp.t_, mlp.loss_curve_, mlp.best_loss_) == (0, 0, [], np.inf)
     targets = Y if kind is MLPClassifier else X[:, :3]
     before = mlp.score(X, targets)
     mlp.set_params(random_state=0, learning_rate_init=0.01)
