@@ -407,6 +407,13 @@ def test_raw_returns_a_slice_of_the_stored_elements(shared_path, dtype, start, s
         assert_same(file.raw("t", start, stop), stored[start:stop])
 
 
+def test_nothing_is_mapped_of_an_empty_slice(path):
+    header = json.dumps({"a": entry("U8", [96], [0, 96]), "z": entry("U8", [0], [96, 96])})
+    path.write_bytes(file_bytes(header.ljust(mmap.ALLOCATIONGRANULARITY - 8 - 96), bytes(96)))  # ends with a page
+    with SafetensorsFile(path) as file:
+        assert file["z"].shape == file.raw("a", 5, 3).shape == file.raw("a", 96).shape == (0,)
+
+
 # ---------------------------------------------------------------- laziness and lifetime
 
 
