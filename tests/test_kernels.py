@@ -412,6 +412,7 @@ def test_each_thread_has_panels_or_tiles_of_its_own(shared, rows, threads, expec
     for part in parts:
         done[part] += 1
     assert (done == 1).all()
+    assert all(done[part].size for part in parts)
     assert all(part[0].start % layout.tile == 0 for part in parts)
 
 

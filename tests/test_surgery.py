@@ -174,6 +174,12 @@ def test_an_invalid_target_is_rejected(options):
         truncate(layer(), **options)
 
 
+def test_a_component_without_effect_keeps_its_direction():
+    one = layer(rank=2)
+    one.matrix_b[...] = 0
+    np.testing.assert_allclose(np.linalg.norm(truncate(one, rank=2).matrix_a, axis=0), 1)
+
+
 def test_alpha_0_and_zero_factors_stay_zero():
     for one in (layer(alpha=0.0), LoRALayer(IN, OUT, 4, 3.0, rng=0)):
         cut = truncate(one, rank=2)
