@@ -49,7 +49,7 @@ class Results:
         return values
 
 
-def run(settings: Settings, directory: Path, *, plots: bool = True, say: Callable[[str], None] = print) -> Results:
+def run(settings: Settings, directory: Path, *, plots: bool, say: Callable[[str], None]) -> Results:
     """Run the demo.
 
     Parameters
@@ -57,9 +57,9 @@ def run(settings: Settings, directory: Path, *, plots: bool = True, say: Callabl
     settings : Settings
     directory : path
         An existing directory, for the trained models and the figures.
-    plots : bool, default True
+    plots : bool
         Whether to save figures, if matplotlib is installed.
-    say : callable, default print
+    say : callable
         Called with each section of the report as soon as its numbers are known.
 
     Returns

@@ -68,8 +68,8 @@ def run(
     data: Path,
     directory: Path,
     *,
-    plots: bool = True,
-    say: Callable[[str], None] = print,
+    plots: bool,
+    say: Callable[[str], None],
 ) -> TextResults:
     """Run the text demo.
 
@@ -82,9 +82,9 @@ def run(
         The folder of the sentences; see `load_tasks`.
     directory : path
         An existing directory, for the trained classifier and the figure.
-    plots : bool, default True
+    plots : bool
         Whether to save a figure, if matplotlib is installed.
-    say : callable, default print
+    say : callable
         Called with each section of the report as soon as its numbers are known.
 
     Returns

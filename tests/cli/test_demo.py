@@ -117,6 +117,7 @@ def test_the_form_of_the_json(tmp_path, capsys):
     assert np.shape(numbers["sharing"]["accuracies"]) == (4, 4)
     assert [result["layers"] for result in numbers["merging"]] == [3] * 5
     assert all(check["ok"] and 0 <= check["value"] <= check["limit"] for check in numbers["checks"])
+    assert {check["limit"] for check in numbers["checks"]} == {0, 1e-9}
 
 
 def test_parameters_are_counted(trained):

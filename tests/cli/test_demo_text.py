@@ -142,6 +142,7 @@ def test_json_is_the_same_for_the_same_seed(model, data, tmp_path, run_json):
     assert [task["task"] for task in sharing["tasks"]] == ["sentiment", "spam"]
     assert (sharing["rank"], sharing["training_rows"], sharing["mixed_rows"]) == (3, 24, 40)
     assert all(check["ok"] and 0 <= check["value"] <= check["limit"] for check in numbers["checks"])
+    assert {check["limit"] for check in numbers["checks"]} == {0, 1e-3}
 
 
 def test_wheels_in_the_working_directory(model, data, tmp_path, monkeypatch, run_json):
