@@ -497,6 +497,10 @@ DAMAGES = {
         ours({"nested": {"head": SETTINGS | {"scaling": "min"}}}),
         "head: invalid DyLoRA .* scaling must be",
     ),
+    "a rank that the factors do not have": (
+        ours({"nested": {"head": SETTINGS | {"active_ranks": [1, 3], "current_deployment_rank": 3}}}),
+        "head: invalid DyLoRA settings: ",
+    ),
     "a nested alpha in words": (
         ours({"nested": {"head": SETTINGS | {"alpha": "3"}}}),
         "head: invalid DyLoRA .* alpha must be a real",

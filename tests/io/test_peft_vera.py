@@ -46,7 +46,7 @@ def folder(tmp_path):
     """A copy of an adapter of a kind, with changed tensors and entries of the configuration."""
 
     def copied(source, tensors=None, **config):
-        place = tmp_path / "copy"
+        place = tmp_path / f"copy {len(list(tmp_path.iterdir()))}"
         shutil.copytree(source, place)
         if tensors is not None:
             found = load_safetensors(place / WEIGHTS)
@@ -265,3 +265,13 @@ def test_a_changed_base_is_refused(folder):
     for read in (load_peft, lambda place: apply_peft(model(), place)):
         with pytest.raises(NotSupportedError, match="init_lora_weights='pissa' has changed the base's weights"):
             read(place)
+
+
+def test_the_dropout_is_kept(folder, tmp_path):
+    place = folder(VERA, vera_dropout=0.25)
+    adapted = apply_peft(model(), place)
+    assert {layer.dropout for layer in load_peft(place).layers.values()} == {0.25}
+    assert {layer.lora_layer.dropout for layer in adapted.layers} == {0.25}
+    save_peft(tmp_path / "again", adapted)
+    assert json.loads((tmp_path / "again" / CONFIG).read_text())["vera_dropout"] == 0.25
+    assert {layer.lora_layer.dropout for layer in apply_peft(model(), folder(VERA, vera_dropout=None)).layers} == {0.0}
