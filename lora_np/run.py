@@ -91,7 +91,7 @@ class Draw:
         The number of rows at each rank is proportional to its probability, to within one row. If `quantile` is uniform, the
         rank of each row has the same distribution as a single draw.
         """
-        return cls((fraction("quantile", quantile) + np.arange(rows) / max(rows, 1)) % 1)
+        return cls((fraction("quantile", quantile) + np.arange(rows) / rows) % 1)
 
     def __call__(self, layer: Any) -> int | Array:
         """The rank for a layer."""
@@ -154,7 +154,7 @@ def checked_rank(rank: Any, rows: int | None) -> Rank | None:
     """Check a rank and convert it to the form that `Run` holds; `rows` is None for an input without rows."""
     if rank is None or type(rank) is int or callable(rank):
         return rank
-    if isinstance(rank, str) or not (isinstance(rank, Iterable) or (isinstance(rank, np.ndarray) and rank.ndim)):
+    if isinstance(rank, str) or not isinstance(rank, Iterable):
         return integer("rank", rank)
     try:
         ranks = np.asarray(rank)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from lora_np import ArgumentError, ArgumentNullError
 from lora_np import _validation as checks
@@ -72,6 +73,19 @@ EDGES = [
     (functools.partial(checks.ascending_ranks, max_rank=4), [[1], [4], [1, 4]], [[], [0], [5], [3, 5], [2, 2], [3, 2]]),
     (functools.partial(checks.one_of, choices=("a", "b")), ["a", "b"], ["c", "ab", 1, None, ["a"]]),
     (lambda name, size: checks.array_shape(name, size), [0, sys.maxsize // 16], [sys.maxsize // 16 + 1]),
+    (checks.positive_int, [1, np.int64(2)], [0, -1, True, np.True_, 1.0, "1"]),
+    (checks.finite_float, [0, -1.5, np.float32(2)], [np.inf, np.nan, True, "1", 1j, [1], [1, [2]], np.ma.array(1.0)]),
+    (
+        functools.partial(checks.row_weights, rows=2),
+        [[0, 0.5], [1, SMALLEST]],
+        [[1], [1, 1, 1], [[1], [1]], [1, -SMALLEST], [np.nan, 1], [1, np.inf]],
+    ),
+    (
+        functools.partial(checks.last_axis, size=2),
+        [np.ones(2), np.ones((3, 2))],
+        [np.ones(()), np.ones(1), np.ones((2, 1)), np.ones((2, 3))],
+    ),
+    (functools.partial(checks.same_shape, shape=(1, 2)), [np.ones((1, 2))], [np.ones(2), np.ones((2, 2)), np.ones((1, 1))]),
 ]
 """Checks with the last values that they accept, and the first that they refuse."""
 
@@ -93,3 +107,60 @@ def test_a_negative_alpha_means_the_rank(alpha, expected):
 @pytest.mark.parametrize("path", ["a", b"a", pathlib.Path("a")])
 def test_a_path_is_returned_as_a_string(path):
     assert checks.file_path("thing", path) == "a"
+
+
+@pytest.mark.parametrize(
+    "check", [checks.integer, checks.positive_int, checks.finite_float, checks.non_negative_float, checks.positive_float]
+)
+def test_a_number_is_returned_as_one_of_python(check):
+    for value in (2, np.int64(2)):
+        assert check("thing", value) == 2
+        assert type(check("thing", value)) in (int, float)
+
+
+def test_the_other_values_that_are_returned():
+    assert checks.fraction("thing", 0.5) == 0.5
+    assert checks.rank_within(2, 3, 4) == 2
+    assert checks.ascending_ranks("thing", [1, 3], 3) == (1, 3)
+    assert checks.one_of("thing", "a", ("a", "b")) == "a"
+    assert checks.float_dtype("float32") == np.float32
+    assert checks.generator(generator := np.random.default_rng(0)) is generator
+
+
+def test_an_array_is_copied_only_if_it_must_be():
+    array = np.arange(3, dtype=np.float32)
+    assert checks.real_array("thing", array) is array
+    assert checks.real_array("thing", array, np.float32) is array
+    for copied in (checks.real_array("thing", array, copy=True), checks.real_array("thing", array, np.float64)):
+        assert not np.shares_memory(copied, array)
+        assert_array_equal(copied, array)
+    assert copied.dtype == np.float64
+
+
+def test_only_a_numpy_array_with_a_mask_is_masked():
+    class Column:
+        """Like a column of a data frame, whose method is called the same."""
+
+        def mask(self):
+            raise AssertionError
+
+        def __array__(self, dtype=None, copy=None):
+            return np.ones(2)
+
+    assert_array_equal(checks.real_array("thing", Column()), [1, 1])
+    with pytest.raises(ArgumentError, match="masked"):
+        checks.real_array("thing", np.ma.array([1.0, 2.0]))
+
+
+def test_the_first_wrong_weight_is_named():
+    with pytest.raises(ArgumentError, match=r"got -1\.0$"):
+        checks.row_weights("thing", [0, 0.5, -1, np.nan], 4)
+
+
+def test_the_layers_of_a_block_share_its_limit():
+    with checks.allocation_limit(7):
+        checks.array_shape("thing", 2, 3)
+        with pytest.raises(ArgumentError, match=r"than the file, 1$"):
+            checks.array_shape("thing", 2)
+        checks.array_shape("thing", 1)
+    checks.array_shape("thing", 8)

@@ -25,6 +25,8 @@ from lora_np import (
     without_adapters,
 )
 from lora_np.base import prefixed
+from lora_np.run import EVALUATION, INFERENCE, LAST_QUANTILE, TRAINING, Draw, Tasks, checked_rank
+from lora_np.sequences import Spans
 from lora_np.testing import check_gradients
 from tests.kinds import batch, randomised
 
@@ -245,3 +247,46 @@ def test_an_input_without_rows_has_a_single_rank():
     model = DyLoRAAdapter(DenseLayer(4, 3, rng=0), 2, [1, 2], rng=0)
     with pytest.raises(ArgumentError, match=r"rank must be an integer if the input has no rows, got \[1\]"):
         model.predict(np.ones(4), rank=[1])
+
+
+def test_tasks_are_grouped_in_the_order_of_first_occurrence():
+    tasks = Tasks.of(["b", None, "b"], 3)
+    assert tasks.names == ("b", None)
+    assert_array_equal(tasks.codes, [0, 1, 0])
+    assert_array_equal(tasks.counts, [2, 1])
+    assert_array_equal(tasks.order, [0, 2, 1])
+    assert_array_equal(tasks.inverse, [0, 2, 1])
+    assert Tasks.of(["a", "a", None], 3)[3:] == (None, None)  # sorted already
+
+
+@pytest.mark.parametrize("tasks", ["ab", 3, ["a"], ["a", "b", "c"], ["a", 1], ["a", ["b"]]], ids=repr)
+def test_tasks_that_do_not_fit_are_refused(tasks):
+    with pytest.raises(ArgumentError, match=r"^tasks must"):
+        Tasks.of(tasks, 2)
+
+
+def test_the_rows_of_a_sequence_have_its_task_and_its_rank():
+    run = Run(tasks=Tasks.of(["a", "b"], 2), rank=np.array([4, 1])).over(Spans.of(np.array([1, 2])))
+    assert_array_equal(run.tasks.codes, [0, 1, 1])
+    assert_array_equal(run.rank(None), [4, 1, 1])
+    assert Run(rank=lambda layer: 3).over(run.spans).rank(None) == 3
+    assert Run(rank=2).over(run.spans)[1:3] == (None, 2)
+    assert Run().over(run.spans)[1:3] == (None, None)
+
+
+def test_quantiles_of_rows_are_spread_over_the_unit_interval():
+    assert_allclose(Draw.of_rows(0.5, 4).quantile, [0.5, 0.75, 0, 0.25], rtol=1e-15)
+    assert_array_equal(Draw.of_rows(0.5, 1).quantile, [0.5])
+    assert_array_equal(Draw.of_rows(0.5, 0).quantile, [])
+    assert LAST_QUANTILE < 1 == np.nextafter(LAST_QUANTILE, 2)
+
+
+def test_each_mode_has_its_run():
+    assert [run.training for run in (TRAINING, EVALUATION, INFERENCE)] == [True, False, False]
+    assert [run.keep for run in (TRAINING, EVALUATION, INFERENCE)] == [True, True, False]
+
+
+def test_a_rank_of_any_integer_type():
+    assert checked_rank(np.int64(2), None) == 2
+    assert checked_rank(None, 3) is None
+    assert_array_equal(checked_rank((1, 2), 2), [1, 2])
