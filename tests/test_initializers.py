@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from lora_np import DenseLayer
+from lora_np import ArgumentError, DenseLayer
 from lora_np.functions import initializers
 from lora_np.functions.initializers import glorot_normal, glorot_uniform, he_normal, he_uniform, normal, uniform, zeros
 
@@ -92,3 +92,16 @@ def test_samples_do_not_depend_on_the_pieces_in_which_they_are_drawn(monkeypatch
     monkeypatch.setattr(initializers, "PIECE", 4)
     for initializer, expected in zip((glorot_uniform, he_normal), whole, strict=True):
         np.testing.assert_array_equal(drawn(initializer), expected)
+
+
+@pytest.mark.parametrize(
+    ("initializer", "message"),
+    [
+        ("he_normal", r"^initializer must be callable, got 'he_normal'$"),
+        (lambda shape, dtype, rng: np.ones(2), r"^initializer's result must have shape \(2, 3\), got \(2,\)$"),
+        (lambda shape, dtype, rng: "ones", r"^initializer's result must "),
+    ],
+)
+def test_an_initializer_must_return_an_array_of_the_shape(initializer, message):
+    with pytest.raises(ArgumentError, match=message):
+        initializers.initial(initializer, (2, 3), np.dtype(float), np.random.default_rng(0))
