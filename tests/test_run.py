@@ -97,6 +97,20 @@ def test_a_pass_takes_one_random_number_from_the_first_layer_with_ranks():
     assert second.bit_generator.state == untouched
 
 
+@pytest.mark.parametrize(
+    "choices", [{}, {"rank": 2}, {"tasks": [None] * 3}, {"tasks": [None] * 3, "rank": [1, 4, 2]}], ids=str
+)
+def test_a_training_pass_draws_what_is_not_given(choices):
+    layer, x = dylora(dropout=0.5), batch(3, 6)
+    layer.forward(x, **choices)
+    run = layer._pass.run
+    assert run.training
+    assert run.seed is not None
+    assert run.rank is not None
+    layer.eval().forward(x, **choices)
+    assert layer._pass.run.seed is None
+
+
 def test_a_pass_is_a_function_of_its_run():
     layer, x = model(), batch(3, 6)
     run = layer.new_run(x, training=True)

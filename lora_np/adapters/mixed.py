@@ -55,7 +55,7 @@ class MixedBranch:
     """
 
     def __init__(
-        self, tasks: Tasks, branches: Sequence[LoRALayer | Slice | None], memory: FactorMemory, has_dropout: bool = False
+        self, tasks: Tasks, branches: Sequence[LoRALayer | Slice | None], memory: FactorMemory, has_dropout: bool
     ) -> None:
         self._tasks, self._branches, self._memory, self._has_dropout = tasks, branches, memory, has_dropout
 

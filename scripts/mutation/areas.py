@@ -14,6 +14,15 @@ AREAS = {
     "testing.py": "tests/test_testing.py tests/layers/test_contract.py",
     "text.py": "tests/test_text.py tests/test_text_gguf.py tests/models/test_bert.py",
     "adapters": "tests/adapters tests/test_run.py",
+    "adapters/dora adapters/vera adapters/standard": "tests/adapters/test_dora.py tests/adapters/test_vera.py "
+    "tests/adapters/test_standard.py tests/adapters/test_contract.py tests/adapters/test_dropout.py "
+    "tests/adapters/test_branches.py tests/adapters/test_unneeded_gradients.py",
+    "adapters/dylora adapters/rank_": "tests/adapters/test_dylora.py tests/adapters/test_branches.py tests/test_run.py "
+    "tests/adapters/test_contract.py",
+    "adapters/task_ranks adapters/task_slices": "tests/adapters/test_ranked_tasks.py",
+    "adapters/task_groups adapters/task_storage adapters/task_ch": "tests/adapters/test_task_memory.py "
+    "tests/adapters/test_multilora.py tests/adapters/test_mixed.py tests/adapters/test_ranked_tasks.py "
+    "tests/adapters/test_dropout.py",
     "base": "tests/layers tests/test_weight_loading.py tests/test_io_npz.py tests/test_run.py "
     "tests/adapters/test_contract.py",
     "cli": "tests/cli/test_main.py tests/cli/test_options.py tests/cli/test_texts.py tests/cli/test_generate.py "
@@ -90,6 +99,13 @@ AREAS = {
     "kernels": "tests/test_kernels.py tests/test_bfloat16.py tests/test_stored.py tests/layers/test_packing.py "
     "tests/layers/test_dense.py tests/adapters/test_task_memory.py",
     "layers": "tests/layers tests/test_sequences.py",
+    "layers/attention layers/rotary": "tests/layers/test_attention.py tests/test_sequences.py",
+    "layers/dropout": "tests/layers/test_lora.py tests/layers/test_base.py tests/adapters/test_dropout.py",
+    "layers/embedding": "tests/layers/test_embedding.py",
+    "layers/lora layers/low_rank layers/movable": "tests/layers/test_lora.py tests/layers/test_base.py "
+    "tests/layers/test_contract.py tests/adapters/test_dropout.py tests/adapters/test_task_memory.py",
+    "layers/normalization": "tests/layers/test_normalization.py tests/layers/test_contract.py",
+    "layers/sequential layers/composite": "tests/layers/test_sequential.py tests/layers/test_composite.py",
     "models": "tests/models/test_bert.py tests/models/test_golden_bert.py tests/models/test_decoders.py "
     "tests/models/test_golden_decoders.py",
     "models/adapting.py models/finding.py models/names.py models/parameter_table.py models/tasks.py": "tests/test_model.py "

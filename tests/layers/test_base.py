@@ -21,7 +21,7 @@ from lora_np import (
     StandardLoRAAdapter,
     tanh,
 )
-from lora_np.base import pending, training_mode
+from lora_np.base import listeners, pending, training_mode
 from lora_np.testing import check_gradients
 from tests.kinds import batch, randomised
 
@@ -112,12 +112,59 @@ class Named(Scale):
 
     def apply(self, x, run):
         y = self.factor * x
-        return y, {"x": x, "again": [x[:], y], "rows": len(x)}
+        return y, {"x": x, "again": [x[:], y], "other": (x.copy(),), "rows": len(x)}
 
 
 def test_memory_counts_the_arrays_of_any_cache_once():
-    # x and y of 3 elements each; a view of x is x
-    assert Scale(3).estimate_activation_memory() == Named(3).estimate_activation_memory() == 8 * 6
+    # x and y of 3 elements each, and a copy of x; a view of x is x
+    assert Scale(3).estimate_activation_memory() == 8 * 6
+    assert Named(3).estimate_activation_memory() == 8 * 9
+
+
+class Halves(LowRankLayer):
+    """A low-rank layer that does not say anything about dropout."""
+
+    parameter_names = ("factor",)
+
+    def __init__(self, size):
+        super().__init__(size, size, 1, -1.0, "max")
+        self.factor = np.full((size, 1), 0.5)
+
+    def apply(self, x, run, *, rank=None, trained_from=0):
+        x, mask = self.dropped(x, run)
+        assert mask is None
+        return x @ self.merge_weights(), x
+
+    def vjp(self, dy, cache, *, parameters=True, inputs=True):
+        dF = (cache.T @ dy + dy.T @ cache) @ self.factor
+        return dy @ self.merge_weights(), {"factor": dF}
+
+    def merge_weights(self, *, rank=None):
+        return self.factor @ self.factor.T
+
+    def estimate_flops(self):
+        return 4 * self.input_size
+
+
+def test_a_custom_low_rank_layer_has_no_dropout_unless_it_asks_for_it():
+    layer = Halves(3)
+    assert layer.dropout == 0
+    assert not listeners(layer)
+    check_gradients(layer, batch(4, 3), training=True)
+
+
+class Crossed(Scale):
+    """A layer in which the path of one child is that of another's child."""
+
+    def children(self):
+        return {"a": Sequential({"b": DenseLayer(2, 2)}), "a.b": Scale(2)}
+
+
+def test_of_children_whose_names_overlap_the_one_with_the_parameter_is_found():
+    layer = Crossed(2)
+    assert layer.get_parameter_shape("a.b.weight") == (2, 2)
+    assert layer.get_parameter_shape("a.b.factor") == (2,)
+    assert layer.get_parameter_shape("a.b.other") is None
 
 
 # ---------------------------------------------------------------- structure

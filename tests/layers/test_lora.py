@@ -50,7 +50,47 @@ def test_there_is_neither_weight_nor_bias(worked):
     assert worked.get_biases() is None
 
 
+@pytest.mark.parametrize("scaling", ["max", "paper", "rslora"])
+def test_the_layer_at_a_rank_is_that_rank_of_the_layer(scaling):
+    layer = randomised(LoRALayer(4, 3, 3, 2.0, scaling=scaling, dropout=0.5, rng=0))
+    for rank in (1, 2, 3):
+        part = layer.at_rank(rank)
+        assert (part.rank, part.dropout) == (rank, 0.5)
+        assert_allclose(part.merge_weights(), layer.merge_weights(rank=rank), rtol=1e-13)
+
+
+def test_given_factors_have_their_rank_as_alpha():
+    layer = LoRALayer.from_factors(batch(4, 2), batch(2, 3))
+    assert (layer.alpha, layer.scaling, layer.scaling_rule, layer.dropout) == (2, 1, "max", 0)
+
+
+@pytest.mark.parametrize(("input_size", "output_size"), [(2**62, 3), (3, 2**62)])
+def test_either_factor_may_be_too_large(input_size, output_size):
+    with pytest.raises(ArgumentOutOfRangeError, match="too large"):
+        LoRALayer(input_size, output_size, 1)
+
+
+def test_keys_of_masks_fill_their_range_and_no_seed_has_been_drawn():
+    keys, counts = zip(*(LoRALayer(1, 1, 1, dropout=0.5, rng=seed).dropout_state for seed in range(32)), strict=True)
+    assert 2**61 <= max(keys) < 2**62
+    assert set(counts) == {0}
+
+
 # ---------------------------------------------------------------- any rank, both kinds
+
+
+@pytest.mark.parametrize("middle", [(), (2,), (2, 1)], ids=str)
+@pytest.mark.parametrize("scaling", ["max", "paper", "rslora", "vera"])
+def test_each_row_may_have_its_own_rank(scaling, middle):
+    if scaling == "vera":
+        layer = randomised(VeRALayer(4, 3, 3, 2.0))
+    else:
+        layer = randomised(LoRALayer(4, 3, 3, 2.0, scaling=scaling))
+    ranks, x = [2, 1, 3, 1], batch(4, *middle, 4)
+    for rows in ([0, 1, 2, 3], [1, 3], [0]):
+        y, _ = layer.apply(x[rows], Run(), rank=np.array(ranks)[rows])
+        for i, row in enumerate(rows):
+            assert_allclose(y[i], x[row] @ layer.merge_weights(rank=ranks[row]), rtol=1e-11, atol=1e-12)
 
 
 @st.composite
