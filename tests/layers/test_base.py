@@ -378,6 +378,14 @@ def test_an_update_may_be_given_the_layers_own_arrays():
     assert_array_equal(layer.get_parameters(), 2 * before)
 
 
+def test_a_vector_may_be_the_memory_of_the_layers_own_arrays():
+    layer, memory = Scale(2), np.arange(4.0)
+    layer.parameter_names = "first", "last"
+    layer.first, layer.last = memory[:2], memory[2:]
+    layer.set_parameters(memory[::-1])
+    assert_array_equal(layer.get_parameters(), [3, 2, 1, 0])
+
+
 def test_arrays_can_be_swapped():
     layer = randomised(Sequential([DenseLayer(2, 2), DenseLayer(2, 2)]))
     first, last = layer[0].weight.copy(), layer[1].weight.copy()
