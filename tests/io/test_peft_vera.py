@@ -167,8 +167,9 @@ def test_a_damaged_vera_adapter_is_refused(folder, damage):
     tensors, error, message = VERA_DAMAGES[damage]
     place = folder(VERA, tensors)
     for read in (load_peft, lambda place: apply_peft(model(), place)):
-        with pytest.raises(error, match=message):
+        with pytest.raises(error, match=message) as caught:
             read(place)
+        assert "does not fit the model" not in str(caught.value)
 
 
 ADALORA_DAMAGES = {
@@ -275,3 +276,9 @@ def test_the_dropout_is_kept(folder, tmp_path):
     save_peft(tmp_path / "again", adapted)
     assert json.loads((tmp_path / "again" / CONFIG).read_text())["vera_dropout"] == 0.25
     assert {layer.lora_layer.dropout for layer in apply_peft(model(), folder(VERA, vera_dropout=None)).layers} == {0.0}
+
+
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_a_layer_has_any_number_of_outputs_up_to_that_of_the_projection(folder, outputs):
+    place = folder(VERA, {"model.up.vera_lambda_b": np.ones(outputs, np.float32)})
+    assert load_peft(place).layers["up"].output_size == outputs
