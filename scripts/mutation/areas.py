@@ -117,7 +117,8 @@ AREAS = {
     "plot": "tests/test_plot.py",
     "sklearn": "tests/sklearn/test_onetask.py tests/sklearn/test_multitask.py tests/sklearn/test_task_ranks.py "
     "tests/sklearn/test_files.py tests/sklearn/test_stopping.py tests/sklearn/test_weights.py "
-    "tests/sklearn/test_multilabel.py tests/sklearn/test_transformer.py tests/sklearn/test_sparse.py",
+    "tests/sklearn/test_multilabel.py tests/sklearn/test_transformer.py tests/sklearn/test_sparse.py "
+    "tests/sklearn/test_checks.py::test_progress_is_shown_on_a_terminal_to_those_who_want_it",
     "sklearn/mlp": "tests/sklearn/test_mlp.py",
     "sklearn/sentence_embedder sklearn/text": "tests/sklearn/test_text.py",
     "terminal": "tests/cli/test_table.py tests/cli/test_progress.py",

@@ -25,6 +25,7 @@ from lora_np import (
 )
 from lora_np.base import Layer
 from lora_np.sklearn import LoRAClassifier, LoRARegressor, LoRATransformer, MultiLoRAClassifier, MultiLoRARegressor
+from lora_np.sklearn.networks import rank_and_alpha
 from lora_np.training import fit
 
 from .conftest import blobs, network
@@ -89,6 +90,13 @@ def test_a_layer_that_is_smaller_takes_its_full_rank_with_the_same_scaling():
     assert [(a.rank, a.lora_layer.scaling) for a in adapters(classifier).values()] == [(4, 2.0), (3, 2.0)]
     classifier = LoRAClassifier(network(), rank=5, **QUICK).fit(*blobs())
     assert [(a.rank, a.lora_layer.scaling) for a in adapters(classifier).values()] == [(4, 1.0), (3, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("rank", "alpha", "expected"), [(3, 0.5, (3, 0.5)), (4, 0.5, (3, 0.375)), (4, 8.0, (3, 6.0)), (4, -1.0, (3, -1.0))]
+)
+def test_the_scaling_is_kept_unless_alpha_means_the_rank(rank, alpha, expected):
+    assert rank_and_alpha(DenseLayer(3, 5), rank, alpha) == expected
 
 
 def test_only_the_targets_are_adapted():

@@ -9,6 +9,7 @@ from sklearn.pipeline import make_pipeline
 
 from lora_np import Adam, ArgumentError, DenseLayer, MeanSquaredError, fit
 from lora_np.sklearn import LoRAClassifier, LoRARegressor, LoRATransformer, MultiLoRAClassifier, MultiLoRARegressor
+from lora_np.sklearn.scaling import warn_unless_scaled
 from lora_np.sklearn.sparse import ROWS, SparseRows
 
 from .conftest import blobs, network
@@ -110,3 +111,10 @@ def test_unscaled_features_are_noticed(kind, form):
 @pytest.mark.parametrize("factor", [1e-9, 1, 30])
 def test_scaled_features_are_not_noticed(factor):
     LoRAClassifier(epochs=1, base_epochs=1, learning_rate=1e-9).fit(factor * X, Y)  # warnings are errors
+
+
+def test_features_are_large_from_a_root_mean_square_above_1000():
+    X = np.array([[0.0, 1000.0], [1.0, -1000.0]])
+    warn_unless_scaled(X)  # warnings are errors
+    with pytest.warns(ConvergenceWarning, match="feature 1 of X"):
+        warn_unless_scaled(X * 1.0001)
