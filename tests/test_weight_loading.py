@@ -185,6 +185,12 @@ def test_names_may_come_from_any_iterable():
     assert dense().validate_weights(iter(["weight", "bias"])).is_complete
 
 
+@pytest.mark.parametrize("names", ["weight", 5, None], ids=repr)
+def test_names_are_several(names):
+    with pytest.raises(ArgumentError, match="names must"):
+        dense().validate_weights(names)
+
+
 def test_shapes_are_compared_where_there_are_arrays():
     found = dense().validate_weights({"weight": np.ones((2, 3)), "bias": np.ones(2)})
     assert found.shape_mismatches == [("weight", (3, 2), (2, 3))]

@@ -1,5 +1,6 @@
 """What every adapter promises, on both layouts of the base's weight, frozen and not."""
 
+import inspect
 import re
 
 import numpy as np
@@ -13,11 +14,18 @@ from lora_np import (
     ArgumentNullError,
     ArgumentOutOfRangeError,
     DenseLayer,
+    DoRAAdapter,
+    DyLoRAAdapter,
     InvalidOperationError,
     LoRAAdapterBase,
+    LoRALayer,
+    MultiLoRAAdapter,
     NotSupportedError,
     Regularization,
     Sequential,
+    StandardLoRAAdapter,
+    VeRAAdapter,
+    VeRALayer,
     relu,
     tanh,
 )
@@ -384,6 +392,38 @@ def test_the_seed_determines_the_initial_values(kind):
 
     assert initial(3) == initial(3) == initial(np.random.default_rng(3))
     assert initial(3) != initial(4)
+
+
+DEFAULTS = {
+    "alpha": -1.0,
+    "freeze_base_layer": True,
+    "dropout": 0.0,
+    "scaling": "max",
+    "mode": "full",
+    "norm_gradient": True,
+    "initial_d": 0.1,
+    "active_ranks": None,
+    "rank_distribution": None,
+    "rng": None,
+    "ranks": None,
+    "dtype": np.float64,
+}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(StandardLoRAAdapter, DyLoRAAdapter, DoRAAdapter, VeRAAdapter, MultiLoRAAdapter, LoRALayer, VeRALayer),
+        *(StandardLoRAAdapter.around, DyLoRAAdapter.around, DoRAAdapter.around, MultiLoRAAdapter.around_tasks),
+        *(MultiLoRAAdapter.add_task, MultiLoRAAdapter.check_task, DyLoRAAdapter._choose, LoRALayer.from_factors),
+    ],
+    ids=lambda function: function.__qualname__,
+)
+def test_each_choice_has_one_default_wherever_it_may_be_left_out(function):
+    parameters = inspect.signature(function).parameters.values()
+    found = {each.name: each.default for each in parameters if each.default is not each.empty}
+    assert found
+    assert found == {name: DEFAULTS[name] for name in found}
 
 
 def test_the_dtype_is_that_of_the_base(kind, base_class):
