@@ -125,7 +125,7 @@ def test_several_steps_agree_with_the_textbook(optimizer, textbook, shape):
     ids=["sgd", "momentum", "nesterov"],
 )
 def test_worked_updates(optimizer, updates):
-    parameter = np.zeros(1)
+    optimizer, parameter = copy.deepcopy(optimizer), np.zeros(1)
     assert [optimizer.update("p", np.array([g]), parameter)[0] for g in (2.0, 4.0, 0.0)] == updates
 
 
