@@ -19,10 +19,12 @@ from .base import LoRAAdapterBase
 class Branch(Protocol):
     """The function that an adapter adds to its base: a LowRankLayer, or the branches of all tasks in a mixed batch."""
 
-    def apply(self, x: Array, run: Run, *, rank: int | Array | None, trained_from: int) -> tuple[Array, Cache]:
+    def apply(self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0) -> tuple[Array, Cache]:
         """The output, and a cache for `vjp`; see `LowRankLayer.apply`."""
 
-    def vjp(self, dy: Array, cache: Cache, *, parameters: bool, inputs: bool) -> tuple[Array | None, Gradients]:
+    def vjp(
+        self, dy: Array, cache: Cache, *, parameters: bool = True, inputs: bool = True
+    ) -> tuple[Array | None, Gradients]:
         """The gradients of the input and of the parameters; see `Layer.vjp`."""
 
 

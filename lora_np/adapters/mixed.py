@@ -59,7 +59,9 @@ class MixedBranch:
     ) -> None:
         self._tasks, self._branches, self._memory, self._has_dropout = tasks, branches, memory, has_dropout
 
-    def apply(self, x: Array, run: Run, *, rank: int | Array | None, trained_from: int) -> tuple[Array, MixedCache]:
+    def apply(
+        self, x: Array, run: Run, *, rank: int | Array | None = None, trained_from: int = 0
+    ) -> tuple[Array, MixedCache]:
         """``h = x A``, ``y = s h B`` with the factors of each row's task; `rank` is in the branches already."""
         mask = self._mask(x.shape, run) if self._has_dropout and run.training else None
         x = x if mask is None else mask(x)
@@ -75,7 +77,9 @@ class MixedBranch:
         y_rows *= scaling
         return groups.apart(y_rows, shape), MixedCache(x_rows, groups, bounds, hs, scaling, mask)
 
-    def vjp(self, dy: Array, cache: MixedCache, *, parameters: bool, inputs: bool) -> tuple[Array | None, Gradients]:
+    def vjp(
+        self, dy: Array, cache: MixedCache, *, parameters: bool = True, inputs: bool = True
+    ) -> tuple[Array | None, Gradients]:
         """``dB = hᵀ (s dy)``, ``dh = (s dy) Bᵀ``, ``dA = xᵀ dh``, ``dx = dh Aᵀ`` for the rows of each task present."""
         x_rows, groups, bounds, hs, scaling, mask = cache
         dy_rows = (groups.together(dy) * scaling).astype(np.result_type(dy, x_rows), copy=False)
