@@ -164,3 +164,14 @@ def test_the_layers_of_a_block_share_its_limit():
             checks.array_shape("thing", 2)
         checks.array_shape("thing", 1)
     checks.array_shape("thing", 8)
+
+
+@pytest.mark.parametrize("dtype", ["float16", int, "no dtype", [1]], ids=repr)
+def test_a_dtype_of_other_numbers_is_refused(dtype):
+    with pytest.raises(ArgumentError, match=r"^dtype must be float32 or float64, got"):
+        checks.float_dtype(dtype)
+
+
+def test_no_array_is_a_null_error():
+    with pytest.raises(ArgumentNullError, match=r"^thing must not be None$"):
+        checks.real_array("thing", None)

@@ -230,6 +230,13 @@ def test_a_schedule_that_returns_no_rank_is_refused():
     np.testing.assert_array_equal(model.get_parameters(), before)
 
 
+def test_a_model_without_ranks_needs_none_from_the_schedule():
+    rows = []
+    model = DenseLayer(data.IN, data.OUT, rng=0)
+    train(model, rank_schedule=lambda adapters, rng, number: rows.append(number))
+    assert rows == [0, 0]  # called once for each step
+
+
 def test_shards_of_different_tasks_train_as_one_mixed_batch():
     loaders = [partial(data.routed, 0, ["a", None, "a"]), partial(data.routed, 1, ["b", "a"])]
     found, expected = data.many_tasks(), data.many_tasks()
