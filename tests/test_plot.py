@@ -180,6 +180,8 @@ def test_with_many_ranks_only_powers_of_two_are_labelled():
     ax = plot.rank_quality({"one": dict.fromkeys(range(1, 40), 1.0)})
     assert ticks(ax.xaxis) == ["1", "2", "4", "8", "16", "32"]
     assert len(ax.lines[0].get_xdata()) == 39
+    ten = plot.rank_quality({"one": dict.fromkeys(range(1, 11), 1.0)})
+    assert ticks(ten.xaxis) == [str(rank) for rank in range(1, 11)]
 
 
 def test_lines_differ_in_more_than_colour():
@@ -481,6 +483,7 @@ def test_bars_of_many_ranks_have_no_numbers(count, named):
     ax = plot.budget(dylora(64, 64, max_rank=count, active=range(1, count + 1)))
     assert [len(bars) for bars in ax.containers] == [count, count]
     assert texts(ax) == []
+    assert len(texts(plot.budget(dylora(64, 64, max_rank=10, active=range(1, 11))))) == 20
     assert len(ax.get_xticks()) == named
     assert ticks(ax.xaxis) == [str(1 + int(place)) for place in ax.get_xticks()]
 

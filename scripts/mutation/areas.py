@@ -41,7 +41,8 @@ AREAS = {
     "cli/merge cli/_merge_tables": "tests/cli/test_toolbox_merge.py tests/cli/test_toolbox_output.py "
     "tests/cli/test_toolbox_whole.py tests/cli/test_toolbox_formats.py",
     "cli/classify cli/embed cli/generate cli/_texts cli/_decoders": "tests/cli/test_texts.py tests/cli/test_generate.py",
-    "cli/_output cli/_text.py cli/_options cli/_streams cli/__init__ cli/verb": "tests/cli/test_main.py "
+    "cli/_output": "tests/cli/test_toolbox_output.py tests/cli/test_toolbox_merge.py",
+    "cli/_text.py cli/_options cli/_streams cli/__init__ cli/verb": "tests/cli/test_main.py "
     "tests/cli/test_options.py tests/cli/test_toolbox_output.py tests/cli/test_toolbox_inspect.py tests/cli/test_texts.py",
     "cli/combine cli/truncate": "tests/cli/test_toolbox_rank.py tests/cli/test_toolbox_output.py "
     "tests/cli/test_toolbox_adapters.py tests/cli/test_toolbox_whole.py",

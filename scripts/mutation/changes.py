@@ -3,7 +3,7 @@
 Left out, because no test should depend on them: type hints, overloads, the wording of messages (whatever is inside `raise`,
 an f-string or a warning), sizes of caches (`maxsize`), guards that cannot fail in correct code (`strict` of `zip`, `frozen`
 of `dataclass`), `stacklevel`, `copy=False`, which only saves memory, the -1 of `reshape`, for which NumPy takes any
-negative number, and the numbers of pictures (sizes, positions, widths), which are judged by eye.
+negative number, and the numbers and the style of pictures (sizes, positions, grids), which are judged by eye.
 """
 
 import ast
@@ -23,6 +23,19 @@ SWAPS = {
 
 PICTURES = ("plot/",)
 """Where pictures are drawn: how a picture looks is judged by eye, so their numbers, and what is computed of them, stay."""
+
+STYLE = {
+    "finish",
+    "grid",
+    "margins",
+    "set_aspect",
+    "set_axis_off",
+    "set_axisbelow",
+    "set_facecolor",
+    "set_visible",
+    "tick_params",
+}
+"""Calls that only the look of a picture depends on."""
 
 UNTESTED_KEYWORDS = {"maxsize", "stacklevel", "strict"}
 
@@ -89,7 +102,10 @@ def is_untested(node: ast.AST) -> bool:
 
 
 def is_look(node: ast.AST, file: str) -> bool:
-    """Whether a node is a number, or arithmetic, that only the look of a picture depends on."""
+    """Whether a node is a number, arithmetic or a call that only the look of a picture depends on."""
+    if isinstance(node, ast.Expr):
+        called = getattr(node.value, "func", None)
+        return file.startswith(PICTURES) and getattr(called, "attr", getattr(called, "id", None)) in STYLE
     return file.startswith(PICTURES) and isinstance(node, ast.Constant | ast.BinOp | ast.UnaryOp)
 
 
