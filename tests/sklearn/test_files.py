@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from lora_np import SGD, AdamW, FormatError, Momentum, NotSupportedError, _archive, load_layer, save_layer, tanh
 from lora_np.sklearn import LoRAClassifier, LoRARegressor, LoRATransformer, MultiLoRAClassifier, MultiLoRARegressor
+from lora_np.sklearn.files import _encoded
 
 from .conftest import blobs, network
 
@@ -114,6 +115,10 @@ def test_parameters_of_every_kind_come_back():
     }
     for kind in (SGD, Momentum):
         assert through_file(LoRAClassifier(network(), optimizer=kind, **QUICK).fit(*blobs())).optimizer is kind
+
+
+def test_a_path_is_saved_as_text():
+    assert _encoded("model", Path("folder")) == "folder"
 
 
 def test_a_random_state_that_is_an_object_is_left_out():
