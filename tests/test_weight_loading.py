@@ -185,6 +185,27 @@ def test_names_may_come_from_any_iterable():
     assert dense().validate_weights(iter(["weight", "bias"])).is_complete
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda layer: layer.try_get_parameter(5), "name must"),
+        (lambda layer: layer.get_parameter_shape(None), "name must"),
+        (lambda layer: layer.set_parameter(["bias"], np.ones(2)), "name must"),
+        (lambda layer: layer.load_weights([np.ones(2)]), "weights must"),
+        (lambda layer: layer.load_weights({"bias": np.ones(2)}, {"bias": "bias"}), "mapping must"),
+        (lambda layer: layer.validate_weights(["bias"], "bias"), "mapping must"),
+        (lambda layer: layer.validate_weights([5]), "each name of a weight must"),
+    ],
+    ids=["get", "shape", "set", "weights", "mapping", "mapping of names", "names"],
+)
+def test_arguments_of_another_type_are_refused(call, message):
+    layer = dense()
+    before = layer.get_parameters()
+    with pytest.raises(ArgumentError, match=f"^{message}"):
+        call(layer)
+    np.testing.assert_array_equal(layer.get_parameters(), before)
+
+
 @pytest.mark.parametrize("names", ["weight", 5, None], ids=repr)
 def test_names_are_several(names):
     with pytest.raises(ArgumentError, match="names must"):

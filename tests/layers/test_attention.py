@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from lora_np import ArgumentError, ArgumentOutOfRangeError
 from lora_np.layers.attention import Attention
 from lora_np.layers.rotary import Rotary
-from lora_np.sequences import Spans
+from lora_np.sequences import Past, Spans
 from lora_np.testing import numerical_gradient
 from tests.kinds import batch
 from tests.strategies import seeds
@@ -376,3 +376,21 @@ def test_a_far_position_is_turned_as_a_near_one_with_the_precision_of_the_dtype(
     assert turned.dtype == dtype
     c, s = np.cos(p), np.sin(p)
     assert_allclose(turned, [[3 * c - 4 * s, 4 * c + 3 * s]], rtol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("rotary", [None, Rotary(4)], ids=["plain", "rotary"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_rows_of_several_passes_are_those_of_one(count, rotary):
+    attention = Attention(4, 2, causal=True, rotary=rotary)
+    first, rest = np.array([2, 1, 3])[:count], np.array([3, 2, 1])[:count]
+    whole, past = Spans.of(first + rest), Past(8)
+    q, k, v, _ = operands(attention, 4, whole)
+    expected, _ = attention.apply(q, k, v, whole)
+    earlier = np.concatenate([np.arange(n) < m for n, m in zip(first + rest, first, strict=True)])
+    for rows, spans in [(earlier, Spans.of(first)), (~earlier, Spans.of(rest, first))]:
+        c, _ = attention.apply(q[rows], k[rows], v[rows], spans, past)
+        assert_allclose(c, expected[rows], rtol=1e-12, atol=1e-14)
+
+
+def test_the_base_of_rotary_positions_is_that_of_the_paper():
+    assert Rotary(4).base == 10000

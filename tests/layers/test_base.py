@@ -16,6 +16,7 @@ from lora_np import (
     Layer,
     LoRAAdapterBase,
     LowRankLayer,
+    MultiLoRAAdapter,
     NotSupportedError,
     Sequential,
     StandardLoRAAdapter,
@@ -376,6 +377,43 @@ def test_an_update_may_be_given_the_layers_own_arrays():
     before = layer.get_parameters()
     layer.apply_updates(layer.named_parameters())
     assert_array_equal(layer.get_parameters(), 2 * before)
+
+
+def test_gradients_of_frozen_arrays_are_skipped():
+    layer = Scale(3)
+    layer.frozen = frozenset({"factor"})  # its vjp does not look at it
+    for step in (lambda: layer.update_parameters(0.1), lambda: layer.apply_updates(Adam().updates(layer))):
+        layer.forward(batch(4, 3))
+        layer.backward(batch(4, 3))
+        assert "factor" in layer.gradients
+        step()
+        assert_array_equal(layer.factor, [2, 2, 2])
+
+
+def test_a_task_that_has_changed_since_the_pass_is_refused_by_backward_and_by_a_step():
+    layer = MultiLoRAAdapter(DenseLayer(3, 2), "a", 1, rng=0)
+    layer.add_task("b", 1)
+    layer.forward(batch(4, 3))
+    layer.backward(batch(4, 2))
+    layer.current_task = "b"
+    for call in (lambda: layer.backward(batch(4, 2)), lambda: layer.update_parameters(0.1), lambda: pending(layer)):
+        with pytest.raises(InvalidOperationError, match="the task has changed"):
+            call()
+    layer.current_task = "a"
+    layer.update_parameters(0.1)
+
+
+def test_a_single_vector_has_no_tasks():
+    layer = MultiLoRAAdapter(DenseLayer(3, 3), "a", 1, rng=0)
+    for call in (layer.forward, layer.predict):
+        with pytest.raises(ArgumentError, match=r"input must have shape \(rows, \.\.\., 3\)"):
+            call(batch(3), tasks=["a"] * 3)
+
+
+def test_repr_counts_all_parameters_and_those_that_train():
+    assert repr(DenseLayer(3, 2)).endswith("(3 -> 2, 8 parameters)")
+    assert repr(StandardLoRAAdapter(DenseLayer(3, 2), 1)).endswith(" 5 of 13 parameters train)")
+    assert repr(StandardLoRAAdapter(DenseLayer(3, 2), 1, freeze_base_layer=False)).endswith(", 13 parameters)")
 
 
 def test_a_vector_may_be_the_memory_of_the_layers_own_arrays():
