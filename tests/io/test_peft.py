@@ -603,6 +603,16 @@ def test_layers_of_several_dropouts_are_refused(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_of_adapted_layers_as_before_peft_0_8(folder, bias):
+    config(bias=bias)(folder)
+    weights({"head.bias": np.arange(4.0)})(folder)
+    assert load_peft(folder).whole["head.bias"].tolist() == [0, 1, 2, 3]
+    weights({"head.bias": None, "head.scale": np.ones(4)})(folder)
+    with pytest.raises(FormatError, match=r"unexpected key '.*\.head\.scale'"):
+        load_peft(folder)
+
+
 def test_a_file_of_other_tensors_is_refused(folder):
     save_safetensors(folder / WEIGHTS, {"base_model.model.tail.hada_w1_a": np.ones((4, 2))})
     with pytest.raises(FormatError, match=r"unexpected key 'base_model\.model\.tail\.hada_w1_a'"):
