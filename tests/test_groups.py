@@ -97,6 +97,13 @@ def test_bad_groups_are_refused_before_the_first_step(groups, message):
     np.testing.assert_array_equal(model.get_parameters(), before)
 
 
+@pytest.mark.parametrize(("layers", "end"), [(2, r"1.bias$"), (3, r"1.bias, \.\.\.$")])
+def test_up_to_four_names_are_shown(layers, end):
+    model = Sequential([DenseLayer(4, 3, rng=0), *(DenseLayer(3, 3, rng=0) for _ in range(layers - 1))])
+    with pytest.raises(ArgumentError, match=end):
+        train(model, SGD(0.1), groups={"other": 1.0})
+
+
 def test_a_parameter_decays_as_with_its_own_optimizer():
     def outcome(weight_decay, **options):
         return train(adapted(), AdamW(0.05, weight_decay=weight_decay), epochs=3, **options)

@@ -22,6 +22,7 @@ from lora_np import (
     LoRALayer,
     MeanSquaredError,
     Momentum,
+    MultiLoRAAdapter,
     Sequential,
     StandardLoRAAdapter,
     apply_lora,
@@ -149,6 +150,23 @@ def test_factors_that_do_not_train_are_left_alone():
     before = bits(model["up"].named_parameters(frozen=True))
     assert sort_components(model) == 1
     assert bits(model["up"].named_parameters(frozen=True)) == before
+
+
+@pytest.mark.parametrize("name", ["matrix_a", "matrix_b"])
+def test_a_branch_with_one_frozen_factor_is_left_alone(name):
+    adapter = randomised(DyLoRAAdapter(DenseLayer(6, 5, rng=0), 4, RANKS))
+    adapter.lora_layer.frozen |= {name}
+    assert sort_components(adapter) == 0
+
+
+def test_a_run_without_tasks_sorts_those_of_the_current_task():
+    model = MultiLoRAAdapter(DenseLayer(6, 5, rng=0), "a", 4, active_ranks=RANKS, rng=1)
+    model.add_task("b", 4, active_ranks=RANKS)
+    model.set_current_task("b")
+    before = bits(randomised(model).named_parameters(frozen=True))
+    train(model, SortedStart(2, shared_rank))
+    changed = {name for name, value in bits(model.named_parameters(frozen=True)).items() if value != before[name]}
+    assert changed == {"tasks.b.matrix_a", "tasks.b.matrix_b"}
 
 
 @pytest.mark.parametrize("optimizer", [Adam, AdamW, partial(Momentum, momentum=0.9)])

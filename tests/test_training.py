@@ -496,6 +496,8 @@ BAD = {
     "half an epoch": ({"epochs": 0.5}, "epochs must be an integer, got 0.5"),
     "no batch": ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     "a batch of text": ({"batch_size": "4"}, "batch_size must be an integer"),
+    "no rank schedule": ({"rank_schedule": None}, "rank_schedule must not be None"),
+    "a rank as its schedule": ({"rank_schedule": 2}, "rank_schedule must be callable, got 2"),
     "no callbacks": ({"callbacks": [repr, 3]}, "callbacks must .*3"),
     "no loss": ({"loss": SGD(0.1)}, "loss must be a Loss"),
     "no optimizer": ({"optimizer": MeanSquaredError()}, "optimizer must be an Optimizer"),

@@ -17,11 +17,11 @@ class Patience:
     ----------
     epochs : int or None
         The number of epochs in a row without an improvement after which the run is over; by default, it never is.
-    tolerance : float, default 0
+    tolerance : float
         An improvement lowers the best loss by more than this.
     """
 
-    def __init__(self, epochs: int | None, tolerance: float = 0.0) -> None:
+    def __init__(self, epochs: int | None, tolerance: float) -> None:
         self.epochs = None if epochs is None else positive_int("patience", epochs)
         self.tolerance = non_negative_float("tolerance", tolerance)
         if self.tolerance and epochs is None:

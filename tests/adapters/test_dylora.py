@@ -916,6 +916,15 @@ def test_training_with_a_rank_for_each_row_draws_a_quantile_for_each_step():
     assert_allclose(history, [np.mean(expected[:4]), np.mean(expected[4:])], rtol=1e-14)
 
 
+def test_a_vector_trains_at_one_rank_like_a_single_row():
+    inputs, targets, runs = batch(3, 6), batch(3, 5), []
+    for xs, ts in ((inputs, targets), (inputs[:, np.newaxis], targets[:, np.newaxis])):
+        adapter = per_row()
+        history = adapter.train_with_nested_dropout(list(xs), list(ts), 2, 0.02, MeanSquaredError(), rank_per="row")
+        runs.append([*history, *adapter.get_parameters()])
+    assert_allclose(runs[0], runs[1], rtol=1e-12)
+
+
 @pytest.mark.parametrize("mode", [True, False])
 def test_training_runs_in_training_mode_and_gives_the_mode_back(mode):
     inputs, targets = pairs(lambda x: x[:, :4])
