@@ -68,6 +68,13 @@ def test_a_run_that_was_cut_off_is_followed_by_another():
     assert "1/8" in lines(bar)[-1]
 
 
+def test_runs_of_one_step_have_a_line_each():
+    bar = ProgressBar("base", Terminal())
+    for runs in (1, 2):
+        bar(progress(1, steps=1))
+        assert sum("1/1" in line for line in lines(bar)) == runs
+
+
 def test_a_resumed_run_starts_where_it_was():
     bar = ProgressBar(file=Terminal())
     bar(progress(6))

@@ -390,6 +390,7 @@ def test_a_warm_up_that_does_not_fit_is_refused_before_the_first_step(mode, warm
 
 
 def test_a_start_is_a_value():
+    assert SortedStart() == SortedStart(1 / 24, rank_per_row)
     start = SortedStart(0.1, shared_rank)
     assert start == pickle.loads(pickle.dumps(start)) == copy.deepcopy(start)
     assert start != SortedStart(0.1)

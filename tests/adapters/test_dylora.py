@@ -492,6 +492,8 @@ def test_frozen_mode_refuses_ranks_of_rows():
     with pytest.raises(InvalidOperationError, match="mode must be 'full'"):
         adapter.train_with_nested_dropout([batch(2, 6)], [batch(2, 5)], 1, 0.1, MeanSquaredError(), rank_per="row")
     assert snapshot(adapter) == before
+    adapter.train_with_nested_dropout([batch(2, 6)], [batch(2, 5)], 1, 0.1, MeanSquaredError(), rank_per="pass")
+    assert snapshot(adapter) != before
 
 
 def test_components_beyond_every_rows_rank_stand_still():
