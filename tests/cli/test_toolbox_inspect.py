@@ -381,6 +381,7 @@ def test_a_damaged_file_does_not_hide_the_others(tmp_path, capsys):
         assert captured.err.startswith(f"lora-np: error: {tmp_path / 'bad.safetensors'}: ")
         assert captured.err.count("\n") == 1
         assert f"{good}" in captured.out
+        assert ("damaged or unknown" in captured.out) == (not options)
     bad, _ = json.loads(captured.out)
     assert bad["kind"] is None
     assert bad["error"].startswith(f"{tmp_path / 'bad.safetensors'}: ")
