@@ -132,7 +132,7 @@ AREAS = {
     "training/interrupts": "tests/test_interrupts.py",
     "training/monitor training/validation": "tests/test_validation.py tests/test_training.py tests/test_checkpoint.py",
     "training/nested_dropout training/pairs training/sort": "tests/test_sorted_start.py tests/test_training.py "
-    "tests/test_accumulation.py tests/adapters/test_dylora.py",
+    "tests/test_accumulation.py tests/test_interrupts.py tests/adapters/test_dylora.py",
     "training/progress_bar.py": "tests/test_progress_bar.py",
 }
 """Tests of files and folders of the package; the longest beginning of a name counts. Others are not mutated."""
