@@ -30,6 +30,13 @@ def adapters(estimator):
     return [layer for layer in estimator.model_.walk().values() if isinstance(layer, MultiLoRAAdapter)]
 
 
+def test_predictions_need_the_features_of_the_training(fitted):
+    before = fitted.n_features_in_
+    with pytest.raises(ValueError, match=f"expecting {before} features"):
+        fitted.predict(np.zeros((2, before + 1)), task=["three", "first"])
+    assert fitted.n_features_in_ == before
+
+
 # ---------------------------------------------------------------- tasks
 
 

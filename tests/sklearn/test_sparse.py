@@ -32,6 +32,11 @@ def outputs(estimator, X):
 
 
 @every_kind
+def test_the_tags_say_that_sparse_input_is_taken(kind):
+    assert kind().__sklearn_tags__().input_tags.sparse
+
+
+@every_kind
 @pytest.mark.parametrize("form", [sparse.csr_array, sparse.csc_array, sparse.coo_matrix])
 @pytest.mark.parametrize("given_base", [True, False])
 def test_sparse_input_is_dense_input(kind, form, given_base):
