@@ -55,7 +55,8 @@ AREAS = {
     "data": "tests/data",
     "demo": "tests/cli/test_demo.py",
     "demo/text": "tests/cli/test_demo_text.py --deselect tests/cli/test_demo_text.py::test_gradients_of_upper_blocks",
-    "distributed": "tests/test_distributed.py tests/test_distributed_rows.py tests/test_distributed_validation.py",
+    "distributed": "tests/test_distributed.py tests/test_distributed_rows.py tests/test_distributed_validation.py "
+    "tests/test_defaults.py",
     "exercises": "tests/test_exercises.py",
     "factors": "tests/test_immutable.py tests/test_surgery.py tests/test_adapter_weights.py tests/test_combining.py "
     "tests/test_truncating.py "
@@ -119,7 +120,7 @@ AREAS = {
     "sklearn": "tests/sklearn/test_onetask.py tests/sklearn/test_multitask.py tests/sklearn/test_task_ranks.py "
     "tests/sklearn/test_files.py tests/sklearn/test_stopping.py tests/sklearn/test_weights.py "
     "tests/sklearn/test_multilabel.py tests/sklearn/test_transformer.py tests/sklearn/test_sparse.py "
-    "tests/sklearn/test_checks.py::test_progress_is_shown_on_a_terminal_to_those_who_want_it",
+    "tests/sklearn/test_checks.py::test_progress_is_shown_on_a_terminal_to_those_who_want_it tests/test_defaults.py",
     "sklearn/mlp": "tests/sklearn/test_mlp.py",
     "sklearn/sentence_embedder sklearn/text": "tests/sklearn/test_text.py",
     "terminal": "tests/cli/test_table.py tests/cli/test_progress.py",
