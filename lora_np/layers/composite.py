@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeAlias
 
 from .._typing import Array, Cache, Gradients
+from .._validation import mapping
 from ..base import Layer, prefixed, require_same_sizes
 from ..errors import ArgumentError
 from ..run import Run
@@ -120,6 +121,7 @@ class Composite(Layer):
 
     def with_children(self, changed: Mapping[str, Layer]) -> Self:
         """A copy with other layers of the same sizes under the given names; all else is shared."""
+        mapping("changed", changed)
         self._require_known("changed", changed)
         for name, layer in changed.items():
             require_same_sizes(name, layer, self._layers[name])

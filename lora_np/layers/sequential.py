@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self, final
 
 from .._typing import Array, Cache
-from .._validation import mapping, sequence
+from .._validation import sequence
 from ..base import Layer, become
 from ..errors import ArgumentError
 from ..run import Run
@@ -106,7 +106,6 @@ class Sequential(Composite):
         ArgumentError
             If a name is unknown, or if a layer does not fit; nothing is changed.
         """
-        mapping("changed", changed)
         twin = self.with_children(changed)
         if (twin.input_size, twin.output_size) != (self.input_size, self.output_size):
             raise ArgumentError(

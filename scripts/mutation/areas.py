@@ -107,7 +107,8 @@ AREAS = {
     "layers/lora layers/low_rank layers/movable": "tests/layers/test_lora.py tests/layers/test_base.py "
     "tests/layers/test_contract.py tests/adapters/test_dropout.py tests/adapters/test_task_memory.py",
     "layers/normalization": "tests/layers/test_normalization.py tests/layers/test_contract.py",
-    "layers/sequential layers/composite": "tests/layers/test_sequential.py tests/layers/test_composite.py",
+    "layers/sequential layers/composite": "tests/layers/test_sequential.py tests/layers/test_composite.py "
+    "tests/test_io_npz.py",
     "models": "tests/models/test_bert.py tests/models/test_golden_bert.py tests/models/test_decoders.py "
     "tests/models/test_golden_decoders.py",
     "models/adapting.py models/finding.py models/names.py models/parameter_table.py models/tasks.py": "tests/test_model.py "

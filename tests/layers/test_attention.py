@@ -394,3 +394,7 @@ def test_rows_of_several_passes_are_those_of_one(count, rotary):
 
 def test_the_base_of_rotary_positions_is_that_of_the_paper():
     assert Rotary(4).base == 10000
+
+
+def test_any_positive_base_will_do():
+    assert Rotary(4, 1e-3).base == 1e-3

@@ -61,7 +61,7 @@ def test_replaced_layers_are_known_and_of_the_same_sizes(layers):
     assert twin.children() == layers | {"low": other}
     assert tokens.children() == layers
     assert twin.frozen == {"table"}
-    for changed in ({"lower": other}, {3: other}, {"high": other}):
+    for changed in ({"lower": other}, {3: other}, {"high": other}, [other], ["low"], None):
         with pytest.raises(ArgumentError):
             tokens.with_children(changed)
     assert tokens.estimate_flops() == sum(layer.estimate_flops() for layer in layers.values())
