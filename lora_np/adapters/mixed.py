@@ -40,7 +40,7 @@ class MixedBranch:
         The branch of each task, or its leading components; None for no task.
     memory : FactorMemory
         The memory of the adapter, which holds the factors of its branches.
-    has_dropout : bool, default False
+    has_dropout : bool
         Whether to look for branches with dropout: each row is masked with the probability of its task.
 
     Notes
