@@ -25,6 +25,7 @@ from lora_np import (
     NonFiniteError,
     Sequential,
     StandardLoRAAdapter,
+    _archive,
     apply_lora,
     fit,
     tanh,
@@ -235,6 +236,25 @@ def test_a_damaged_file_changes_nothing(tmp_path):
     assert np.array_equal(model.get_parameters(), before)
     assert not optimizer.get_state()
     assert random.bit_generator.state == np.random.default_rng(4).bit_generator.state
+
+
+@pytest.mark.parametrize("kind", ["before/", "best/", "optimizer/"])
+@pytest.mark.parametrize("fault", ["shape", "name"])
+def test_an_array_that_fits_no_parameter_changes_nothing(tmp_path, kind, fault):
+    path = tmp_path / "c.npz"
+    run("patience", path, epochs=2)
+    header, arrays = _archive.read(path)
+    key = next(key for key in arrays if key.startswith(kind))
+    array = arrays.pop(key)
+    arrays[key if fault == "shape" else key.replace("matrix", "factor")] = array[:, :0] if fault == "shape" else array
+    _archive.write(path, header, arrays)
+    model, optimizer = lora(), Adam(3.0)
+    before = model.get_parameters()
+    options = {"validation": VALIDATION, "patience": 1, "rng": np.random.default_rng(4)}
+    with pytest.raises(FormatError, match="is damaged"):
+        fit(model, (X, T), MeanSquaredError(), optimizer, 4, 3, **options, checkpoint=path, resume=True)
+    assert np.array_equal(model.get_parameters(), before)
+    assert not optimizer.get_state()
 
 
 def test_ranks_that_adapters_draw_themselves_cannot_be_resumed(tmp_path):

@@ -132,6 +132,7 @@ AREAS = {
     "training/groups training/optimizers training/patience training/schedules": "tests/test_groups.py "
     "tests/test_optimizers.py tests/test_schedules.py tests/test_validation.py",
     "training/interrupts": "tests/test_interrupts.py",
+    "training/moment": "tests/test_distributed.py tests/test_distributed_validation.py tests/test_checkpoint.py",
     "training/monitor training/validation": "tests/test_validation.py tests/test_training.py tests/test_checkpoint.py",
     "training/nested_dropout training/pairs training/sort": "tests/test_sorted_start.py tests/test_training.py "
     "tests/test_accumulation.py tests/test_interrupts.py tests/adapters/test_dylora.py",
