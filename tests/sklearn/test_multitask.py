@@ -265,3 +265,10 @@ def test_names_that_are_none_are_refused(task, message, fitted):
         MultiLoRAClassifier(network()).fit(X, y, task=task)
     with pytest.raises(ArgumentError, match=message):
         fitted.predict(X, task=task)
+
+
+@pytest.mark.parametrize(
+    ("kind", "several"), [(LoRARegressor, True), (MultiLoRARegressor, True), (MultiLoRAClassifier, False)]
+)
+def test_the_tags_say_who_takes_several_targets(kind, several):
+    assert kind().__sklearn_tags__().target_tags.multi_output == several
