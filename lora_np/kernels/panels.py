@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,10 +38,10 @@ class _Packed(NamedTuple):
     """For ``x @ matrix``; None if panels are not faster."""
     backward: Panels | None
     """For ``dy @ matrix.T``."""
-    writeable: tuple[bool, bool]
-    """Whether the owner of the memory, and the matrix, could be written to before."""
-    forget: weakref.finalize[..., Any]
-    """Removes this entry when the owner of the memory is freed."""
+    owner: weakref.ref[Array]
+    """The array that owns the memory; its callback removes this entry when it is freed."""
+    was_writeable: tuple[bool, bool]
+    """Whether the owner and the matrix could be written to before."""
 
 
 _packed: dict[int, _Packed] = {}
@@ -63,31 +63,37 @@ def pack(matrix: Array, *, backward: bool) -> None:
     address, owner = _address(matrix), _owner(matrix)
     entry = _packed.get(address)
     if entry is None:
-        writeable = owner.flags.writeable, matrix.flags.writeable
-        forget = weakref.finalize(owner, _packed.pop, address, None)
+        others = _packed_in(owner)
+        of_owner = others[0].was_writeable[0] if others else owner.flags.writeable
+        reference, was_writeable = weakref.ref(owner, lambda _: _packed.pop(address, None)), (of_owner, matrix.flags.writeable)
     else:
-        writeable, forget = entry.writeable, entry.forget
+        reference, was_writeable = entry.owner, entry.was_writeable
     owner.flags.writeable = False
     is_faster = _is_worth_it(matrix)
     panels = Panels(matrix) if is_faster else None, Panels(matrix.T) if is_faster and backward else None
-    _packed[address] = _Packed(matrix.shape, matrix.strides, *panels, writeable, forget)
+    _packed[address] = _Packed(matrix.shape, matrix.strides, *panels, reference, was_writeable)
 
 
 def unpack(array: Array) -> bool:
     """Discard the panels of an array, and let it be written to, as before it was packed.
 
+    The owner of its memory stays read-only as long as another array in it is packed.
+
     Returns
     -------
     bool
-        Whether it may be written to: not if it was not packed, nor if it could not be written to before.
+        Whether the array may be written to: not if it was not packed, if it could not be written to before, or if it owns
+        the memory of another array that is packed.
     """
     entry = None if isinstance(array, StoredMatrix) else _packed.pop(_address(array), None)
     if entry is None:
         return False
-    entry.forget.detach()
-    for each, was_writeable in zip((_owner(array), array), entry.writeable, strict=True):
-        each.flags.writeable = was_writeable
-    return entry.writeable[1]
+    owner, (of_owner, of_array) = _owner(array), entry.was_writeable
+    if of_array:
+        owner.flags.writeable = True  # or NumPy refuses to let the array be written to
+        array.flags.writeable = True
+    owner.flags.writeable = of_owner and not _packed_in(owner)
+    return array.flags.writeable
 
 
 def packed_bytes(array: Array) -> int:
@@ -137,6 +143,11 @@ def _is_worth_it(matrix: Array) -> bool:
 
 def _owner(array: Array) -> Array:
     return array.base if isinstance(array.base, np.ndarray) else array
+
+
+def _packed_in(owner: Array) -> list[_Packed]:
+    """What is packed in the memory of an array."""
+    return [entry for entry in _packed.copy().values() if entry.owner() is owner]
 
 
 def _address(array: Array) -> int:

@@ -261,6 +261,37 @@ def test_an_array_stays_that_of_its_layers(kind, write):
         np.testing.assert_array_equal(layer.unpack().forward(x), layer.activation(np.zeros((9, 5))))
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("given", [True, False])
+def test_arrays_in_one_memory_are_unpacked_in_any_order(order, given):
+    memory = np.zeros((2, 7, 5))
+    layers = [DenseLayer(7, 5), DenseLayer(7, 5)]
+    for layer, part in zip(layers, memory, strict=True):
+        layer.weight = part
+    memory.flags.writeable = given
+    for layer in [*layers, layers[0]]:
+        layer.pack("max")
+    for layer in [layers[number] for number in order]:
+        assert not memory.flags.writeable  # the other one is packed
+        weight = layer.weight
+        assert layer.unpack().weight is weight
+        weight[...] = 1
+    assert memory.flags.writeable == given
+    assert memory.all()
+
+
+def test_an_array_of_which_another_layer_has_packed_a_part_becomes_a_copy():
+    whole, part = DenseLayer(7, 5), DenseLayer(3, 5)
+    memory, part.weight = whole.weight, whole.weight[2:5]
+    whole.pack()
+    part.pack()
+    whole.unpack().weight[...] = 1
+    assert not memory.flags.writeable
+    assert not np.may_share_memory(whole.weight, memory)
+    part.unpack().weight[...] = 1
+    assert memory.flags.writeable
+
+
 def test_an_array_that_could_not_be_written_to_is_left_as_it_was():
     layer = DenseLayer(7, 5)
     memory = layer.weight.copy()

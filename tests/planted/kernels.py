@@ -121,8 +121,8 @@ MUTANTS = [
     Mutant(
         "panels outlive their array",
         "kernels/panels.py",
-        "weakref.finalize(owner, _packed.pop, address, None)",
-        "weakref.finalize(owner, print)",
+        "weakref.ref(owner, lambda _: _packed.pop(address, None))",
+        "weakref.ref(owner)",
         (KERNELS,),
     ),
     Mutant(
@@ -131,6 +131,13 @@ MUTANTS = [
         "if (W.shape, W.strides) == (entry.shape, entry.strides):",
         "if W.shape == entry.shape:",
         (KERNELS,),
+    ),
+    Mutant(
+        "the memory of a packed weight can be written to once another weight in it is unpacked",
+        "kernels/panels.py",
+        "of_owner and not _packed_in(owner)",
+        "of_owner",
+        (PACKING,),
     ),
     Mutant(
         "the memory of a packed weight can be written to",
