@@ -180,7 +180,7 @@ def test_tiles_and_panels_are_used_where_they_should_be(tiled, dtype):
     kernels.product(x, packed(W, backward=False))
     assert tiled["panels"] == 1
     kernels.product(x[:1], packed(W, backward=False))
-    assert tiled["panels"] == 1  # a single row is no tile
+    assert tiled["panels"] == 1  # a single row is not tiled
     tall = whole_numbers(2, 33, 6).astype(dtype)
     kernels.product(whole_numbers(3, 9, 33).astype(dtype), packed(tall, backward=False))
     assert tiled["panels"] == 1 + 9  # one for each 4 of 33 rows of W
@@ -267,7 +267,7 @@ def test_the_transpose_has_panels_if_it_was_packed_for_both_directions(tiled):
         frozen = packed(W, backward=backward)
         kernels.product(x, frozen)
         kernels.product(y, frozen.T)
-        kernels.product(x[:1], frozen)  # a single row is no tile
+        kernels.product(x[:1], frozen)  # a single row is not tiled
         kernels.product(y[:1], frozen.T)
         assert tiled["panels"] == 1 + backward
 

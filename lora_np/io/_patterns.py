@@ -192,7 +192,7 @@ class _Parser:
     def character_class(self) -> _Char:
         negated = self.taken("^")
         tests: list[Callable[[str], bool]] = []
-        while not tests or not self.taken("]"):  # a bracket that comes first stands for itself
+        while not tests or not self.taken("]"):  # a bracket in the first place is literal
             low = self.next()
             if low == "\\" and (letter := self.next()) in CLASSES:
                 tests.append(CLASSES[letter])
