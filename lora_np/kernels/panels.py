@@ -65,7 +65,8 @@ def pack(matrix: Array, *, backward: bool) -> None:
     if entry is None:
         others = _packed_in(owner)
         of_owner = others[0].was_writeable[0] if others else owner.flags.writeable
-        reference, was_writeable = weakref.ref(owner, lambda _: _packed.pop(address, None)), (of_owner, matrix.flags.writeable)
+        reference = weakref.ref(owner, lambda _: _packed.pop(address, None))
+        was_writeable = of_owner, matrix.flags.writeable
     else:
         reference, was_writeable = entry.owner, entry.was_writeable
     owner.flags.writeable = False
