@@ -29,6 +29,7 @@ from ..factors.surgery import spectrum, truncate
 from ..factors.weights import AdapterWeights
 from ..layers.lora import LoRALayer
 from ..models.names import Names, matching
+from ._pieces import rows_within, windows
 from .merge import PRECISIONS, checkpoint_files
 from .safetensors import SafetensorsFile, TensorInfo, decoded
 
@@ -250,9 +251,7 @@ class _Change:
     def _windows(self) -> Iterator[tuple[int, Array]]:
         """Consecutive rows of the stored matrix, with the number of the first."""
         rows, columns = self._stored
-        step = max(1, WINDOW // columns)
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
+        for start, stop in windows(rows, rows_within(WINDOW, columns)):
             old, new = (
                 decoded(file.raw(self._key, start * columns, stop * columns), file.info(self._key).dtype).astype(np.float64)
                 for file in self._files

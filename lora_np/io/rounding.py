@@ -14,7 +14,7 @@ from .._typing import Array
 from ..factors.weights import AdapterWeights
 from ._checkpoint import Checkpoint, index_path
 from ._merging import Merge, Step
-from ._pieces import PIECE, windows
+from ._pieces import PIECE, rows_within, windows
 from .safetensors import decoded
 
 Path = str | os.PathLike[str]
@@ -121,8 +121,7 @@ def _values(merge: Merge, old: Checkpoint, new: Checkpoint, step: Step) -> Itera
     rows, columns = step.rows_and_columns
     exact = merge.rows(old, step, np.float64)
     assert exact is not None
-    count = max(1, PIECE // max(1, columns))
-    for start, stop in windows(rows, count):
+    for start, stop in windows(rows, rows_within(PIECE, columns)):
         stored, dtype = merge.before(old, step, start, stop)
         before = decoded(stored, dtype).astype(np.float64)
         after = decoded(new[step.key].raw(step.key, start * columns, stop * columns), step.info.dtype)
