@@ -1,5 +1,6 @@
 """Which tests judge which files of the package."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,7 +158,8 @@ def area_of(file: str) -> str | None:
     return max(beginnings, key=lambda pair: len(pair[0]), default=(None, None))[1]
 
 
-def files() -> list[str]:
-    """The files that are mutated, relative to the package."""
+def files(beginnings: Iterable[str] = ()) -> list[str]:
+    """The files that are mutated, relative to the package; if `beginnings` are given, only files that begin so."""
+    beginnings = tuple(beginnings) or ("",)
     names = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-    return [name for name in names if area_of(name) and name not in LEFT_OUT]
+    return [name for name in names if area_of(name) and name not in LEFT_OUT and name.startswith(beginnings)]

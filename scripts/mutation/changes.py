@@ -103,10 +103,12 @@ def is_untested(node: ast.AST) -> bool:
 
 def is_look(node: ast.AST, file: str) -> bool:
     """Whether a node is a number, arithmetic or a call that only the look of a picture depends on."""
+    if not file.startswith(PICTURES):
+        return False
     if isinstance(node, ast.Expr):
         called = getattr(node.value, "func", None)
-        return file.startswith(PICTURES) and getattr(called, "attr", getattr(called, "id", None)) in STYLE
-    return file.startswith(PICTURES) and isinstance(node, ast.Constant | ast.BinOp | ast.UnaryOp)
+        return getattr(called, "attr", getattr(called, "id", None)) in STYLE
+    return isinstance(node, ast.Constant | ast.BinOp | ast.UnaryOp)
 
 
 def is_reshape(node: ast.AST) -> bool:
