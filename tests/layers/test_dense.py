@@ -295,3 +295,19 @@ def test_a_new_layer_needs_hardly_more_memory_than_its_weight():
     assert linear.weight is layer.weight
     assert peak < 1.5 * layer.weight.nbytes
     assert split_peak < held + 0.1 * layer.weight.nbytes
+
+
+# ---------------------------------------------------------------- without a bias
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_layer_without_a_bias_has_one_array(base_class, given):
+    layer = randomised(base_class(4, 3, bias=False))
+    layer = base_class.from_arrays(layer.weight) if given else layer
+    assert layer.get_parameter_names() == ("weight",)
+    assert (layer.bias, layer.get_biases(), layer.parameter_count) == (None, None, 12)
+    x = batch(5, 4)
+    assert_allclose(layer.forward(x), x @ layer.matrix, rtol=1e-14)
+    layer.backward(batch(5, 3))
+    assert list(layer.gradients) == ["weight"]
+    check_gradients(layer, x)
