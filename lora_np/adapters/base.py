@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
-from .._validation import not_none
+from .._validation import mapping, not_none
 from ..base import Layer, require_same_sizes
 from ..errors import ArgumentError, InvalidOperationError, NotSupportedError
 from ..functions.activations import identity
@@ -114,6 +114,7 @@ class LoRAAdapterBase(Layer):
 
     def with_children(self, changed: Mapping[str, Layer]) -> Self:
         """A copy in which the base layer or branches are replaced by layers of the same sizes; all else is shared."""
+        mapping("changed", changed)
         for name in changed:
             if name not in self.children():
                 raise ArgumentError(f"changed must name children of {self.layer_name}, got {name!r}")

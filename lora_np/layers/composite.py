@@ -121,13 +121,16 @@ class Composite(Layer):
 
     def with_children(self, changed: Mapping[str, Layer]) -> Self:
         """A copy with other layers of the same sizes under the given names; all else is shared."""
-        mapping("changed", changed)
-        self._require_known("changed", changed)
+        self._check_changed(changed)
         for name, layer in changed.items():
             require_same_sizes(name, layer, self._layers[name])
         twin = copy.copy(self)
         twin._layers = self._layers | dict(changed)
         return twin
+
+    def _check_changed(self, changed: Mapping[str, Layer]) -> None:
+        mapping("changed", changed)
+        self._require_known("changed", changed)
 
     def _require_known(self, argument: str, names: Iterable[str]) -> None:
         for name in names:

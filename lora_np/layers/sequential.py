@@ -95,7 +95,7 @@ class Sequential(Composite):
 
     def with_children(self, changed: Mapping[str, Layer]) -> Self:
         """A Sequential in which the named layers are replaced."""
-        self._require_known("changed", changed)
+        self._check_changed(changed)
         return type(self)(self._layers | dict(changed), frozen=sorted(self.frozen))
 
     def replace(self, changed: Mapping[str, Layer]) -> None:

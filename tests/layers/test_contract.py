@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from lora_np import ArgumentError, InvalidOperationError, Layer, load_layer
+from lora_np import ArgumentError, InvalidOperationError, Layer, NotSupportedError, load_layer
 from lora_np.base import listeners, parameter_of
 from lora_np.run import Run
 from lora_np.testing import check_gradients, numerical_gradient
@@ -661,4 +661,13 @@ def test_estimates_are_positive_and_do_not_change_the_layer(layer):
     assert layer.estimate_activation_memory() >= 8 * layer.input_size
     assert layer.is_initialized
     assert isinstance(layer, Layer)
+    assert snapshot(layer) == before
+
+
+@pytest.mark.parametrize("wrong", [5, None, "base", ["base"], {"none": 3}])
+def test_children_are_replaced_by_name_only(layer, wrong):
+    before, error = snapshot(layer), ArgumentError if layer.children() else NotSupportedError
+    for method in (layer.with_children, getattr(layer, "replace", layer.with_children)):
+        with pytest.raises(error, match=r"changed must|does not implement"):
+            method(wrong)
     assert snapshot(layer) == before
